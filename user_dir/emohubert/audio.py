@@ -1,0 +1,158 @@
+"""Reading speech, and the arithmetic between samples and frames (the only place that knows 400 and 320).
+
+Every model here hears 16 kHz mono. Files of another rate or with several channels are converted while they are read.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from .errors import InputError
+
+SAMPLE_RATE = 16_000
+RECEPTIVE_FIELD = 400
+"""Samples that one frame of the convolutional encoder sees (25 ms)."""
+HOP = 320
+"""Samples between two frames (20 ms): 50 frames a second."""
+FRAME_RATE = SAMPLE_RATE / HOP
+EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus", ".sph", ".w64", ".rf64", ".caf"})
+
+
+def n_frames(n_samples, hop=HOP):
+    """Frames that `n_samples` samples give: `(n_samples - 400) // hop + 1`, 0 under 400 samples. Arrays and tensors work too.
+
+    The default hop is HuBERT's. MFCCs have the same window every 160 samples.
+    """
+    frames = (n_samples - RECEPTIVE_FIELD) // hop + 1
+    return max(frames, 0) if isinstance(frames, int) else frames.clip(min=0)
+
+
+def n_samples_of(n_frames):
+    """The fewest samples that give `n_frames` frames (n_frames >= 1)."""
+    return (n_frames - 1) * HOP + RECEPTIVE_FIELD
+
+
+def resampled_length(n, rate):
+    """Samples at 16 kHz that `n` samples at `rate` Hz become."""
+    return -(-n * SAMPLE_RATE // rate)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says. `n_samples` counts at 16 kHz, whatever the rate of the file."""
+
+    frames: int
+    rate: int
+    channels: int
+
+    @property
+    def n_samples(self):
+        return resampled_length(self.frames, self.rate)
+
+
+def probe(path):
+    """Read a file's header.
+
+    Raises:
+        InputError: the file is missing, not audio, or shorter than its header promises.
+    """
+    path = Path(path)
+    with _open(path) as f:
+        info = AudioInfo(f.frames, f.samplerate, f.channels)
+    _refuse_truncated_wav(path)
+    return info
+
+
+def read(path, start=0, stop=None, n_samples=None):
+    """Read a file, or only the part [start, stop), as mono at 16 kHz; only that part is decoded.
+
+    A part equals the same slice of the whole file, also when the file is resampled.
+
+    Args:
+        path: any file that libsndfile reads.
+        start, stop: in samples at 16 kHz; `stop=None` reads to the end.
+        n_samples: if given, the length at 16 kHz that the file must have.
+
+    Returns:
+        float32 array of shape (stop - start,), full scale ±1. Channels are averaged.
+
+    Raises:
+        InputError: the file is missing, unreadable, truncated, or not of the expected length.
+    """
+    path = Path(path)
+    with _open(path) as f:
+        length = resampled_length(f.frames, f.samplerate)
+        if n_samples is not None and length != n_samples:
+            raise InputError(
+                f"{path}: {length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz), but the manifest says {n_samples}; "
+                "the file is damaged or changed: restore it, or make the manifest again"
+            )
+        stop = length if stop is None else min(stop, length)
+        if f.samplerate == SAMPLE_RATE:
+            return _decode(f, start, stop, path)
+        return _read_resampled(f, start, stop, path)
+
+
+def normalise(waveform):
+    """Zero mean and unit variance over the waveform (HuBERT large expects it); a constant waveform becomes zeros.
+
+    The same as `torch.nn.functional.layer_norm` over all samples, as fairseq and transformers do it.
+    """
+    mean = waveform.mean(dtype=np.float64)
+    variance = waveform.var(dtype=np.float64)
+    return ((waveform - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
+
+
+def _open(path):
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file; restore it or remove it from the manifest")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; restore it or remove it from the manifest")
+    try:
+        return soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: cannot be read as audio ({error.error_string}); restore it or remove it from the manifest") from error
+
+
+def _decode(f, start, stop, path):
+    try:
+        f.seek(start)
+        samples = f.read(stop - start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: damaged at sample {start} or after ({error.error_string}); restore it") from error
+    if len(samples) != stop - start:
+        raise InputError(f"{path}: truncated, {start + len(samples)} of {f.frames} samples can be read; restore it")
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+
+
+def _read_resampled(f, start, stop, path):
+    """Resample just [start, stop): whole periods of the polyphase filter, with its support on both sides, then a slice."""
+    divisor = math.gcd(SAMPLE_RATE, f.samplerate)
+    up, down = SAMPLE_RATE // divisor, f.samplerate // divisor
+    margin = math.ceil(20 * max(up, down) / (up * down)) + 1  # the filter of resample_poly reaches 10 × max(up, down) taps
+    first = max(start // up - margin, 0)
+    last = -(-stop // up) + margin
+    source = _decode(f, first * down, min(last * down, f.frames), path)
+    resampled = resample_poly(source, up, down).astype(np.float32, copy=False)
+    return resampled[start - first * up : stop - first * up]
+
+
+def _refuse_truncated_wav(path):
+    """libsndfile quietly shortens a WAV whose data chunk is cut off: look at the chunk's own size."""
+    with open(path, "rb") as f:
+        head = f.read(12)
+        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+            return
+        size = path.stat().st_size
+        while len(chunk := f.read(8)) == 8:
+            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
+            if name == b"data":
+                if 0 < length < 0xFFFFF000 and f.tell() + length > size:  # streams write 0 or about 2³² for "unknown"
+                    raise InputError(f"{path}: truncated WAV, {size - f.tell()} of {length} bytes of audio are there; restore it")
+                return
+            f.seek(length + length % 2, 1)

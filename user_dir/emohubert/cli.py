@@ -1,0 +1,98 @@
+"""What all command-line programs share: errors in one line, exit codes, progress, and the choice of a device."""
+
+import argparse
+import functools
+import logging
+import sys
+
+import torch
+from tqdm import tqdm
+
+from .errors import InputError
+
+logger = logging.getLogger("emohubert")
+
+
+def command(main):
+    """Decorator of a program's `main(argv=None)`: log to standard error, and turn bad input into `error: …`, exit 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv=None):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+        logging.getLogger("fairseq").setLevel(logging.WARNING)
+        try:
+            return main(argv)
+        except InputError as error:
+            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("error: interrupted; what exists under its final name is whole, run again to continue", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            raise SystemExit(0) from None
+
+    return wrapped
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults and says `error: …` in one line, with exit status 2, on bad usage."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", _Help)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message):
+        self.print_usage(sys.stderr)
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+    def add_overwrite(self):
+        """--overwrite, with its one meaning."""
+        self.add_argument("--overwrite", action="store_true", help="make everything again, even what is whole and made with the same settings")
+
+    def add_device(self):
+        """--device auto|cpu|cuda[:N]."""
+        self.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU when there is one)")
+
+    def add_seed(self):
+        """--seed."""
+        self.add_argument("--seed", type=int, default=1, help="seed of everything random: same seed, same result")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        if action.default in (None, False) or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def device(name):
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        InputError: the name is unknown or there is no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device auto or cpu")
+    return chosen
+
+
+def progress(iterable, description, total=None, unit="it"):
+    """A progress bar on a terminal; otherwise a log line at every tenth of the way."""
+    total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+    if sys.stderr.isatty():
+        yield from tqdm(iterable, desc=description, total=total, unit=unit, dynamic_ncols=True)
+        return
+    step = max(1, (total or 1000) // 10)
+    for done, item in enumerate(iterable, 1):
+        yield item
+        if done % step == 0 or done == total:
+            logger.info("%s: %d%s %s", description, done, f" of {total}" if total else "", unit)

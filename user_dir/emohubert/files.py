@@ -1,0 +1,129 @@
+"""Files that are whole under their final name, and the stamps that tell whether they can be reused."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import InputError
+
+
+def make_folder(path):
+    """Create a folder (and its parents); returns it as a Path.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot create this folder ({error.strerror}); choose another output folder") from error
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: this folder cannot be written to ({error.strerror}); choose another output folder") from error
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path, mode="w"):
+    """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind.
+
+    Text is written as UTF-8 with "\\n" line ends. What exists under its final name is therefore always whole.
+    """
+    path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **text) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error
+        raise
+
+
+def write_lines(path, lines):
+    """Write an iterable of strings, one per line, atomically."""
+    with atomic(path) as f:
+        f.writelines(f"{line}\n" for line in lines)
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically. NaN is written as null, since JSON has no NaN."""
+    with atomic(path) as f:
+        json.dump(_without_nan(value), f, indent=2, ensure_ascii=False, allow_nan=False)
+        f.write("\n")
+
+
+def _without_nan(value):
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(k): _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return value
+
+
+def read_json(path):
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); write it again") from error
+
+
+def sha256(path):
+    """SHA-256 of a file's content, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(settings):
+    """A short hash of JSON-able settings: equal settings, equal fingerprint."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Stamp:
+    """Remembers with which settings a set of files was made, so that a second run can skip them.
+
+    The stamp is written last. A reader that finds it with equal settings, and every file there, can trust the files.
+    """
+
+    def __init__(self, path, settings, files):
+        self.path, self.settings, self.files = Path(path), settings, [Path(f) for f in files]
+
+    def is_current(self):
+        """True if the files exist and were made with these settings."""
+        if not self.path.is_file() or not all(f.is_file() for f in self.files):
+            return False
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(self.settings)
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            return False
+
+    def clear(self):
+        """Forget the stamp: call before the files are written again."""
+        self.path.unlink(missing_ok=True)
+
+    def write(self):
+        """Declare the files whole and made with the settings."""
+        write_json(self.path, {"fingerprint": fingerprint(self.settings), "settings": self.settings})

@@ -1,0 +1,362 @@
+"""The manifest directory: `{split}.tsv` and its line-aligned sidecars, dictionaries and `corpus.json`.
+
+`{split}.tsv` is fairseq's: a root folder, then `relative/path<TAB>n_samples`; samples are counted at 16 kHz, after
+resampling where a file has another rate. Line i of every sidecar (`.spk`, `.emo`, `.dim`, `.meta.tsv`) belongs to line i
+of the audio list.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+from .files import atomic, make_folder, read_json, write_json, write_lines
+
+NO_EMOTION = "-"
+"""What `.emo` holds for an utterance without a class."""
+UNKNOWN_SPEAKER = "<unk>"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording, as a corpus script sees it.
+
+    Attributes:
+        path: relative to the corpus folder, with forward slashes.
+        n_samples: at 16 kHz.
+        speaker: speaker id.
+        emotion: class name, or "-".
+        dimensions: name → value, such as {"arousal": 0.4}.
+        meta: column → text: whatever else the corpus knows (sex, session, intensity, …).
+    """
+
+    path: str
+    n_samples: int
+    speaker: str
+    emotion: str = NO_EMOTION
+    dimensions: dict = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def id(self):
+        return Path(self.path).with_suffix("").as_posix()
+
+
+@dataclass
+class Split:
+    """One split of a manifest directory, with the sidecars it has.
+
+    Attributes:
+        directory, name: where it was read from.
+        root: folder of the audio.
+        paths: relative paths, in order.
+        n_samples: int64 array.
+        speakers, emotions: lists of str, or None without the sidecar.
+        dimensions: name → float array (NaN: no value), or None.
+        meta: column → list of str, or None.
+    """
+
+    directory: Path
+    name: str
+    root: Path
+    paths: list
+    n_samples: np.ndarray
+    speakers: list | None = None
+    emotions: list | None = None
+    dimensions: dict | None = None
+    meta: dict | None = None
+
+    def __len__(self):
+        return len(self.paths)
+
+    @property
+    def tsv(self):
+        return self.directory / f"{self.name}.tsv"
+
+    @property
+    def ids(self):
+        """The utterances' ids: the column `id` of `.meta.tsv`, or the paths without their endings."""
+        if self.meta and "id" in self.meta:
+            return self.meta["id"]
+        return [Path(p).with_suffix("").as_posix() for p in self.paths]
+
+    def audio(self, index):
+        """Full path of an utterance's file."""
+        return self.root / self.paths[index]
+
+    def where(self, index, suffix="tsv"):
+        """`file:line` of an utterance, for messages."""
+        return f"{self.directory / self.name}.{suffix}:{index + (2 if suffix in ('tsv', 'dim', 'meta.tsv') else 1)}"
+
+
+def read_lines(path):
+    """Lines of a UTF-8 text file, without line ends (Windows ones included).
+
+    Raises:
+        InputError: missing or not text.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; make the manifest first (manifests/NAME.py), or correct the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_table(path):
+    """A TSV file with a header, as {column: list of str}.
+
+    Raises:
+        InputError: no header, duplicate columns, or a line with another number of columns.
+    """
+    lines = read_lines(path)
+    if not lines:
+        raise InputError(f"{path}: empty; the first line must name the columns")
+    names = lines[0].split("\t")
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}:1: a column is named twice in {names}; rename one")
+    rows = [line.split("\t") for line in lines[1:]]
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise InputError(f"{path}:{number}: {len(row)} columns where the header has {len(names)}; correct the line")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def read_split(directory, name, speakers="spk"):
+    """Read `{name}.tsv` and every sidecar that is there.
+
+    Args:
+        directory: the manifest directory.
+        name: of the split, such as `train`.
+        speakers: suffix of the speaker sidecar; None ignores it.
+
+    Raises:
+        InputError: a file is missing, empty, malformed, or of another length than the audio list.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
+    tsv = directory / f"{name}.tsv"
+    lines = read_lines(tsv)
+    if len(lines) < 2:
+        raise InputError(f"{tsv}: lists no audio; expected a root folder and then lines of path<TAB>n_samples")
+    paths, counts = [], np.empty(len(lines) - 1, dtype=np.int64)
+    for number, line in enumerate(lines[1:], 2):
+        path, tab, count = line.rpartition("\t")
+        if not tab or not count.isdecimal() or not path:
+            raise InputError(f"{tsv}:{number}: “{line[:80]}” is not path<TAB>n_samples; correct the line or make the manifest again")
+        paths.append(path)
+        counts[number - 2] = int(count)
+    split = Split(directory, name, Path(lines[0]), paths, counts)
+    if speakers is not None:
+        split.speakers = _sidecar(split, speakers)
+    split.emotions = _sidecar(split, "emo")
+    split.dimensions = _dimensions(split)
+    split.meta = _table_sidecar(split, "meta.tsv")
+    return split
+
+
+def splits_of(directory):
+    """Names of the splits in a manifest directory, sorted with train, valid and test first."""
+    first = {"train": 0, "valid": 1, "test": 2}
+    names = [p.name[: -len(".tsv")] for p in Path(directory).glob("*.tsv") if not p.name.endswith(".meta.tsv")]
+    return sorted(names, key=lambda n: (first.get(n, 3), n))
+
+
+def manifest_directories(directory):
+    """`directory` itself if it holds splits, and its `fold*` folders that do, in order.
+
+    Raises:
+        InputError: there is no split anywhere.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
+    found = [d for d in [directory, *sorted(directory.glob("fold*"), key=_natural)] if d.is_dir() and splits_of(d)]
+    if not found:
+        raise InputError(f"{directory}: holds no {{split}}.tsv, nor does any fold*/ in it; make it with manifests/NAME.py")
+    return found
+
+
+def read_dictionary(path):
+    """Symbols of a fairseq dictionary file (`symbol count` lines), in order.
+
+    Raises:
+        InputError: missing, empty, malformed, or a symbol listed twice.
+    """
+    symbols = []
+    for number, line in enumerate(read_lines(path), 1):
+        symbol, _, count = line.rpartition(" ")
+        if not symbol or not count.isdecimal():
+            raise InputError(f"{path}:{number}: “{line[:80]}” is not `symbol count`; make the dictionary again")
+        symbols.append(symbol)
+    if not symbols:
+        raise InputError(f"{path}: the dictionary is empty; make it again together with the labels")
+    if len(set(symbols)) != len(symbols):
+        twice = next(s for s, n in Counter(symbols).items() if n > 1)
+        raise InputError(f"{path}: the symbol “{twice}” is listed twice; make the dictionary again")
+    return symbols
+
+
+def write_dictionary(path, counts, order=None):
+    """Write a fairseq dictionary: one `symbol count` line per symbol, in `order` (sorted by default)."""
+    order = sorted(counts) if order is None else order
+    write_lines(path, [f"{symbol} {counts.get(symbol, 0)}" for symbol in order])
+
+
+def write_splits(directory, root, splits, training="train", classes=None):
+    """Write the splits of one manifest directory and its dictionaries.
+
+    Args:
+        directory: made if needed.
+        root: absolute folder of the audio.
+        splits: name → list of Utterance. All utterances of a split must know the same dimensions and meta columns.
+        training: the split that dictionaries are counted on (the only split, where it is alone).
+        classes: order of the classes in `dict.emo.txt` (sorted by default).
+    """
+    directory = make_folder(directory)
+    for name, utterances in splits.items():
+        if not utterances:
+            raise InputError(f"{directory / name}.tsv: the split would be empty; choose other options or look into the corpus folder")
+        _write_split(directory, root, name, utterances)
+    train = splits[training if training in splits else next(iter(splits))]
+    emotions = Counter(u.emotion for u in train if u.emotion != NO_EMOTION)
+    if emotions:
+        write_dictionary(directory / "dict.emo.txt", emotions, [c for c in classes if c in emotions] if classes else None)
+    write_dictionary(directory / "dict.spk.txt", Counter(u.speaker for u in train))
+
+
+def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, classes=None, left_out=None):
+    """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`.
+
+    Args:
+        directory: output folder.
+        corpus: name of the corpus.
+        root: folder of the audio.
+        folds: name → {split → list of Utterance}; the name "" is the output folder itself.
+        everything: the utterances of `all.*`, if it is wanted.
+        options: the options the manifests were made with.
+        scales: dimension → {"min": …, "max": …, …}: what the values mean.
+        classes: order of the classes.
+        left_out: reason → list of paths that are not in the manifests.
+    """
+    directory = make_folder(directory)
+    (directory / "corpus.json").unlink(missing_ok=True)
+    root = Path(root).resolve()
+    for name, splits in folds.items():
+        write_splits(directory / name if name else directory, root, splits, classes=classes)
+    if everything is not None:
+        if "" in folds:
+            _write_split(directory, root, "all", everything)
+        else:
+            write_splits(directory, root, {"all": everything}, training="all", classes=classes)
+    listed = everything or [u for splits in folds.values() for us in splits.values() for u in us]
+    source = sorted({f"{u.path}\t{u.n_samples}" for u in listed})
+    write_json(
+        directory / "corpus.json",
+        {
+            "corpus": corpus,
+            "options": options or {},
+            "root": str(root),
+            "utterances": len(source),
+            "hours": round(sum(u.n_samples for u in {u.path: u for u in listed}.values()) / 16_000 / 3600, 4),
+            "speakers": len({u.speaker for u in listed}),
+            "classes": dict(sorted(Counter(u.emotion for u in {u.path: u for u in listed}.values()).items())),
+            "counts": {name or ".": {split: len(us) for split, us in splits.items()} for name, splits in folds.items()},
+            "label_scales": scales or {},
+            "left_out": {reason: sorted(paths) for reason, paths in (left_out or {}).items()},
+            "source_sha256": hashlib.sha256("\n".join(source).encode()).hexdigest(),
+        },
+    )
+
+
+def read_corpus(directory):
+    """`corpus.json` of a manifest directory or of its parent; {} without one."""
+    for folder in (Path(directory), Path(directory).parent):
+        if (folder / "corpus.json").is_file():
+            return read_json(folder / "corpus.json")
+    return {}
+
+
+def _write_split(directory, root, name, utterances):
+    for u in utterances:
+        if any(c in field for field in (u.path, u.speaker, u.emotion) for c in "\t\r\n"):
+            raise InputError(f"{root}/{u.path}: a tab or line break in a path, speaker or class cannot be written; rename it")
+    write_lines(directory / f"{name}.tsv", [root, *(f"{u.path}\t{u.n_samples}" for u in utterances)])
+    write_lines(directory / f"{name}.spk", [u.speaker for u in utterances])
+    if any(u.emotion != NO_EMOTION for u in utterances):
+        write_lines(directory / f"{name}.emo", [u.emotion for u in utterances])
+    else:
+        (directory / f"{name}.emo").unlink(missing_ok=True)
+    names = list(utterances[0].dimensions)
+    if names:
+        _write_table(directory / f"{name}.dim", names, [[f"{u.dimensions.get(n, float('nan')):.6g}" for n in names] for u in utterances])
+    else:
+        (directory / f"{name}.dim").unlink(missing_ok=True)
+    columns = list(utterances[0].meta)
+    _write_table(directory / f"{name}.meta.tsv", ["id", *columns], [[u.id, *(str(u.meta.get(c, "")) for c in columns)] for u in utterances])
+
+
+def _write_table(path, names, rows):
+    with atomic(path) as f:
+        f.write("\t".join(names) + "\n")
+        f.writelines("\t".join(" ".join(str(cell).split()) for cell in row) + "\n" for row in rows)
+
+
+def _check_length(split, path, n):
+    if n != len(split):
+        raise InputError(f"{path}: {n} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
+
+
+def _sidecar(split, suffix):
+    path = split.directory / f"{split.name}.{suffix}"
+    if not path.is_file():
+        return None
+    lines = read_lines(path)
+    _check_length(split, path, len(lines))
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise InputError(f"{path}:{number}: empty line; every utterance needs a value")
+    return lines
+
+
+def _table_sidecar(split, suffix):
+    path = split.directory / f"{split.name}.{suffix}"
+    if not path.is_file():
+        return None
+    table = read_table(path)
+    _check_length(split, path, len(next(iter(table.values()))))
+    return table
+
+
+def _dimensions(split):
+    table = _table_sidecar(split, "dim")
+    if table is None:
+        return None
+    values = {}
+    for name, column in table.items():
+        try:
+            values[name] = np.array(column, dtype=np.float64)
+        except ValueError:
+            bad = next(i for i, text in enumerate(column) if not _is_number(text))
+            raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)") from None
+    return values
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _natural(path):
+    digits = "".join(c for c in path.name if c.isdigit())
+    return (int(digits) if digits else 0, path.name)
