@@ -63,15 +63,14 @@ def probe(path):
     """
     path = Path(path)
     with _open(path) as f:
-        info = AudioInfo(f.frames, f.samplerate, f.channels)
-    _refuse_truncated_wav(path)
-    return info
+        return AudioInfo(f.frames, f.samplerate, f.channels)
 
 
 def read(path, start=0, stop=None, n_samples=None):
     """Read a file, or only the part [start, stop), as mono at 16 kHz; only that part is decoded.
 
-    A part equals the same slice of the whole file, also when the file is resampled.
+    A part equals the same slice of the whole file, also when the file is resampled. (An MP3 is decoded from its beginning,
+    since seeking in it is inexact.)
 
     Args:
         path: any file that libsndfile reads.
@@ -82,7 +81,8 @@ def read(path, start=0, stop=None, n_samples=None):
         float32 array of shape (stop - start,), full scale ±1. Channels are averaged.
 
     Raises:
-        InputError: the file is missing, unreadable, truncated, or not of the expected length.
+        InputError: the file is missing, unreadable, truncated, or not of the expected length; it holds NaN or infinity; or
+            it does not reach from `start` to `stop`.
     """
     path = Path(path)
     with _open(path) as f:
@@ -93,6 +93,8 @@ def read(path, start=0, stop=None, n_samples=None):
                 "the file is damaged or changed: restore it, or make the manifest again"
             )
         stop = length if stop is None else min(stop, length)
+        if not 0 <= start <= stop:
+            raise InputError(f"{path}: there is no part from sample {start} to {stop}, the file has {length} at 16 kHz; correct the times")
         if f.samplerate == SAMPLE_RATE:
             return _decode(f, start, stop, path)
         return _read_resampled(f, start, stop, path)
@@ -114,19 +116,29 @@ def _open(path):
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; restore it or remove it from the manifest")
     try:
-        return soundfile.SoundFile(path)
+        opened = soundfile.SoundFile(path)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: cannot be read as audio ({error.error_string}); restore it or remove it from the manifest") from error
+    except TypeError as error:  # soundfile wants to be told the rate of a .raw file
+        raise InputError(f"{path}: has no header that tells its sample rate; convert it to WAV or FLAC") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
+    if opened.format in ("WAV", "WAVEX"):
+        _refuse_truncated_wav(path)
+    return opened
 
 
 def _decode(f, start, stop, path):
+    skipped = start if f.format == "MP3" else 0
     try:
-        f.seek(start)
-        samples = f.read(stop - start, dtype="float32", always_2d=True)
+        f.seek(start - skipped)
+        samples = f.read(stop - start + skipped, dtype="float32", always_2d=True)[skipped:]
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: damaged at sample {start} or after ({error.error_string}); restore it") from error
     if len(samples) != stop - start:
         raise InputError(f"{path}: truncated, {start + len(samples)} of {f.frames} samples can be read; restore it")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path}: holds samples that are not finite numbers (NaN or infinity); restore it or remove it from the manifest")
     return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 
@@ -152,7 +164,7 @@ def _refuse_truncated_wav(path):
         while len(chunk := f.read(8)) == 8:
             name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":
-                if 0 < length < 0xFFFFF000 and f.tell() + length > size:  # streams write 0 or about 2³² for "unknown"
+                if length < 0x7FFF_0000 and f.tell() + length > size:  # streams write about 2³¹ or 2³² for "unknown"
                     raise InputError(f"{path}: truncated WAV, {size - f.tell()} of {length} bytes of audio are there; restore it")
                 return
             f.seek(length + length % 2, 1)

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+import os
 import sys
 
 import torch
@@ -18,17 +19,20 @@ def command(main):
 
     @functools.wraps(main)
     def wrapped(argv=None):
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s | %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+        logging.basicConfig(force=True, level=logging.INFO, format="%(asctime)s | %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
         logging.getLogger("fairseq").setLevel(logging.WARNING)
         try:
-            return main(argv)
+            result = main(argv)
+            sys.stdout.flush()
+            return result
         except InputError as error:
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("error: interrupted; what exists under its final name is whole, run again to continue", file=sys.stderr)
             raise SystemExit(130) from None
-        except BrokenPipeError:
+        except BrokenPipeError:  # the reader of our output, such as `head`, has enough; Python would complain of it at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
 
     return wrapped
@@ -42,7 +46,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message):
-        self.print_usage(sys.stderr)
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -33,11 +34,15 @@ def make_folder(path):
 def atomic(path, mode="w"):
     """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind.
 
-    Text is written as UTF-8 with "\\n" line ends. What exists under its final name is therefore always whole.
+    Text is written as UTF-8 with "\\n" line ends. What exists under its final name is therefore always whole. Of several
+    writers of one path, the last one's file stays.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # machines that share a disk share process numbers
     try:
         with open(temporary, mode, **text) as f:
             yield f
@@ -45,9 +50,10 @@ def atomic(path, mode="w"):
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):  # not of another file, read meanwhile
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
         raise
 
 
@@ -65,10 +71,12 @@ def write_json(path, value):
 
 
 def _without_nan(value):
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")  # file names need not be UTF-8
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):
-        return {str(k): _without_nan(v) for k, v in value.items()}
+        return {_without_nan(str(k)): _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(v) for v in value]
     return value
@@ -86,6 +94,8 @@ def read_json(path):
         raise InputError(f"{path}: no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a JSON file ({error}); write it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def sha256(path):

@@ -18,6 +18,7 @@ from .files import atomic, make_folder, read_json, write_json, write_lines
 NO_EMOTION = "-"
 """What `.emo` holds for an utterance without a class."""
 UNKNOWN_SPEAKER = "<unk>"
+"""What `.spk` holds where the corpus does not know who speaks; in no dictionary, and never one person."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,14 @@ def read_table(path):
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
 
-def read_split(directory, name, speakers="spk"):
+def read_split(directory, name, speakers="spk", problems=None):
     """Read `{name}.tsv` and every sidecar that is there.
 
     Args:
         directory: the manifest directory.
         name: of the split, such as `train`.
         speakers: suffix of the speaker sidecar; None ignores it.
+        problems: a list that takes what is wrong with sidecars, which are then left out, instead of raising it.
 
     Raises:
         InputError: a file is missing, empty, malformed, or of another length than the audio list.
@@ -154,11 +156,19 @@ def read_split(directory, name, speakers="spk"):
         paths.append(path)
         counts[number - 2] = int(count)
     split = Split(directory, name, Path(lines[0]), paths, counts)
-    if speakers is not None:
-        split.speakers = _sidecar(split, speakers)
-    split.emotions = _sidecar(split, "emo")
-    split.dimensions = _dimensions(split)
-    split.meta = _table_sidecar(split, "meta.tsv")
+    readers = {
+        "speakers": lambda: None if speakers is None else _sidecar(split, speakers),
+        "emotions": lambda: _sidecar(split, "emo"),
+        "dimensions": lambda: _dimensions(split),
+        "meta": lambda: _table_sidecar(split, "meta.tsv"),
+    }
+    for attribute, reader in readers.items():
+        try:
+            setattr(split, attribute, reader())
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(error)
     return split
 
 
@@ -229,7 +239,9 @@ def write_splits(directory, root, splits, training="train", classes=None):
     emotions = Counter(u.emotion for u in train if u.emotion != NO_EMOTION)
     if emotions:
         write_dictionary(directory / "dict.emo.txt", emotions, [c for c in classes if c in emotions] if classes else None)
-    write_dictionary(directory / "dict.spk.txt", Counter(u.speaker for u in train))
+    speakers = Counter(u.speaker for u in train if u.speaker != UNKNOWN_SPEAKER)
+    if speakers:
+        write_dictionary(directory / "dict.spk.txt", speakers)
 
 
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, classes=None, left_out=None):

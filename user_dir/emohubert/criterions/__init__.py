@@ -1,0 +1,3 @@
+"""Training criterions."""
+
+from . import masked_prediction  # noqa: F401

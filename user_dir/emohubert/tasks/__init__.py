@@ -1,0 +1,3 @@
+"""fairseq tasks."""
+
+from . import speaker_hubert_pretraining  # noqa: F401

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Manifests of EmoDB, the Berlin Database of Emotional Speech (Burkhardt et al. 2005, http://emodb.bilderbar.info).
+
+Ten actors (five women, five men) speak ten German sentences in seven emotions; 535 utterances, 16 kHz. AUDIO_DIR is the
+release (its folder wav/ or the one above) or any folder with files of those names, such as 03a01Wa.wav: speaker, text,
+emotion letter, version. Subsets work. Five speaker-independent folds of one woman and one man each.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import corpora
+from emohubert.cli import command
+from emohubert.errors import InputError
+from emohubert.manifest import Utterance
+
+NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])?")
+EMOTIONS = {"W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "N": "neutral", "T": "sad"}
+MEN, WOMEN = ("03", "10", "11", "12", "15"), ("08", "09", "13", "14", "16")
+
+
+@command
+def main(argv=None):
+    parser = corpora.parser(__doc__, ("folds", "speaker-independent", "seen", "both"))
+    parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS.values()), metavar="CLASS", help="only these (default: all)")
+    args = parser.parse_args(argv)
+    left_out = corpora.LeftOut()
+    entries = []
+    for path in corpora.first_copies(corpora.find_audio(args.audio_dir, left_out), left_out):
+        match = NAME.fullmatch(Path(path).stem)
+        if not match or match["speaker"] not in MEN + WOMEN:
+            left_out["not named like EmoDB"].append(path)
+        elif args.classes and EMOTIONS[match["emotion"]] not in args.classes:
+            left_out["another class"].append(path)
+        else:
+            meta = {"sex": "male" if match["speaker"] in MEN else "female", "text": match["text"], "version": match["version"] or ""}
+            entries.append(Utterance(path, 0, match["speaker"], EMOTIONS[match["emotion"]], meta=meta))
+    corpora.check_found(entries, args.audio_dir, "files named like 03a01Wa.wav")
+    missing = set(args.classes or ()) - {u.emotion for u in entries}
+    if missing:
+        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
+    folds = list(zip(MEN, WOMEN, strict=True))
+    corpora.write(
+        args,
+        "emodb",
+        entries,
+        lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, folds),
+        everything=args.protocol == "folds",
+        left_out=left_out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Manifests of RAVDESS speech (Livingstone & Russo 2018, https://zenodo.org/records/1188976).
+
+24 actors (odd numbers men, even numbers women) speak two sentences in eight emotions at two intensities, twice; 1 440
+clips. AUDIO_DIR is the release (Actor_NN/*.wav, 48 kHz) or any folder with files of those names, such as
+03-01-05-02-01-01-24.wav: modality, channel, emotion, intensity, statement, repetition, actor. Only audio-only speech
+(03-01) is taken: songs and videos are left out. Six folds of four actors, two women and two men each.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import corpora
+from emohubert.cli import command
+from emohubert.errors import InputError
+from emohubert.manifest import Utterance
+
+NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1\d|2[0-4])")
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
+INTENSITIES = ("normal", "strong")
+SENTENCES = ("kids", "dogs")
+FOLDS = [[f"{actor:02d}" for actor in range(first, first + 4)] for first in range(1, 25, 4)]
+
+
+@command
+def main(argv=None):
+    parser = corpora.parser(__doc__, ("folds", "speaker-independent", "seen", "both"))
+    parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS), metavar="CLASS", help="only these (default: all)")
+    args = parser.parse_args(argv)
+    left_out = corpora.LeftOut()
+    entries = []
+    for path in corpora.first_copies(corpora.find_audio(args.audio_dir, left_out), left_out):
+        match = NAME.fullmatch(Path(path).stem)
+        if not match:
+            left_out["not named like RAVDESS"].append(path)
+            continue
+        modality, channel, emotion, intensity, sentence, repetition, actor = match.groups()
+        emotion = EMOTIONS[int(emotion) - 1]
+        if modality != "03":
+            left_out["not audio-only"].append(path)
+        elif channel != "01":
+            left_out["song"].append(path)
+        elif args.classes and emotion not in args.classes:
+            left_out["another class"].append(path)
+        else:
+            meta = {
+                "sex": "male" if int(actor) % 2 else "female",
+                "intensity": INTENSITIES[int(intensity) - 1],
+                "sentence": SENTENCES[int(sentence) - 1],
+                "repetition": int(repetition),
+            }
+            entries.append(Utterance(path, 0, actor, emotion, meta=meta))
+    corpora.check_found(entries, args.audio_dir, "files named like 03-01-05-02-01-01-24.wav")
+    missing = set(args.classes or ()) - {u.emotion for u in entries}
+    if missing:
+        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
+    corpora.write(
+        args,
+        "ravdess",
+        entries,
+        lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, FOLDS),
+        everything=args.protocol == "folds",
+        left_out=left_out,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Manifests of any corpus that has a table (CSV or TSV, first line the column names).
+
+Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; every other column
+goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is found out. Splits called training, dev, development, val or
+validation become train and valid. An empty emotion or dimension means that there is no label.
+"""
+
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path, PureWindowsPath
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import corpora
+from emohubert.cli import command
+from emohubert.errors import InputError
+from emohubert.manifest import NO_EMOTION, Utterance
+
+SPLITS = {"training": "train", "dev": "valid", "development": "valid", "val": "valid", "validation": "valid", "testing": "test"}
+USUAL = ("arousal", "valence", "dominance")
+
+
+def find_table(args):
+    """The table and the folder its paths are relative to."""
+    if args.table:
+        return args.table, args.audio_dir
+    if args.audio_dir.is_file():
+        return args.audio_dir, args.audio_dir.resolve().parent
+    if not args.audio_dir.is_dir():
+        raise InputError(f"{args.audio_dir}: no such folder; give the folder of the audio")
+    found = sorted(p for ending in ("csv", "tsv") for p in args.audio_dir.glob(f"*.{ending}") if not p.name.startswith("."))
+    if len(found) != 1:
+        raise InputError(f"{args.audio_dir}: holds {len(found)} CSV or TSV files; name the table with --table FILE")
+    return found[0], args.audio_dir
+
+
+def read_rows(table, names):
+    """Header and rows (line number, {column: text}) of the table; `names` maps its columns to ours."""
+    text = corpora.read_text(table)
+    header = text.split("\n", 1)[0].rstrip("\r")
+    delimiter = max("\t,;|", key=header.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise InputError(f"{table}:{reader.line_num}: {error}; correct the quotes or the delimiter") from error
+    if len(lines) < 2:
+        raise InputError(f"{table}: lists nothing; the first line must name the columns, one line per utterance must follow")
+    own = [cell.strip() for cell in lines[0][1]]
+    for theirs in names:
+        if theirs not in own:
+            raise InputError(f"{table}:1: has no column “{theirs}” (it has {', '.join(own)}); correct --columns")
+    columns = [names.get(name, "original_id" if name == "id" else name) for name in own]
+    if len(set(columns)) != len(columns):
+        twice = next(c for c in columns if columns.count(c) > 1)
+        raise InputError(f"{table}:1: the column “{twice}” is there twice; rename one")
+    rows = []
+    for number, row in lines[1:]:
+        if len(row) != len(columns):
+            raise InputError(f"{table}:{number}: {len(row)} columns where the header has {len(columns)}; correct the line")
+        rows.append((number, dict(zip(columns, (cell.strip() for cell in row), strict=True))))
+    return columns, rows
+
+
+def mapping(pairs):
+    """{their column: our column} from OURS=THEIRS words."""
+    names = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise InputError(f"--columns {pair}: write OURS=THEIRS, such as path=filename")
+        names[theirs] = ours
+    return names
+
+
+def utterance(row, where, dimensions, scale, root):
+    """One row as an Utterance without length."""
+    for needed in ("path", "speaker"):
+        if not row[needed]:
+            raise InputError(f"{where}: no {needed}; fill it in or remove the line")
+    path = PureWindowsPath(row["path"]).as_posix() if "\\" in row["path"] else row["path"]
+    if Path(path).is_absolute():
+        if not Path(path).is_relative_to(root.resolve()):
+            raise InputError(f"{where}: {path} is not below {root}; give a common folder as AUDIO_DIR")
+        path = Path(path).relative_to(root.resolve()).as_posix()
+    values = {}
+    for name in dimensions:
+        try:
+            values[name] = float(row[name]) if row[name] else float("nan")
+        except ValueError:
+            raise InputError(f"{where}: {name} is “{row[name]}”, not a number; correct it, or leave it empty") from None
+        if scale:
+            if values[name] < scale[0] or values[name] > scale[1]:
+                raise InputError(f"{where}: {name} {row[name]} is outside --scale {scale[0]:g} {scale[1]:g}; correct one of them")
+            values[name] = corpora.to_unit(values[name], *scale)
+    known = {"path", "speaker", "split", "emotion", *dimensions}
+    meta = {column: text for column, text in row.items() if column not in known}
+    return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta)
+
+
+@command
+def main(argv=None):
+    parser = corpora.parser(
+        __doc__, ("table", "speaker-independent", "seen", "both"), audio_help="folder of the audio, or the table itself when it lies there"
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="the table (default: the only CSV or TSV file in AUDIO_DIR)")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="names of the columns in the table, such as path=filename emotion=label",
+    )
+    parser.add_argument(
+        "--dimensions", nargs="+", metavar="NAME", help=f"columns with numbers (default: those of {', '.join(USUAL)} that are there)"
+    )
+    parser.add_argument("--scale", type=float, nargs=2, metavar=("MIN", "MAX"), help="scale of the dimensions; MIN..MAX becomes 0..1")
+    args = parser.parse_args(argv)
+    if args.scale and not args.scale[0] < args.scale[1]:
+        raise InputError(f"--scale {args.scale[0]:g} {args.scale[1]:g}: MIN must be below MAX")
+    table, args.audio_dir = find_table(args)
+    columns, rows = read_rows(table, mapping(args.columns))
+    dimensions = args.dimensions or [name for name in USUAL if name in columns]
+    needed = ["path", "speaker", *(["split"] if args.protocol == "table" else []), *dimensions]
+    for name in needed:
+        if name not in columns:
+            remedy = ", or choose another --protocol" if name == "split" else ""
+            raise InputError(
+                f"{table}:1: has no column “{name}” (it has {', '.join(columns)}); name it with --columns {name}=THEIRS{remedy}"
+            )
+    if not dimensions and "emotion" not in columns:
+        raise InputError(
+            f"{table}:1: has neither a column “emotion” nor dimensions (it has {', '.join(columns)}); use --columns or --dimensions"
+        )
+    left_out = corpora.LeftOut()
+    entries, split_of, line_of = [], {}, {}
+    for number, row in rows:
+        entry = utterance(row, f"{table}:{number}", dimensions, args.scale, args.audio_dir)
+        split = SPLITS.get(row.get("split", "").lower(), row.get("split"))
+        if args.protocol == "table" and (not split or not all(c.isalnum() or c in "_-" for c in split)):
+            raise InputError(f"{table}:{number}: “{row['split']}” is not the name of a split; use train, valid or test")
+        if entry.path in line_of:
+            first, other = line_of[entry.path]
+            if other != row:
+                raise InputError(f"{table}:{number}: {entry.path} is in line {first} already, with other values; remove one of the lines")
+            left_out["listed twice"].append(entry.path)
+            continue
+        line_of[entry.path] = number, row
+        split_of[entry.path] = split
+        entries.append(entry)
+
+    def splits(measured):
+        if args.protocol != "table":
+            return corpora.protocol_splits(measured, args.protocol, args.seed)
+        result = defaultdict(list)
+        for u in measured:
+            result[split_of[u.path]].append(u)
+        return {"": dict(result)}
+
+    scales = {name: corpora.unit_scale(*args.scale) if args.scale else {} for name in dimensions}
+    corpora.write(args, "table", entries, splits, scales=scales, left_out=left_out, source=split_of)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Installs the package `emohubert` from user_dir/ with `pip install .`; requirements.txt holds the versions it is tested with."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+def package_version():
+    """The value of `__version__` in the package, read without importing it: its dependencies may not be there yet."""
+    source = Path(__file__).resolve().parent / "user_dir" / "emohubert" / "__init__.py"
+    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__version__":
+            return ast.literal_eval(statement.value)
+    raise ValueError(f"{source}: no line `__version__ = …`")
+
+
+setup(
+    name="emohubert",
+    version=package_version(),
+    description="Speech emotion recognition with speaker-conditioned HuBERT, as a fairseq plug-in",
+    license="MIT",
+    package_dir={"": "user_dir"},
+    packages=find_packages("user_dir"),
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "fairseq-fixed>=0.12.3.1,<0.13",  # imported as fairseq; 0.12.2 of fairseq itself does not run on Python 3.11
+        "faiss-cpu>=1.8",
+        "hydra-core>=1.3.2,<1.4",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "omegaconf>=2.3,<2.4",
+        "safetensors>=0.4",
+        "scikit-learn>=1.3",
+        "scipy>=1.11",
+        "sentencepiece>=0.2",
+        "soundfile>=0.12",
+        "tensorboard>=2.15",
+        "threadpoolctl>=3.1",
+        "torch>=2.6",  # the first whose torch.load refuses unknown classes by default
+        "torchaudio>=2.6",
+        "tqdm>=4.64",
+    ],
+)

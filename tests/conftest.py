@@ -1,0 +1,26 @@
+"""Makes `emohubert` importable from the source tree, and finds the real data where it is there."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "user_dir"))
+
+DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def emodb():
+    if not (DATA / "emodb4").is_dir():
+        pytest.skip("the emodb4 recordings are not here (set EMOHUBERT_DATA)")
+    return DATA / "emodb4"
+
+
+@pytest.fixture(scope="session")
+def ravdess():
+    if not (DATA / "ravdess").is_dir():
+        pytest.skip("the RAVDESS recordings are not here (set EMOHUBERT_DATA)")
+    return DATA / "ravdess"

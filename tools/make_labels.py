@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Frame-level pseudo-labels of a manifest directory: k-means clusters of MFCCs or of an encoder's layers.
+
+All layers and all numbers of clusters come from one pass over the audio; no features are written. Centroids are fitted
+on the fitting split only (on as many of its recordings as --max-memory allows) and label every split:
+
+    OUT_DIR/{mfcc|L9}/km50/{split}.km     a line of labels for each line of the manifest
+                           dict.km.txt    the labels, with their frames in the fit
+                           kmeans.npz     the centroids, what they were fitted on, inertia, sizes of the clusters
+
+With --pieces N there is also OUT_DIR/L9/km50-pieces{N}/: acoustic pieces, SentencePiece units over the clusters.
+
+  tools/make_labels.py manifests/emodb labels --mfcc --clusters 100
+  tools/make_labels.py manifests/emodb labels --checkpoint hubert_base.pt --layers 6 9 11 --clusters 50 100 150
+  tools/make_labels.py manifests/emodb labels --checkpoint hubert_base.pt --layers 9 --centroids hubert_base_ls960_L9_km500.bin
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import cli
+from emohubert.errors import InputError
+from emohubert.pseudo_labels import kmeans, options
+from emohubert.pseudo_labels.make import LabelMaker, agreement
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the labels")
+    options.add_features(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--clusters", type=options.positive_int, nargs="+", metavar="K", help="numbers of clusters; one set of labels for each")
+    what.add_argument("--centroids", metavar="FILE", help="apply these centroids (kmeans.npz or scikit-learn joblib file) and fit nothing")
+    parser.add_argument("--fit-split", default="train", metavar="SPLIT", help="split that centroids are fitted on")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to label (default: those that exist of train, valid and test)")
+    parser.add_argument("--max-memory", type=options.memory, default="512M", metavar="BYTES", help="features kept in memory for the fit, such as 512M or 8G")
+    parser.add_argument("--metric", choices=kmeans.METRICS, default="euclidean", help="distance of the k-means")
+    parser.add_argument("--restarts", type=options.positive_int, default=1, metavar="N", help="seeds of the k-means; the best result is kept")
+    parser.add_argument("--iterations", type=options.positive_int, default=100, metavar="N", help="most iterations of the k-means")
+    parser.add_argument("--pieces", type=options.positive_int, nargs="+", metavar="N", default=[], help="acoustic pieces: SentencePiece vocabularies of N over each set")
+    parser.add_seed()
+    parser.add_overwrite()
+    args = parser.parse_args(argv)
+    features = options.features(args)
+    if args.centroids and args.pieces:
+        raise InputError("--pieces: needs a fit on this corpus; give --clusters instead of --centroids")
+    maker = LabelMaker(
+        args.manifest_dir,
+        args.out_dir,
+        features,
+        args.clusters or (),
+        args.fit_split,
+        args.splits,
+        seed=args.seed,
+        metric=args.metric,
+        restarts=args.restarts,
+        iterations=args.iterations,
+        max_memory=args.max_memory,
+        centroids=args.centroids,
+        overwrite=args.overwrite,
+    )
+    maker.run()
+    if features.precision != "float32":
+        shares, frames = agreement(maker, features, options.features(args, precision="float32"))
+        for name, share in shares.items():
+            print(f"{name}: {features.precision} gives the float32 label on {100 * share:.3f} % of {frames} frames")
+
+
+if __name__ == "__main__":
+    main()

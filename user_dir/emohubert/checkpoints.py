@@ -1,0 +1,339 @@
+"""Checkpoints, ours and others': loading them safely, starting a model from them, using one as a feature extractor."""
+
+import argparse
+import logging
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from fairseq import tasks
+from fairseq.models.hubert.hubert import HubertConfig
+from omegaconf import OmegaConf
+
+from .audio import SAMPLE_RATE, n_frames
+from .errors import InputError
+from .fairseq_fixes import refused_checkpoint
+from .files import sha256
+
+logger = logging.getLogger(__name__)
+
+ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
+"""What makes the encoder, by parameter name: all of it must load, or training does not start."""
+_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "emotion_hubert")
+_STOCK_SPECIALS = 4
+"""fairseq's dictionaries start with <s>, <pad>, </s> and <unk>: its label embeddings have four rows more than labels."""
+
+
+@dataclass
+class LabelSet:
+    """One set of frame labels: its name in `task.labels` and its symbols, in order. `len()` is the number of classes."""
+
+    name: str
+    symbols: list
+
+    def __len__(self):
+        return len(self.symbols)
+
+
+@dataclass
+class Pretrained:
+    """A checkpoint's encoder in fairseq's terms, wherever it comes from.
+
+    Attributes:
+        path: of the file.
+        family: hubert, speaker_hubert, wav2vec2 or emotion_hubert.
+        config: values for fields of SpeakerHubertConfig.
+        normalise: whether waveforms are normalised before they go in.
+        weights: parameter name → tensor, in HubertModel's names.
+        speakers: ids of the rows of its speaker table after the unknown one.
+        label_symbols: per label set its symbols, where known.
+    """
+
+    path: Path
+    family: str
+    config: dict
+    normalise: bool
+    weights: dict
+    speakers: list = field(default_factory=list)
+    label_symbols: list = field(default_factory=list)
+
+
+@dataclass
+class LoadReport:
+    """What became of each parameter: names by outcome."""
+
+    loaded: list = field(default_factory=list)
+    resized: list = field(default_factory=list)
+    new: list = field(default_factory=list)
+    skipped: list = field(default_factory=list)
+
+    def __str__(self):
+        parts = [f"{len(self.loaded)} parameters loaded"]
+        for outcome in ("resized", "new", "skipped"):
+            if names := getattr(self, outcome):
+                parts.append(f"{len(names)} {outcome} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})")
+        return "; ".join(parts)
+
+
+def load_state(path):
+    """Load a checkpoint file without running anything in it.
+
+    Returns:
+        the dict it holds, tensors on the CPU.
+
+    Raises:
+        InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; correct the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise refused_checkpoint(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0][:120]}); copy or download it again") from error
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
+    return state
+
+
+def read_pretrained(path):
+    """Read the encoder of a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style), or of one of ours.
+
+    Raises:
+        InputError: not loadable, or another kind of model.
+    """
+    state = load_state(path)
+    model, task = _configurations(state, path)
+    family = model.get("_name") or model.get("arch")
+    weights = dict(state["model"])
+    if family == "emotion_hubert":
+        model = {**model["backbone"], "_name": family}
+        weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+        task = {"normalize": model.get("normalize", False)}
+    if family not in _FAMILIES:
+        raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
+    known = set(OmegaConf.structured(HubertConfig)) | {"speaker_position"}
+    config = {k: v for k, v in model.items() if k in known and v is not None}
+    if family == "wav2vec2":
+        config = {k: v for k, v in config.items() if not k.startswith(("final_dim", "logit_temp", "target_glu", "latent_temp"))}
+        weights = {k: v for k, v in weights.items() if k.startswith((*ENCODER, "mask_emb"))}
+    task_state = state.get("task_state") or {}
+    return Pretrained(
+        path=Path(path),
+        family=family,
+        config=config,
+        normalise=bool(task.get("normalize", False)),
+        weights=weights,
+        speakers=list(task_state.get("speakers") or []),
+        label_symbols=_label_symbols(task_state),
+    )
+
+
+def _configurations(state, path):
+    """The model's and the task's configuration as dicts."""
+    if state.get("cfg") is not None:
+        cfg = OmegaConf.to_container(OmegaConf.create(state["cfg"], flags={"allow_objects": True}), resolve=False, enum_to_str=True)
+        return dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
+    if isinstance(state.get("args"), argparse.Namespace):
+        options = vars(state["args"])
+        return options, options
+    raise InputError(f"{path}: neither “cfg” nor “args” in this checkpoint, so its architecture is unknown; give one that fairseq wrote")
+
+
+def _label_symbols(task_state):
+    if "label_sets" in task_state:
+        return [list(s["symbols"]) for s in task_state["label_sets"]]
+    return [list(d.symbols) for d in task_state.get("dictionaries") or [] if hasattr(d, "symbols")]
+
+
+def initialise(model, pretrained):
+    """Start a SpeakerHubertModel from a checkpoint.
+
+    Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
+    dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
+
+    Returns:
+        LoadReport, also logged.
+
+    Raises:
+        InputError: a part of the encoder is missing or has another shape.
+    """
+    report = LoadReport()
+    own = model.state_dict()
+    source = dict(pretrained.weights)
+    _fit_label_embeddings(model, own, source, report)
+    _fit_final_projection(model, own, source, report)
+    _fit_speakers(model, own, source, pretrained, report)
+    wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
+    if wrong:
+        raise InputError(f"{pretrained.path}: the encoder does not fit the model: {_mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}")
+    fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
+    report.skipped += [n for n in source if n not in fitting]
+    report.new += [n for n in own if n not in fitting]
+    report.loaded += [n for n in fitting if n not in report.resized]
+    model.load_state_dict(fitting, strict=False)
+    logger.info("%s: %s", pretrained.path, report)
+    return report
+
+
+def _mismatch(wrong, own, source):
+    first = wrong[0]
+    found = f"it is {tuple(source[first].shape)} in the checkpoint" if first in source else "the checkpoint lacks it"
+    return f"{len(wrong)} parameters differ, first {first}: {tuple(own[first].shape)} in the model, {found}"
+
+
+def _architecture_remedy(pretrained):
+    c = pretrained.config
+    return (
+        f"the checkpoint has {c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}: "
+        "choose the config of that size (…_tiny, …_base, …_large)"
+    )
+
+
+def _fit_label_embeddings(model, own, source, report):
+    name = "label_embs_concat"
+    if name not in own or name not in source:
+        source.pop(name, None)
+        return
+    rows, wanted = len(source[name]), model.num_classes
+    if rows == sum(k + _STOCK_SPECIALS for k in wanted) and rows != sum(wanted):
+        parts = source[name].split([k + _STOCK_SPECIALS for k in wanted])
+        source[name] = torch.cat([p[_STOCK_SPECIALS:] for p in parts])
+        report.resized.append(name)
+    elif rows != sum(wanted):
+        logger.info("%s: %d label embeddings in the checkpoint, %s wanted: they start anew", name, rows, "+".join(map(str, wanted)))
+
+
+def _fit_final_projection(model, own, source, report):
+    """An untied projection has one block per label set: give every set the checkpoint's first block."""
+    for name in ("final_proj.weight", "final_proj.bias"):
+        if name not in own or name not in source or source[name].shape == own[name].shape:
+            continue
+        block = len(own[name]) // len(model.num_classes) if model.untie_final_proj else len(own[name])
+        if source[name].shape[1:] == own[name].shape[1:] and len(source[name]) >= block:
+            source[name] = torch.cat([source[name][:block]] * (len(own[name]) // block))
+            report.resized.append(name)
+
+
+def _fit_speakers(model, own, source, pretrained, report):
+    name = "speaker_conditioning.embedding.weight"
+    if name not in own or name not in source or source[name].shape[1:] != own[name].shape[1:]:
+        return
+    if pretrained.config.get("speaker_position") != model.speaker_conditioning.position:
+        del source[name]
+        return
+    rows = {speaker: i for i, speaker in enumerate(pretrained.speakers, 1)}
+    wanted = [0, *(rows.get(s, 0) for s in model.speakers)]
+    if wanted != list(range(len(source[name]))):
+        source[name] = source[name][wanted]
+        report.resized.append(name)
+        logger.info("speakers: %d of %d known to the checkpoint, the others start as the unknown speaker", sum(w > 0 for w in wanted), len(model.speakers))
+
+
+def encoder_config(pretrained, **changes):
+    """A SpeakerHubertConfig (as a DictConfig) with the architecture of a checkpoint, and some values changed."""
+    from .models.hubert import SpeakerHubertConfig
+
+    return OmegaConf.merge(OmegaConf.structured(SpeakerHubertConfig), {**pretrained.config, **changes})
+
+
+def build_encoder(pretrained, **changes):
+    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a checkpoint.
+
+    Args:
+        pretrained: from `read_pretrained`.
+        changes: values of SpeakerHubertConfig to change, such as dropouts.
+    """
+    from .models.hubert import SpeakerHubertModel
+
+    cfg = encoder_config(pretrained, **changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
+        model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), [], pretrained.speakers)
+    initialise(model, pretrained)
+    return model
+
+
+class FrozenEncoder:
+    """A pretrained encoder for features: nothing masked, nothing dropped, no gradients.
+
+    Attributes:
+        path, sha256: of the checkpoint.
+        normalise: whether waveforms must be normalised (`audio.normalise`) first.
+        n_layers, width: of its Transformer.
+        speakers: ids it has vectors for; empty without speaker conditioning.
+    """
+
+    def __init__(self, path, device="cpu"):
+        pretrained = read_pretrained(path)
+        self.path, self.sha256 = Path(path), sha256(path)
+        self.device = torch.device(device)
+        self.model = build_encoder(pretrained).eval().requires_grad_(False).to(self.device)
+        self.normalise = pretrained.normalise
+        self.n_layers, self.width = len(self.model.encoder.layers), self.model.encoder.embedding_dim
+        self.speakers = self.model.speakers if self.model.speaker_conditioning is not None else []
+
+    def check_layers(self, layers):
+        """Raise InputError unless all `layers` (1-based) exist."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.n_layers]
+        if wrong:
+            raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has layers 1 to {self.n_layers}")
+
+    def features(self, source, lengths, layers, speakers=None):
+        """Features of several layers in one pass, exact under padding.
+
+        Args:
+            source: (batch, samples) float32 tensor, zero-padded; normalised where `normalise` says so.
+            lengths: samples of each utterance.
+            layers: 1-based, as fairseq's `output_layer`.
+            speakers: speaker id of each utterance; ids without a vector, and None, are the unknown speaker.
+
+        Returns:
+            ({layer: (batch, frames, width) tensor}, frames of each utterance as an int64 array).
+        """
+        lengths = [int(n) for n in lengths]
+        rows = None
+        if self.speakers and speakers is not None:
+            table = {s: i for i, s in enumerate(self.speakers, 1)}
+            rows = torch.tensor([table.get(s, 0) for s in speakers], device=self.device)
+        with torch.inference_mode():
+            features = self.model.layer_features(source.to(self.device), lengths, layers, speaker=rows)
+        return features, np.array([n_frames(n) for n in lengths], dtype=np.int64)
+
+
+def load_encoder(path, device="cpu"):
+    """Load a checkpoint as a FrozenEncoder.
+
+    Raises:
+        InputError: the file cannot be loaded, or is not a HuBERT or wav2vec 2.0.
+    """
+    return FrozenEncoder(path, device)
+
+
+def load_trained(path):
+    """Load one of our checkpoints with its task, as it was saved; nothing but the file is needed.
+
+    Returns:
+        (task, model): the model in eval mode on the CPU.
+
+    Raises:
+        InputError: not loadable, or not one of ours.
+    """
+    state = load_state(path)
+    cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
+    name = OmegaConf.select(cfg, "task._name")
+    if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
+        raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict(state.get("task_state") or {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = task.build_model(cfg.model, from_checkpoint=True)
+    model.load_state_dict(state["model"], strict=True)
+    return task, model.eval()

@@ -1,0 +1,145 @@
+"""Utterances of a manifest split as a fairseq dataset: reading, cropping, batching. What is learned from them is added by subclasses."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+
+from .. import audio
+from ..batching import by_length
+from ..errors import InputError
+from .masking import rng_for
+
+logger = logging.getLogger(__name__)
+
+MOST_HEADERS = 20_000
+"""Audio headers read before training starts; of a larger corpus, so many chosen at random."""
+
+
+class SpeechDataset(FairseqDataset):
+    """Waveforms of one split.
+
+    Args:
+        split: a `manifest.Split`.
+        seed: of batches, crops and masks.
+        training: batches and crops change from epoch to epoch.
+        normalise: bring every waveform to zero mean and unit variance (after the crop).
+        max_samples: longer utterances are cropped to this, at a random multiple of the hop; None: never.
+        min_samples: shorter utterances are left out, and counted in the log.
+    """
+
+    can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
+
+    def __init__(self, split, seed=1, training=True, normalise=False, max_samples=None, min_samples=audio.RECEPTIVE_FIELD):
+        self.split, self.seed, self.training, self.normalise = split, seed, training, normalise
+        self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
+        self.sizes = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
+        self.kept = np.flatnonzero(split.n_samples >= max(int(min_samples), audio.RECEPTIVE_FIELD))
+        self.epoch = 1
+        self._report_short(min_samples)
+
+    def _report_short(self, min_samples):
+        left_out = np.setdiff1d(np.arange(len(self.split)), self.kept)
+        if len(self.kept) == 0:
+            raise InputError(f"{self.split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
+        if len(left_out):
+            names = ", ".join(self.split.paths[i] for i in left_out[:5]) + (", …" if len(left_out) > 5 else "")
+            logger.warning("%s: %d of %d utterances are under %d samples and left out: %s", self.split.tsv, len(left_out), len(self.split), min_samples, names)
+
+    def check_audio(self):
+        """Read the headers of the audio files (of a sample, in a very large corpus), so that training does not die of one later.
+
+        Raises:
+            InputError: a file is missing, unreadable, truncated, or of another length than the manifest says.
+        """
+        chosen = self.kept
+        if len(chosen) > MOST_HEADERS:
+            chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, MOST_HEADERS, replace=False))
+            logger.info("%s: checking the headers of %d of %d files", self.split.tsv, MOST_HEADERS, len(self.kept))
+        with ThreadPoolExecutor(8) as pool:
+            for _ in pool.map(self._check_header, chosen):
+                pass
+
+    def _check_header(self, index):
+        try:
+            found = audio.probe(self.split.audio(index)).n_samples
+        except InputError as error:
+            raise InputError(f"{self.split.where(index)}: {error}") from None
+        if found != self.split.n_samples[index]:
+            raise InputError(
+                f"{self.split.where(index)}: {self.split.audio(index)} has {found} samples at 16 kHz, the manifest says "
+                f"{self.split.n_samples[index]}; restore the file, or make the manifest again"
+            )
+
+    def set_epoch(self, epoch):
+        """Choose the epoch that crops, masks and batches are drawn for (fairseq calls this)."""
+        self.epoch = epoch
+
+    def rng(self, index, purpose):
+        """The random generator of an utterance in this epoch; the same in every epoch outside of training."""
+        return rng_for(self.seed, self.epoch if self.training else 0, int(index), purpose)
+
+    def crop(self, index):
+        """The part of an utterance that is heard in this epoch: (start, stop) in samples, start on a frame."""
+        n, size = int(self.split.n_samples[index]), int(self.sizes[index])
+        if size == n:
+            return 0, n
+        start = int(self.rng(index, "crop").integers((n - size) // audio.HOP + 1)) * audio.HOP
+        return start, start + size
+
+    def waveform(self, index, start, stop):
+        """Samples [start, stop) of an utterance as a float32 tensor; nothing else is decoded."""
+        samples = audio.read(self.split.audio(index), start, stop, n_samples=int(self.split.n_samples[index]))
+        return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)
+
+    def collate_audio(self, items):
+        """Pad waveforms with zeros.
+
+        Args:
+            items: dicts with `id` and `source`.
+
+        Returns:
+            {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of int}}
+        """
+        lengths = [len(item["source"]) for item in items]
+        source = torch.zeros(len(items), max(lengths))
+        for row, item in zip(source, items, strict=True):
+            row[: len(item["source"])] = item["source"]
+        return {
+            "id": torch.tensor([item["id"] for item in items]),
+            "nsentences": len(items),
+            "ntokens": sum(lengths),
+            "net_input": {"source": source, "lengths": lengths},
+        }
+
+    def __len__(self):
+        return len(self.split)
+
+    def size(self, index):
+        """Samples heard of an utterance (fairseq's notion of size)."""
+        return int(self.sizes[index])
+
+    def num_tokens(self, index):
+        """The same: budgets (`dataset.max_tokens`) are in samples."""
+        return self.size(index)
+
+    def num_tokens_vec(self, indices):
+        """`num_tokens` of several utterances."""
+        return self.sizes[indices]
+
+    def ordered_indices(self):
+        """Indices of the utterances that are used."""
+        return self.kept
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        """Length-bucketed batches under a budget of samples, padding counted; shuffled within buckets in training."""
+        rng = np.random.default_rng([self.seed, self.epoch]) if self.training else None
+        batches = by_length(self.sizes[indices], max_tokens, max_sentences, required_batch_size_multiple, rng)
+        return [indices[b] for b in batches]
+
+
+def pad_frames(rows, frames, value):
+    """Stack per-utterance arrays of frames into one tensor, padded with `value`. Returns (batch, frames)."""
+    return torch.from_numpy(np.stack([np.pad(row, (0, frames - len(row)), constant_values=value) for row in rows]))

@@ -1,0 +1,77 @@
+"""What fairseq needs on today's stack, mended from outside. Each function says what is broken and where."""
+
+import argparse
+import functools
+import os
+import pickle
+import re
+import shutil
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data.dictionary import Dictionary
+from fairseq.file_io import PathManager
+
+from .errors import InputError
+
+
+def apply():
+    """Apply every fix; harmless when repeated."""
+    allow_checkpoint_classes()
+    refuse_hostile_checkpoints()
+    copy_checkpoints_whole()
+
+
+def allow_checkpoint_classes():
+    """torch ≥ 2.6 loads nothing but tensors and plain containers by default, so fairseq can neither resume nor load.
+
+    Allowed are exactly the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's
+    state) and `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
+    """
+    torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])
+
+
+def refused_checkpoint(path, error):
+    """The InputError for a checkpoint that torch refused to unpickle."""
+    found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
+    what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
+    return InputError(f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it")
+
+
+def refuse_hostile_checkpoints():
+    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead."""
+    _wrap(checkpoint_utils, "load_checkpoint_to_cpu", _refusing)
+
+
+def copy_checkpoints_whole():
+    """`checkpoint_last.pt` and `checkpoint_best.pt` are plain copies: a kill during one leaves half a file. Rename a whole copy instead."""
+    _wrap(PathManager, "copy", _atomically, static=True)
+
+
+def _wrap(owner, name, wrapper, static=False):
+    original = getattr(owner, name)
+    if not hasattr(original, "__wrapped__"):
+        wrapped = functools.wraps(original)(wrapper(original))
+        setattr(owner, name, staticmethod(wrapped) if static else wrapped)
+
+
+def _refusing(load):
+    def load_checkpoint_to_cpu(path, *args, **kwargs):
+        try:
+            return load(path, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise refused_checkpoint(path, error) from None
+
+    return load_checkpoint_to_cpu
+
+
+def _atomically(copy):
+    def copy_whole(src_path, dst_path, overwrite=False):
+        if PathManager.path_requires_pathmanager(dst_path):
+            return copy(src_path, dst_path, overwrite)
+        temporary = f"{dst_path}.tmp"
+        shutil.copyfile(src_path, temporary)
+        os.replace(temporary, dst_path)
+        return True
+
+    return copy_whole

@@ -1,0 +1,387 @@
+"""Figures, drawn without a display and the same every time.
+
+Classes and groups have the colours of Okabe and Ito (told apart by colour-blind readers) and, beyond eight, other markers as
+well; heat has viridis. Figures are about 5 inches wide, so that their labels stay readable on a phone.
+"""
+
+import logging
+import re
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .files import atomic
+from .training_log import chosen_update
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito's eight; the yellow, pale on white, comes last, and markers have a thin dark edge for it."""
+MARKERS = "os^DvP*X"
+GREY = "#9A9A9A"
+STYLE = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+}
+WIDTH, DPI = 5.4, 150
+MOST_LABELLED = 40
+"""More bars than this get no names: they are sorted, and the lowest and highest are named."""
+MOST_COLOURED = 16
+"""A map colours at most this many groups, the largest ones; the others are grey, and the legend says so."""
+MOST_MAPPED = 2000
+"""A map shows at most this many utterances, drawn with the seed; its title says so."""
+BOOKKEEPING = re.compile(r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences)$")
+
+
+def confusion(path, counts, classes):
+    """Confusion matrix: shade and percentage are of each reference class (row), the count stands below.
+
+    Args:
+        path: of the PNG.
+        counts: (classes, classes), rows are references.
+        classes: names.
+
+    Returns:
+        The path, as every function here.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum(1, keepdims=True)
+    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    k = len(classes)
+    names = [_short(name) for name in classes]
+    longest = max(map(len, names))
+    small = 9 if k <= 6 else (8 if k <= 8 else 6.5)
+    with matplotlib.rc_context(STYLE):
+        side = 2.2 + 0.62 * max(k, 3) if k <= 8 else 2.2 + 0.5 * k
+        figure = _figure(side + 0.05 * longest, side)
+        axes = figure.add_subplot()
+        image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
+        for i in range(k):
+            for j in range(k):
+                text = f"{100 * share[i, j]:.0f}%\n{int(counts[i, j])}" if total[i] else "–"
+                axes.text(
+                    j, i, text, ha="center", va="center", fontsize=small, color="black" if share[i, j] > 0.6 else "white", linespacing=1.15
+                )
+        axes.set_xticks(range(k), names, rotation=45 if longest > 4 else 0, ha="right" if longest > 4 else "center", rotation_mode="anchor")
+        axes.set_yticks(range(k), names)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("reference")
+        axes.set_title(f"Confusion, {int(counts.sum())} utterances")
+        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04, ticks=[0, 0.5, 1])
+        bar.set_ticklabels(["0%", "50%", "100%"])
+        bar.outline.set_visible(False)
+        return _save(figure, path, square=True)
+
+
+def reliability(path, table, ece):
+    """Reliability diagram: accuracy against confidence, with the number of utterances per bin below.
+
+    Args:
+        path: of the PNG.
+        table: of `metrics.reliability`.
+        ece: the expected calibration error, for the title.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 5.2)
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        width, centres = np.diff(table["edges"]), (table["edges"][:-1] + table["edges"][1:]) / 2
+        filled = np.asarray(table["n"]) > 0
+        top.bar(centres[filled], table["accuracy"][filled], width=width[filled] * 0.92, color=COLOURS[0], label="accuracy")
+        top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="perfectly calibrated")
+        top.plot(table["confidence"][filled], table["accuracy"][filled], "o", color=COLOURS[1], markeredgecolor="black", label="bin mean")
+        top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"Reliability, ECE {ece:.3f}")
+        top.legend(loc="upper left")
+        below.bar(centres, table["n"], width=width * 0.92, color=GREY)
+        below.set(xlabel="confidence (probability of the decision)", ylabel="utterances")
+        below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        return _save(figure, path)
+
+
+def bars(path, values, overall, label):
+    """A horizontal bar per speaker, sorted, with the overall score and the mean ± standard deviation over speakers.
+
+    Args:
+        path: of the PNG.
+        values: speaker → score; NaN (not defined) is named and has no bar.
+        overall: the score over all utterances.
+        label: of the axis.
+    """
+    defined = sorted(((v, str(name)) for name, v in values.items() if not np.isnan(v)), key=lambda pair: (pair[0], pair[1]))
+    missing = len(values) - len(defined)
+    scores, n = np.array([v for v, _ in defined]), len(defined)
+    named = n <= MOST_LABELLED
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
+        axes = figure.add_subplot()
+        places = np.arange(n)
+        axes.barh(places, scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
+        if named:
+            axes.set_yticks(places, [_short(name) for _, name in defined])
+        else:
+            axes.set_yticks([0, n - 1], [_short(defined[0][1]), _short(defined[-1][1])])
+            axes.set_ylabel(f"{n} speakers, sorted")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(-0.7, max(n, 1) - 0.3)
+        axes.set_xlim(
+            min(0.0, 1.1 * scores.min() if n else 0.0), max(1.0, scores.max() if n else 1.0) if label.startswith(("UA", "CCC")) else None
+        )
+        if n:
+            axes.axvspan(scores.mean() - scores.std(), scores.mean() + scores.std(), color=COLOURS[1], alpha=0.35, linewidth=0, zorder=1)
+            axes.axvline(
+                scores.mean(), color=COLOURS[1], linewidth=2, label=f"over speakers {scores.mean():.3f} ± {scores.std():.3f}", zorder=3
+            )
+        if not np.isnan(overall):
+            axes.axvline(overall, color="black", linestyle="--", linewidth=1.5, label=f"all utterances {overall:.3f}", zorder=3)
+        axes.set_xlabel(label)
+        axes.set_title(f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
+        return _save(figure, path)
+
+
+def scatter(path, reference, predicted, name, ccc, rmse):
+    """Predicted against reference values of a dimension, with the diagonal.
+
+    Args:
+        path: of the PNG.
+        reference, predicted: (n).
+        name: of the dimension.
+        ccc, rmse: for the title.
+    """
+    reference, predicted = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+    margin = 0.05 * (high - low) or 0.5
+    limits = (low - margin, high + margin)
+    n = len(reference)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 5.2)
+        axes = figure.add_subplot()
+        axes.plot(limits, limits, color="black", linestyle="--", linewidth=1)
+        axes.scatter(
+            reference,
+            predicted,
+            s=float(np.clip(8000 / n, 4, 30)),
+            alpha=float(np.clip(400 / n, 0.2, 0.75)),
+            color=COLOURS[0],
+            linewidth=0,
+        )
+        axes.set(xlim=limits, ylim=limits, xlabel=f"{_short(name, 30)}, reference", ylabel=f"{_short(name, 30)}, predicted", aspect="equal")
+        axes.set_title(f"{_short(name, 20)}: CCC {_number(ccc)}, RMSE {_number(rmse)}, n = {n}")
+        axes.grid(color="#E6E6E6")
+        return _save(figure, path, square=True)
+
+
+def thresholds(path, sweep, name):
+    """Precision, recall, F1 and accuracy, and below them false positives and negatives, against a decision threshold.
+
+    Args:
+        path: of the PNG.
+        sweep: of `metrics.threshold_sweep`.
+        name: of the class.
+    """
+    x = sweep["threshold"]
+    decided = (sweep["TP"] + sweep["FP"]) > 0
+    possible = (sweep["TP"] + sweep["FN"]) > 0
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 5.2)
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        shown = {"precision": decided, "recall": possible, "F1": possible, "accuracy": np.isfinite(sweep["accuracy"])}
+        for (score, defined), colour, style in zip(shown.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
+            top.plot(x, np.where(defined, sweep[score], np.nan), style, color=colour, linewidth=2, label=score)
+        top.set(ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Deciding for “{_short(name)}” at a threshold")
+        below.plot(x, sweep["FP"], "-", color=COLOURS[4], linewidth=2, label="false positives")
+        below.plot(x, sweep["FN"], "--", color=COLOURS[6], linewidth=2, label="false negatives")
+        below.set(xlabel="threshold on the probability", ylabel="utterances")
+        below.set_ylim(bottom=0)
+        below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        for axes in (top, below):
+            axes.grid(color="#E6E6E6")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+        return _save(figure, path)
+
+
+def project(embeddings, method, seed=1):
+    """Two dimensions of utterance embeddings.
+
+    Args:
+        embeddings: (n, d), n of 3 or more.
+        method: `pca`, or `tsne` (scikit-learn's, started from PCA; on one thread, so that a seed gives the same map).
+        seed: of t-SNE, and of the choice of utterances where there are more than `MOST_MAPPED`.
+
+    Returns:
+        (places (m, 2), indices (m) of the utterances shown, names of the two axes).
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    n = len(embeddings)
+    chosen = np.arange(n) if n <= MOST_MAPPED else np.sort(np.random.default_rng(seed).choice(n, MOST_MAPPED, replace=False))
+    points = np.asarray(embeddings, dtype=np.float64)[chosen]
+    with threadpool_limits(1):
+        if method == "pca" or np.ptp(points, axis=0).max() == 0:
+            pca = PCA(n_components=min(2, *points.shape), svd_solver="full")
+            with np.errstate(invalid="ignore", divide="ignore"):  # equal points have no variance to explain
+                places = pca.fit_transform(points)
+            explained = np.nan_to_num(pca.explained_variance_ratio_)
+            names = [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
+            if places.shape[1] < 2:
+                places, names = np.column_stack([places, np.zeros(len(places))]), [*names, ""]
+        else:
+            perplexity = min(30.0, (len(points) - 1) / 3)
+            start = (
+                PCA(n_components=2, svd_solver="full").fit_transform(points)
+                if points.shape[1] > 1
+                else np.column_stack([points, 0 * points])
+            )
+            start = start / (start[:, 0].std() or 1.0) * 1e-4
+            tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
+            places, names = tsne.fit_transform(points).astype(np.float64), [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
+    return places, chosen, names
+
+
+def embedding_map(path, places, values, name, axis_names, of):
+    """A 2-d map of utterances, coloured by a group (legend) or by a number (viridis, colour bar).
+
+    Args:
+        path: of the PNG.
+        places: (m, 2).
+        values: (m) list of str, or a float array (NaN: grey).
+        name: what the colours mean.
+        axis_names: of both axes.
+        of: number of utterances the m were taken from.
+    """
+    m = len(places)
+    size = float(np.clip(6000 / m, 9, 34))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 5.6)
+        axes = figure.add_subplot()
+        if isinstance(values, np.ndarray):
+            known = ~np.isnan(values)
+            axes.scatter(*places[~known].T, s=size, color=GREY, linewidth=0)
+            image = axes.scatter(*places[known].T, s=size, c=values[known], cmap="viridis", linewidth=0)
+            figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).outline.set_visible(False)
+        else:
+            sizes = {value: values.count(value) for value in set(values)}
+            largest = sorted(sizes, key=lambda v: (-sizes[v], v))[:MOST_COLOURED]
+            others = np.array([v not in largest for v in values])
+            axes.scatter(*places[others].T, s=size * 0.7, color=GREY, linewidth=0, alpha=0.6)
+            for i, value in enumerate(sorted(largest)):
+                members = np.array([v == value for v in values])
+                look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
+                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=_short(value), **look)
+            if others.any():
+                axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
+            scale = max(1.0, (24 / size) ** 0.5)
+            figure.legend(loc="outside lower center", borderaxespad=0, ncols=4, handletextpad=0.2, columnspacing=1.0, markerscale=scale)
+        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
+        axes.set_title(f"Utterances by {_short(name)}" + (f" ({m} of {of})" if m < of else ""))
+        return _save(figure, path)
+
+
+def lines(path, x, series, xlabel, ylabel, title, categorical=False):
+    """A line per series: robustness against a condition, say.
+
+    Args:
+        path: of the PNG.
+        x: values, or names with `categorical`.
+        series: name → values (NaN: a gap).
+        xlabel, ylabel, title: texts.
+        categorical: x holds names, in order.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 4.4)
+        axes = figure.add_subplot()
+        places = np.arange(len(x)) if categorical else np.asarray(x, dtype=np.float64)
+        for i, (name, values) in enumerate(series.items()):
+            look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "markersize": 5, "linewidth": 1.8}
+            axes.plot(places, values, label=_short(name, 24), **look)
+        if categorical:
+            turned = sum(len(str(v)) for v in x) > 40
+            axes.set_xticks(places, [_short(str(v)) for v in x], rotation=45 if turned else 0, ha="right" if turned else "center")
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.grid(color="#E6E6E6")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+        return _save(figure, path)
+
+
+def training(path, curves, most=4):
+    """Training and validation curves over updates: the loss, then what is measured on validation data as well.
+
+    Args:
+        path: of the PNG.
+        curves: of `training_log.read_training_log`, not empty.
+        most: number of panels at most.
+
+    Returns:
+        The path, or None when there is nothing to draw.
+    """
+    names = [n for n in curves if not BOOKKEEPING.match(n)]
+    validated = [n for n in names if set(curves[n]) - {"train"}]
+    names = (["loss"] if "loss" in names else []) + [n for n in (validated or names) if n != "loss"]
+    names = names[:most]
+    if not names:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(WIDTH, 0.8 + 1.9 * len(names))
+        panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
+        labels = {}
+        for axes, name in zip(panels, names, strict=True):
+            for i, split in enumerate(sorted(curves[name], key=lambda s: (s != "train", s))):
+                updates, values = curves[name][split]
+                style = {"marker": "o", "markersize": 4} if len(updates) < 40 else {}
+                (line,) = axes.plot(updates, values, "-" if split == "train" else "--", color=COLOURS[i % 8], linewidth=1.8, **style)
+                labels.setdefault(split, line)
+            axes.set_ylabel(_short(name, 18))
+            axes.grid(color="#E6E6E6")
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        chosen = chosen_update(curves)
+        if chosen is not None:
+            for axes in panels:
+                mark = axes.axvline(chosen[1], color="black", linewidth=1, linestyle=":")
+            labels[f"best {_short(chosen[0], 18)}"] = mark
+        panels[0].set_title("Training")
+        panels[-1].set_xlabel("update")
+        panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", borderaxespad=0, ncols=3)
+        return _save(figure, path)
+
+
+def _number(value):
+    return "–" if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def _short(text, most=14):
+    """Text for a label: never read as mathematics, cut in the middle when too long."""
+    text = str(text)
+    text = text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - most + most // 2 + 1 :]}"
+    return text.replace("$", r"\$")
+
+
+def _figure(width, height):
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path, square=False):
+    """Write the PNG; a figure with square axes is trimmed to what is drawn, which costs a second rendering."""
+    trim = {"bbox_inches": "tight", "pad_inches": 0.1} if square else {}
+    with atomic(path, "wb") as f:
+        figure.savefig(f, format="png", metadata={"Software": None}, **trim)
+    return path

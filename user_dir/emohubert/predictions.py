@@ -1,0 +1,234 @@
+"""What a model says about a split: `predictions.tsv` and `embeddings.npz`.
+
+Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`. Regression: `id speaker`, then `NAME NAME_pred` for
+every dimension. A reference that does not exist is `-` (class) or `nan` (dimension): such an utterance is predicted, not scored.
+"""
+
+import zipfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+from .files import atomic
+from .manifest import NO_EMOTION, read_table
+
+PREFIX, SUFFIX = "p_", "_pred"
+
+
+@dataclass
+class ClassPredictions:
+    """Predicted classes.
+
+    Attributes:
+        ids, speakers: lists of str.
+        emotions: reference classes; "-" where there is none.
+        predicted: decided classes.
+        classes: names, in the order of the columns of `probabilities`.
+        probabilities: float64 (n, classes).
+    """
+
+    ids: list
+    speakers: list
+    emotions: list
+    predicted: list
+    classes: list
+    probabilities: np.ndarray
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def scored(self):
+        """Bool (n): has a reference."""
+        return np.array([e != NO_EMOTION for e in self.emotions], dtype=bool)
+
+    @property
+    def confidence(self):
+        """Float64 (n): the probability of the decided class."""
+        columns = [self.classes.index(name) for name in self.predicted]
+        return self.probabilities[np.arange(len(self)), columns]
+
+    def take(self, indices):
+        """The utterances at `indices`, in that order."""
+        pick = [[values[i] for i in indices] for values in (self.ids, self.speakers, self.emotions, self.predicted)]
+        return ClassPredictions(*pick, self.classes, self.probabilities[indices])
+
+
+@dataclass
+class DimensionPredictions:
+    """Predicted dimensions.
+
+    Attributes:
+        ids, speakers: lists of str.
+        dims: names, in the order of the columns of both arrays.
+        references: float64 (n, dims); NaN where there is none.
+        predicted: float64 (n, dims).
+    """
+
+    ids: list
+    speakers: list
+    dims: list
+    references: np.ndarray
+    predicted: np.ndarray
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def scored(self):
+        """Bool (n, dims): has a reference."""
+        return ~np.isnan(self.references)
+
+    def take(self, indices):
+        """The utterances at `indices`, in that order."""
+        pick = [[values[i] for i in indices] for values in (self.ids, self.speakers)]
+        return DimensionPredictions(*pick, self.dims, self.references[indices], self.predicted[indices])
+
+
+def from_probabilities(ids, speakers, emotions, classes, probabilities):
+    """ClassPredictions that decide for the most probable class (the first of equals)."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    predicted = [classes[i] for i in probabilities.argmax(1)]
+    return ClassPredictions(list(ids), list(speakers), list(emotions), predicted, list(classes), probabilities)
+
+
+def write_predictions(path, predictions):
+    """Write `predictions.tsv` atomically; numbers have 9 significant digits, so that float32 survives exactly."""
+    if isinstance(predictions, ClassPredictions):
+        header = ["id", "speaker", "emo", "emo_pred", *(PREFIX + name for name in predictions.classes)]
+        texts = zip(predictions.ids, predictions.speakers, predictions.emotions, predictions.predicted, strict=True)
+        numbers = predictions.probabilities
+    else:
+        header = ["id", "speaker", *(column for name in predictions.dims for column in (name, name + SUFFIX))]
+        texts = zip(predictions.ids, predictions.speakers, strict=True)
+        numbers = np.stack([predictions.references, predictions.predicted], axis=2).reshape(len(predictions), -1)
+    with atomic(path) as f:
+        f.write("\t".join(header) + "\n")
+        for text, row in zip(texts, numbers, strict=True):
+            if any(c in field for field in text for c in "\t\r\n"):
+                raise InputError(f"{path}: the id, speaker or class {text!r} holds a tab or line break; rename it in the manifest")
+            f.write("\t".join([*text, *(f"{value:.9g}" for value in row)]) + "\n")
+
+
+def read_predictions(path):
+    """Read a `predictions.tsv` of either kind.
+
+    Returns:
+        ClassPredictions or DimensionPredictions, by the header.
+
+    Raises:
+        InputError: missing, empty or malformed: the message names the line and what was expected.
+    """
+    table = read_table(path)
+    header = list(table)
+    if header[:2] != ["id", "speaker"] or len(header) < 4:
+        raise InputError(
+            f"{path}:1: the header {' '.join(header)[:120]} is not that of predictions; expected `id speaker emo emo_pred p_CLASS…` "
+            "or `id speaker NAME NAME_pred …`, as tools/evaluate.py writes it"
+        )
+    if not table["id"]:
+        raise InputError(f"{path}: lists no utterance; run tools/evaluate.py again")
+    twice = [name for name, count in Counter(table["id"]).items() if count > 1]
+    if twice:
+        line = len(table["id"]) + 1 - table["id"][::-1].index(twice[0])
+        raise InputError(f"{path}:{line}: the utterance “{twice[0]}” is listed twice; remove one line")
+    return _read_classes(path, table) if header[2:4] == ["emo", "emo_pred"] else _read_dimensions(path, table)
+
+
+def _read_classes(path, table):
+    columns = list(table)[4:]
+    if len(columns) < 2 or not all(c.startswith(PREFIX) and len(c) > len(PREFIX) for c in columns):
+        raise InputError(f"{path}:1: expected a column p_CLASS for each of two or more classes after emo_pred, found {columns}; correct it")
+    classes = [c[len(PREFIX) :] for c in columns]
+    probabilities = np.stack([_numbers(path, table, c) for c in columns], axis=1)
+    for number, row in enumerate(probabilities, 2):
+        if not ((row >= 0).all() and abs(row.sum() - 1) <= 0.01):  # NaN fails the first
+            raise InputError(f"{path}:{number}: the probabilities {row.round(4).tolist()} do not sum to 1; write them again")
+    for column, allowed in (("emo", {*classes, NO_EMOTION}), ("emo_pred", set(classes))):
+        for number, value in enumerate(table[column], 2):
+            if value not in allowed:
+                raise InputError(
+                    f"{path}:{number}: {column} is “{value}”, which is not among the classes {' '.join(classes)}; map it to one of them"
+                    + (f" or to “{NO_EMOTION}” (not scored)" if column == "emo" else "")
+                )
+    return ClassPredictions(table["id"], table["speaker"], table["emo"], table["emo_pred"], classes, probabilities)
+
+
+def _read_dimensions(path, table):
+    columns = list(table)[2:]
+    dims = columns[::2]
+    if columns[1::2] != [name + SUFFIX for name in dims]:
+        raise InputError(f"{path}:1: expected columns in pairs NAME NAME_pred after speaker, found {' '.join(columns)[:120]}; correct it")
+    references, predicted = (np.stack([_numbers(path, table, c) for c in columns[start::2]], axis=1) for start in (0, 1))
+    for array, names in ((references, dims), (predicted, columns[1::2])):
+        allowed = np.isfinite(array) | (np.isnan(array) if array is references else False)
+        if not allowed.all():
+            row, column = np.argwhere(~allowed)[0]
+            raise InputError(f"{path}:{row + 2}: {names[column]} is {array[row, column]}, not a finite number; correct it")
+    return DimensionPredictions(table["id"], table["speaker"], dims, references, predicted)
+
+
+def _numbers(path, table, column):
+    try:
+        return np.array(table[column], dtype=np.float64)
+    except ValueError:
+        for number, text in enumerate(table[column], 2):
+            try:
+                float(text)
+            except ValueError:
+                raise InputError(f"{path}:{number}: {column} is “{text[:40]}”, not a number; correct it") from None
+        raise
+
+
+@dataclass
+class Embeddings:
+    """Utterance embeddings.
+
+    Attributes:
+        ids, speakers: lists of str.
+        values: float32 (n, d).
+    """
+
+    ids: list
+    speakers: list
+    values: np.ndarray
+
+    def __len__(self):
+        return len(self.ids)
+
+
+def write_embeddings(path, ids, speakers, values):
+    """Write `embeddings.npz` atomically: `ids`, `speakers` (unicode arrays) and `embeddings` (float32, n × d)."""
+    with atomic(path, "wb") as f:
+        np.savez(f, ids=np.array(ids, dtype=np.str_), speakers=np.array(speakers, dtype=np.str_), embeddings=np.asarray(values, np.float32))
+
+
+def read_embeddings(path):
+    """Read an `embeddings.npz`; nothing in it can run (`allow_pickle=False`).
+
+    Raises:
+        InputError: missing, not such a file, arrays of unequal lengths, or values that are not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("ids", "speakers", "embeddings")}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; make it with tools/evaluate.py … --embeddings") from error
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: not an embeddings file ({' '.join(str(error).split())[:100]}); expected an npz with plain arrays ids, speakers and "
+            "embeddings, as tools/evaluate.py --embeddings writes it"
+        ) from error
+    ids, speakers, values = arrays["ids"], arrays["speakers"], arrays["embeddings"]
+    if values.ndim != 2 or values.dtype.kind != "f" or ids.shape != (len(values),) or speakers.shape != ids.shape or ids.dtype.kind != "U":
+        raise InputError(
+            f"{path}: embeddings {values.shape} {values.dtype} with ids {ids.shape} {ids.dtype} and speakers {speakers.shape}; "
+            "expected n × d floats with n names each; make it again with tools/evaluate.py --embeddings"
+        )
+    if not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise InputError(f"{path}: the embedding of “{ids[row]}” is not finite; evaluate a checkpoint that did not diverge")
+    return Embeddings(ids.tolist(), speakers.astype(np.str_).tolist(), values.astype(np.float32))

@@ -1,0 +1,352 @@
+"""Frame features of recordings, to be clustered: MFCCs, or layers of an encoder, as fairseq's simple_kmeans makes them.
+
+A recording is extracted in one *piece*, or, if it is longer than `max_chunk_seconds`, in several that overlap; each frame
+is kept from one piece, so none is lost. On a CPU every piece goes through the encoder alone, several pieces at once in
+threads of one core each: that is faster there than padded batches, and the bits of a feature depend on neither the batch
+nor the number of cores. On a GPU pieces go in padded batches; their features equal those of the piece alone up to the
+rounding of float32, and `Extracted.alone` gives the latter where the last bit decides.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchaudio
+
+from .. import audio
+from ..batching import by_length
+from ..errors import InputError
+
+MFCC_HOP = audio.HOP // 2
+MFCC = "mfcc"
+NOISE = 1e-5
+"""Relative precision to which float32 features of a padded batch are known; about ten times what is measured."""
+_CONTEXT_SECONDS = 5.0
+"""Context that a piece of a long recording gets on each side and that is not kept."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a recording that is extracted at once.
+
+    Attributes:
+        utterance: index in the split.
+        start, stop: samples that go in.
+        first, last: frames of the recording that are kept.
+        skip: frames of the piece before `first`.
+    """
+
+    utterance: int
+    start: int
+    stop: int
+    first: int
+    last: int
+    skip: int
+
+    @property
+    def samples(self):
+        return self.stop - self.start
+
+
+@dataclass
+class Extracted:
+    """Features of a piece: {name: (frames, width) float32 tensor}.
+
+    `alone` is None if they are those of the piece on its own; otherwise calling it gives those.
+    """
+
+    piece: Piece
+    features: dict
+    alone: object = None
+
+
+def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
+    """Cut a recording into pieces of at most `max_samples`, so that each frame is kept once.
+
+    Where a recording is cut, a piece reaches `context_samples` beyond the frames that are kept from it.
+    """
+    frames = int(audio.n_frames(int(n_samples), hop))
+    if n_samples <= max_samples:
+        return [Piece(utterance, 0, int(n_samples), 0, frames, 0)] if frames else []
+    window, context = int(audio.n_frames(int(max_samples), hop)), context_samples // hop
+    found, first = [], 0
+    while first < frames:
+        start = min(max(first - context, 0), frames - window)  # the last piece is a whole window too
+        end = start + window
+        last = frames if end >= frames else end - context
+        stop = int(n_samples) if end >= frames else (end - 1) * hop + audio.RECEPTIVE_FIELD
+        found.append(Piece(utterance, start * hop, stop, first, last, first - start))
+        first = last
+    return found
+
+
+class MfccFeatures:
+    """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration).
+
+    The same numbers as fairseq's `dump_mfcc_feature.py`. A recording longer than `max_chunk_seconds` is transformed in
+    parts; deltas are taken over the whole.
+    """
+
+    names = (MFCC,)
+    widths = {MFCC: 39}
+    hop = MFCC_HOP
+    precision = "float32"
+
+    def __init__(self, workers=None, max_chunk_seconds=100.0):
+        self.workers = workers or _cores()
+        self._chunk = audio.n_frames(int(max_chunk_seconds * audio.SAMPLE_RATE), MFCC_HOP)
+
+    def describe(self, name):
+        """What the features are, for `kmeans.npz`."""
+        return {"kind": "mfcc", "width": 39, "sample_rate": audio.SAMPLE_RATE, "hop": MFCC_HOP}
+
+    device = torch.device("cpu")
+
+    def extract(self, split, indices, consume, names=None, alone=True):
+        """As `EncoderFeatures.extract`; one piece per recording, always alone."""
+        found = [p for i in indices for p in pieces(i, split.n_samples[i], split.n_samples[i], 0, self.hop)]
+
+        def process(piece):
+            consume(Extracted(piece, {MFCC: self._features(split, piece)}))
+
+        yield from _in_threads(process, found, self.workers, budget=None)
+
+    def _features(self, split, piece):
+        parts = []
+        path, total = split.audio(piece.utterance), int(split.n_samples[piece.utterance])
+        for first in range(0, piece.last, self._chunk):
+            last = min(first + self._chunk, piece.last)
+            whole = (first, last) == (0, piece.last)
+            stop = total if whole else (last - 1) * self.hop + audio.RECEPTIVE_FIELD
+            waveform = torch.from_numpy(audio.read(path, first * self.hop, stop, total))
+            parts.append(torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=audio.SAMPLE_RATE, use_energy=False))
+        cepstra = torch.cat(parts).T  # (13, frames)
+        deltas = torchaudio.functional.compute_deltas(cepstra)
+        features = torch.cat([cepstra, deltas, torchaudio.functional.compute_deltas(deltas)]).T.contiguous()
+        return _finite(features, path)
+
+
+class EncoderFeatures:
+    """Layers of a pretrained encoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
+
+    Args:
+        encoder: from `checkpoints.load_encoder`.
+        layers: 1-based layers.
+        batch_seconds: audio in the model at once, padding counted. A longer piece goes alone.
+        workers: threads that read audio, and on a CPU run the model. Default: one for each core.
+        precision: "float32" or "bf16".
+        max_chunk_seconds: recordings longer than this are cut.
+        padded: padded batches instead of one piece per thread; by default on a GPU only.
+    """
+
+    hop = audio.HOP
+
+    def __init__(self, encoder, layers, batch_seconds=100.0, workers=None, precision="float32", max_chunk_seconds=100.0, padded=None):
+        encoder.check_layers(layers)
+        self.encoder, self.precision = encoder, precision
+        self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
+        self.workers = workers or _cores()
+        self.padded = encoder.device.type != "cpu" if padded is None else padded
+        self._budget = int(batch_seconds * audio.SAMPLE_RATE)
+        self._max_samples = int(max_chunk_seconds * audio.SAMPLE_RATE)
+        self._context = int(min(_CONTEXT_SECONDS, max_chunk_seconds / 4) * audio.SAMPLE_RATE)
+
+    @property
+    def names(self):
+        return tuple(self.layers)
+
+    @property
+    def widths(self):
+        return dict.fromkeys(self.layers, self.encoder.width)
+
+    def describe(self, name):
+        """What the features are, for `kmeans.npz`."""
+        return {
+            "kind": "encoder",
+            "checkpoint": self.encoder.sha256,
+            "layer": self.layers[name],
+            "width": self.encoder.width,
+            "sample_rate": audio.SAMPLE_RATE,
+            "hop": self.hop,
+            "normalise": self.encoder.normalise,
+        }
+
+    @property
+    def device(self):
+        return self.encoder.device
+
+    def extract(self, split, indices, consume, names=None, alone=False):
+        """Call `consume(Extracted)` for each piece of the utterances, maybe in worker threads; yields the seconds done.
+
+        Args:
+            split: a manifest Split.
+            indices: of utterances.
+            consume: must be safe to call from several threads.
+            names: which features; all by default.
+            alone: every piece on its own, on a GPU too.
+        """
+        layers = {name: self.layers[name] for name in names or self.names}
+        found = [p for i in indices for p in pieces(i, split.n_samples[i], self._max_samples, self._context)]
+        statistics = _Statistics(split) if self.encoder.normalise else None
+        with _exact_arithmetic(self.device):
+            if not self.padded:
+                yield from self._one_per_thread(split, found, statistics, consume, layers)
+                return
+            grouping = by_length([p.samples for p in found], self._budget, max_utterances=1 if alone else None)
+            yield from self._in_batches(split, [[found[i] for i in batch] for batch in grouping], statistics, consume, layers)
+
+    def _one_per_thread(self, split, found, statistics, consume, layers):
+        def process(piece):
+            waveform = _waveform(split, piece, statistics)
+            consume(Extracted(piece, self._forward(split, [piece], [waveform], layers)[0]))
+
+        found.sort(key=lambda p: -p.samples)
+        yield from _in_threads(process, found, self.workers, self._budget)
+
+    def _in_batches(self, split, batches, statistics, consume, layers):
+        def load(batch):
+            return batch, [_waveform(split, piece, statistics) for piece in batch]
+
+        for batch, waveforms in _read_ahead(load, batches, self.workers):
+            for i, features in enumerate(self._forward(split, batch, waveforms, layers)):
+                alone = None
+                if len(batch) > 1 and self.precision == "float32":
+
+                    def alone(piece=batch[i], waveform=waveforms[i]):
+                        return self._forward(split, [piece], [waveform], layers)[0]
+
+                consume(Extracted(batch[i], features, alone))
+            yield sum(p.samples for p in batch) / audio.SAMPLE_RATE
+
+    def _forward(self, split, batch, waveforms, layers):
+        lengths = [len(w) for w in waveforms]
+        source = torch.zeros(len(batch), max(lengths))
+        for row, waveform in zip(source, waveforms, strict=True):
+            row[: len(waveform)] = torch.from_numpy(waveform)
+        speakers = [split.speakers[p.utterance] for p in batch] if split.speakers else None
+        with autocast(self.encoder.device, self.precision):
+            features, _ = self.encoder.features(source, lengths, sorted(layers.values()), speakers)
+        kept = []
+        for i, piece in enumerate(batch):
+            rows = slice(piece.skip, piece.skip + piece.last - piece.first)
+            kept.append({name: _finite(features[layer][i, rows].float(), split.audio(piece.utterance)) for name, layer in layers.items()})
+        return kept
+
+
+def autocast(device, precision):
+    """Context of reduced precision; none for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def check_precision(precision, device):
+    """Raise InputError where the hardware cannot do `precision` at speed."""
+    if precision == "float32":
+        return
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = torch.backends.cpu.get_cpu_capability(), *_cpu_flags()
+        able = any("bf16" in flag.lower() for flag in flags)
+    if not able:
+        raise InputError(f"--precision {precision}: {device} has no bf16 arithmetic; use --precision float32")
+
+
+def _cpu_flags():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            return next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        return []
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _finite(features, path):
+    if not torch.isfinite(features).all():
+        raise InputError(f"{path}: its features are not finite numbers; look for damaged audio or a damaged checkpoint")
+    return features
+
+
+def _waveform(split, piece, statistics):
+    total = int(split.n_samples[piece.utterance])
+    waveform = audio.read(split.audio(piece.utterance), piece.start, piece.stop, total)
+    if statistics is None:
+        return waveform
+    return audio.normalise(waveform) if piece.samples == total else statistics.normalise(waveform, piece.utterance)
+
+
+class _Statistics:
+    """Mean and variance of recordings that are extracted in several pieces: normalisation is over the whole recording."""
+
+    _BLOCK = 60 * audio.SAMPLE_RATE
+
+    def __init__(self, split):
+        self.split, self._known, self._lock = split, {}, threading.Lock()
+
+    def normalise(self, waveform, utterance):
+        with self._lock:
+            if utterance not in self._known:
+                self._known[utterance] = self._measure(utterance)
+            mean, variance = self._known[utterance]
+        return ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
+
+    def _measure(self, utterance):
+        total = int(self.split.n_samples[utterance])
+        blocks = [(i, min(i + self._BLOCK, total)) for i in range(0, total, self._BLOCK)]
+        path = self.split.audio(utterance)
+        mean = sum(audio.read(path, *b, total).sum(dtype=np.float64) for b in blocks) / total
+        return mean, sum(np.square(audio.read(path, *b, total) - mean, dtype=np.float64).sum() for b in blocks) / total
+
+
+def _in_threads(process, found, workers, budget):
+    """Run `process` on pieces in threads of one core each, at most `budget` samples at once; yields seconds done."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    waiting, running = deque(found), {}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while waiting or running:
+            in_flight = sum(p.samples for p in running.values())
+            while waiting and len(running) < workers and (not running or budget is None or in_flight + waiting[0].samples <= budget):
+                piece = waiting.popleft()
+                running[pool.submit(process, piece)] = piece
+                in_flight += piece.samples
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                piece = running.pop(future)
+                future.result()
+                yield piece.samples / audio.SAMPLE_RATE
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _read_ahead(load, batches, workers):
+    """`load(batch)` for each batch in order, in threads, two batches ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting, pending = deque(batches), deque()
+        while waiting or pending:
+            while waiting and len(pending) < 3:
+                pending.append(pool.submit(load, waiting.popleft()))
+            yield pending.popleft().result()
+
+
+@contextlib.contextmanager
+def _exact_arithmetic(device):
+    """On a GPU, convolutions in full float32: TF32 has three digits, and its rounding depends on the batch."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        matmul = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = matmul

@@ -1,0 +1,314 @@
+"""k-means of frame features, and the file that holds it (`kmeans.npz`).
+
+Labels are the *exact* nearest centroids of the float32 features: distances are computed by a float32 matrix product, and
+frames whose two nearest centroids are too close for its rounding are compared again in float64. So neither the number of
+threads nor the size of a block decides about a label, here or in fitting.
+"""
+
+import contextlib
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..files import atomic
+
+METRICS = ("euclidean", "cosine")
+_BLOCK = 4096
+"""Frames in one matrix product: their distances to a few hundred centroids stay in the cache."""
+_ROUNDING = 2.0**-24
+_INIT_FRAMES = 8192
+_INIT_FRAMES_PER_CLUSTER = 16
+_CONVERGED = 1e-3
+"""Lloyd's iterations end when no more than this share of the frames changes its cluster."""
+
+
+@dataclass
+class KMeans:
+    """Centroids and how they came about.
+
+    Attributes:
+        centroids: (clusters, width) float32 array; unit vectors where the metric is cosine.
+        metric: "euclidean" or "cosine".
+        features: what they were fitted on (kind, layer, checkpoint SHA-256, sample rate, …), or None if unknown.
+        sizes: frames of each cluster in the fit, or None if unknown.
+        fit: inertia per frame, iterations, frames, seed and so on.
+    """
+
+    centroids: np.ndarray
+    metric: str = "euclidean"
+    features: dict | None = None
+    sizes: np.ndarray | None = None
+    fit: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.centroids)
+
+    @property
+    def width(self):
+        return self.centroids.shape[1]
+
+    def check(self, features, width, path):
+        """Refuse features of another kind than the centroids were fitted on.
+
+        Args:
+            features: description of the features, or None if unknown: then only the width is compared.
+            width: of the features.
+            path: of the centroids, for the message.
+
+        Raises:
+            InputError: they are of another kind.
+        """
+        if self.features is not None and features is not None and self.features != features:
+            name = next(k for k in [*self.features, *features] if self.features.get(k) != features.get(k))
+            raise InputError(
+                f"{path}: these centroids were fitted on features with {name} = {self.features.get(name)}, "
+                f"but these have {name} = {features.get(name)}; fit centroids on these features, or use the others"
+            )
+        if width != self.width:
+            raise InputError(f"{path}: centroids of width {self.width} cannot label features of width {width}; use the features they were fitted on")
+
+    def save(self, path):
+        """Write `kmeans.npz`: arrays and JSON text, nothing that needs pickle."""
+        info = {"metric": self.metric, "features": self.features, "fit": self.fit}
+        sizes = np.zeros(0, dtype=np.int64) if self.sizes is None else np.asarray(self.sizes, dtype=np.int64)
+        with atomic(path, "wb") as f:
+            np.savez(f, centroids=self.centroids, sizes=sizes, info=np.array(json.dumps(info, sort_keys=True)))
+
+    @classmethod
+    def load(cls, path):
+        """Read `kmeans.npz` without running anything in it.
+
+        Raises:
+            InputError: missing, damaged, or not such a file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file of centroids; make it with tools/make_labels.py or tools/learn_kmeans.py")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                centroids, sizes, info = archive["centroids"], archive["sizes"], json.loads(str(archive["info"]))
+            model = cls(centroids, info["metric"], info["features"], sizes if len(sizes) else None, info["fit"])
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise InputError(f"{path}: not a kmeans.npz of emohubert, or a damaged one ({_first_line(error)}); make it again") from error
+        if (
+            centroids.dtype != np.float32 or centroids.ndim != 2 or not centroids.size or not np.isfinite(centroids).all()
+            or model.metric not in METRICS or not isinstance(model.features, dict | None) or not isinstance(model.fit, dict)
+            or not (model.sizes is None or (sizes.shape == (len(centroids),) and sizes.dtype == np.int64))
+        ):  # fmt: skip
+            raise InputError(f"{path}: does not hold centroids as emohubert writes them; make it again")
+        return model
+
+
+class Assigner:
+    """Nearest centroids of frames.
+
+    The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the centroids: the
+    squared distance, halved and less a constant of the frame. Taking μ off keeps the numbers small where features share
+    a large offset. With the cosine metric `−x·c'`.
+    """
+
+    def __init__(self, centroids, metric="euclidean", device="cpu"):
+        self.metric, self.device = metric, torch.device(device)
+        self.exact = torch.as_tensor(centroids).to(self.device, torch.float64)
+        mean = self.exact.mean(0)
+        shifted = self.exact - mean
+        bias = shifted.pow(2).sum(1) / 2 + shifted @ mean if metric == "euclidean" else torch.zeros_like(shifted[:, 0])
+        self._weight, self._bias = shifted.float().T.contiguous(), bias.float()  # (width, clusters), (clusters,)
+        self._radius, self._offset = float(shifted.norm(dim=1).max()), float(bias.abs().max())
+        self._rounding = 2 * (shifted.shape[1] + 8) * _ROUNDING
+
+    def labels(self, frames):
+        """Labels of (frames, width) float32 features: int64 tensor. Of equally near centroids, the first."""
+        return self._labels(frames, 0.0)[0]
+
+    def labels_and_doubt(self, frames, noise):
+        """Labels, and whether features known to a relative precision of `noise` leave any of them in doubt.
+
+        A label is in doubt if some features x + δ with |δ| <= noise · |x| have another nearest centroid.
+        """
+        labels, doubtful = self._labels(frames, noise)
+        return labels, bool(doubtful)
+
+    def _labels(self, frames, noise):
+        frames = torch.as_tensor(frames).to(self.device, torch.float32)
+        labels = torch.empty(len(frames), dtype=torch.int64, device=self.device)
+        doubtful = False
+        for start in range(0, len(frames), _BLOCK):
+            block = frames[start : start + _BLOCK]
+            scores = torch.addmm(self._bias, block, self._weight, alpha=-1)
+            best, nearest = scores.min(1)
+            norms = block.norm(dim=1)
+            tolerance = self._rounding * (norms * self._radius + self._offset)
+            if len(self.exact) > 1:
+                rivals = scores.scatter(1, nearest[:, None], float("inf")).amin(1) - best
+                for row in torch.nonzero(~(rivals > tolerance))[:, 0].tolist():
+                    near = torch.nonzero(~(scores[row] > best[row] + tolerance[row]))[:, 0]
+                    nearest[row] = near[self._distances(block[row], near).argmin()]
+                if noise:
+                    doubtful = doubtful or bool((~(rivals > tolerance + 2 * noise * norms * self._radius)).any())
+            labels[start : start + len(block)] = nearest
+        return labels, doubtful
+
+    def _distances(self, frame, candidates):
+        frame, centroids = frame.double(), self.exact[candidates]
+        return (frame - centroids).pow(2).sum(1) if self.metric == "euclidean" else -(frame * centroids).sum(1)
+
+
+def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu"):
+    """k-means++ on a sample of the frames, then Lloyd's iterations on all of them.
+
+    An empty cluster moves to the frame that is farthest from its centroid. The result depends on the frames, their order
+    and the seed only: neither on the number of threads nor on the machine's block sizes.
+
+    Args:
+        frames: (frames, width) float32 array; not copied.
+        clusters: number of clusters.
+        metric: "euclidean"; or "cosine": spherical k-means of the unit vectors.
+        restarts: number of seeds; the result of least inertia is kept.
+        iterations: most iterations of Lloyd's.
+        device: where distances are computed.
+
+    Returns:
+        KMeans without `features`.
+
+    Raises:
+        InputError: fewer (distinct) frames than clusters, or frames that are not finite.
+    """
+    if len(frames) < clusters:
+        raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
+    data = _Frames(frames, metric, device)
+    runs = [_lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, r])), iterations) for r in range(restarts)]
+    centroids, labels, rounds = min(runs, key=lambda run: data.inertia(*run[:2]))
+    return KMeans(
+        centroids.float().cpu().numpy(),
+        metric,
+        sizes=torch.bincount(labels, minlength=clusters).cpu().numpy(),
+        fit={
+            "inertia": data.inertia(centroids, labels) / len(frames),
+            "iterations": rounds,
+            "frames": len(frames),
+            "seed": seed,
+            "restarts": restarts,
+        },
+    )
+
+
+class _Frames:
+    """The frames of a fit, taken block by block; unit vectors where the metric is cosine."""
+
+    def __init__(self, frames, metric, device):
+        self.frames, self.metric, self.device = torch.as_tensor(frames), metric, torch.device(device)
+
+    def __len__(self):
+        return len(self.frames)
+
+    def take(self, index):
+        """Frames by index tensor or slice, in float32 on the device."""
+        block = self.frames[index].to(self.device)
+        return torch.nn.functional.normalize(block, dim=1) if self.metric == "cosine" else block
+
+    def blocks(self, rows=None):
+        """(slice into `rows`, block) for all frames, or those of an index tensor."""
+        for start in range(0, len(self) if rows is None else len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            yield part, self.take(part if rows is None else rows[part].to(self.frames.device))
+
+    def distances(self, centroids, labels):
+        """Squared distance of each frame to its centroid, float64."""
+        return torch.cat([(block.double() - centroids[labels[part]].double()).pow(2).sum(1) for part, block in self.blocks()])
+
+    def inertia(self, centroids, labels):
+        return float(self.distances(centroids, labels).sum())
+
+
+def _plus_plus(data, clusters, rng):
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007; several candidates per step) on a sample of the frames."""
+    size = min(len(data), max(_INIT_FRAMES, _INIT_FRAMES_PER_CLUSTER * clusters))
+    rows = np.sort(rng.choice(len(data), size, replace=False))
+    with _one_thread():  # sums in one fixed order, whatever the machine
+        sample = data.take(torch.from_numpy(rows))
+        if not torch.isfinite(sample).all():
+            raise InputError("features hold values that are not finite; look for damaged audio or a damaged checkpoint")
+        sample = sample - sample.mean(0)
+        squares = sample.pow(2).sum(1)
+        trials = 2 + int(np.log(clusters))
+        chosen = [int(rng.integers(size))]
+        nearest = (squares - 2 * (sample @ sample[chosen[0]]) + squares[chosen[0]]).clamp(min=0)
+        for _ in range(1, clusters):
+            cumulative = nearest.double().cumsum(0).cpu().numpy()
+            picks = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1], side="right").clip(max=size - 1)
+            picks = torch.from_numpy(picks).to(data.device)
+            candidates = (squares - 2 * (sample[picks] @ sample.T) + squares[picks][:, None]).clamp(min=0)
+            candidates = torch.minimum(candidates, nearest)  # (trials, size)
+            best = int(candidates.double().sum(1).argmin())
+            nearest = candidates[best]
+            chosen.append(int(picks[best]))
+    return data.take(torch.from_numpy(rows[chosen])).double()
+
+
+def _lloyd(data, centroids, iterations):
+    """Lloyd's iterations; cluster sums are kept in float64 and follow the frames that change their cluster."""
+    clusters = len(centroids)
+    labels = sums = None
+    for done in range(1, iterations + 1):
+        assigner = Assigner(centroids.float(), data.metric, data.device)
+        previous, labels = labels, torch.cat([assigner.labels(block) for _, block in data.blocks()])
+        if previous is None:
+            changed, sums = len(labels), torch.zeros_like(centroids)
+            for part, block in data.blocks():
+                sums.index_add_(0, labels[part], block.double())
+        else:
+            rows = torch.nonzero(labels != previous)[:, 0]
+            changed = len(rows)
+            for part, block in data.blocks(rows):
+                sums.index_add_(0, labels[rows[part]], block.double())
+                sums.index_add_(0, previous[rows[part]], -block.double())
+        changed += _fill_empty(data, centroids, labels, sums)
+        centroids = sums / torch.bincount(labels, minlength=clusters)[:, None]
+        if data.metric == "cosine":
+            centroids = torch.nn.functional.normalize(centroids, dim=1)
+        if changed <= _CONVERGED * len(labels):
+            break
+    centroids = centroids.float()
+    return centroids, torch.cat([Assigner(centroids, data.metric, data.device).labels(block) for _, block in data.blocks()]), done
+
+
+def _fill_empty(data, centroids, labels, sums):
+    """Give each empty cluster the frame that is farthest from its centroid, in place; returns how many."""
+    sizes = torch.bincount(labels, minlength=len(centroids))
+    empty = torch.nonzero(sizes == 0)[:, 0].tolist()
+    if not empty:
+        return 0
+    distances = data.distances(centroids.float(), labels)
+    order = torch.argsort(distances, descending=True, stable=True).tolist()
+    for cluster in empty:
+        row = next((r for r in order if sizes[labels[r]] > 1 and distances[r] > 0), None)
+        if row is None:
+            raise InputError(f"fewer than {len(centroids)} distinct frames; ask for fewer clusters or give more audio")
+        order.remove(row)
+        frame = data.take(torch.tensor([row]))[0].double()
+        sums[labels[row]] -= frame
+        sums[cluster] = frame
+        sizes[labels[row]] -= 1
+        sizes[cluster] = 1
+        labels[row] = cluster
+    return len(empty)
+
+
+@contextlib.contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,398 @@
+"""From audio to label files: every feature, every number of clusters, each recording read once.
+
+Frames of the fitting split are kept in memory, all of them or as many recordings as the budget allows; k-means is fitted
+on them, and the rest of the audio is labelled as it is read. Nothing but labels is written. What is finished is kept: a
+run that was killed goes on where it was and ends with the same bytes.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import audio
+from ..cli import progress
+from ..errors import InputError
+from ..files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
+from ..manifest import read_split, splits_of
+from . import kmeans
+from .features import NOISE
+from .shards import label_line
+
+logger = logging.getLogger("emohubert")
+
+_WINDOW_SECONDS = 1800
+"""Audio that is labelled between two saves."""
+_FEW_FRAMES = 39
+"""Frames a cluster below which a fit is called poor (faiss's limit)."""
+_AGREEMENT_UTTERANCES = 32
+_NAMED = 50
+
+
+@dataclass
+class LabelSet:
+    """Labels to be made: one kind of features, one set of centroids.
+
+    Attributes:
+        feature: name of the features, such as "L9".
+        clusters: their number.
+        folder: where the labels go, such as OUT_DIR/L9/km50.
+        fit_stamp: the Stamp of its centroids.
+        model: the centroids, once there.
+    """
+
+    feature: str
+    clusters: int
+    folder: Path
+    fit_stamp: Stamp
+    model: kmeans.KMeans = None
+
+    @property
+    def name(self):
+        return f"{self.feature}/{self.folder.name}"
+
+    @property
+    def centroids(self):
+        return self.folder / "kmeans.npz"
+
+
+class LabelMaker:
+    """Makes the label sets of a manifest directory.
+
+    Args:
+        directory: the manifest directory.
+        out: output folder.
+        features: MfccFeatures or EncoderFeatures.
+        clusters: numbers of clusters.
+        fit_split: the split that centroids are fitted on.
+        splits: the splits that get labels; by default those that exist of train, valid and test.
+        seed, metric, restarts, iterations: see `kmeans.fit`; the seed also draws the recordings of the fit.
+        max_memory: bytes of features kept for the fit.
+        centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
+        overwrite: make everything again.
+    """
+
+    def __init__(
+        self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, metric="euclidean", restarts=1,
+        iterations=100, max_memory=512 << 20, centroids=None, overwrite=False,
+    ):  # fmt: skip
+        self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
+        self.options = {"metric": metric, "restarts": restarts, "iterations": iterations}
+        self.splits = {name: read_split(directory, name) for name in self._split_names(directory, splits)}
+        self.out = make_folder(out)
+        self._identities = {}
+        self._memory = {}
+        self.rechecked = 0
+        self.fit_split, self.sample = None, []
+        if centroids is None:
+            self.fit_split = self.splits.get(fit_split) or read_split(directory, fit_split)
+            self.sample = self._choose_sample()
+            self.sets = [self._fitted_set(name, k) for name in features.names for k in sorted(set(clusters))]
+        else:
+            self.sets = [self._given_set(centroids)]
+
+    @staticmethod
+    def _split_names(directory, splits):
+        if splits:
+            return list(dict.fromkeys(splits))
+        there = splits_of(directory) if Path(directory).is_dir() else []
+        names = [s for s in ("train", "valid", "test") if s in there]
+        if not names:
+            raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
+        return names
+
+    def run(self):
+        """Fit what is not fitted, label what is not labelled; returns the label sets."""
+        start = time.perf_counter()
+        for split in self.splits.values():
+            self._report_short(split)
+        self._fit()
+        for split in sorted(self.splits.values(), key=lambda split: split is not self.fit_split):
+            if split is not self.fit_split:
+                self._memory = {}
+            self._label(split)
+        self._memory = {}
+        if self.rechecked:
+            logger.info("%d pieces of padded batches had frames between two clusters and were extracted again alone", self.rechecked)
+        logger.info("pseudo-labels: %d sets of %s in %.1f s", len(self.sets), ", ".join(self.splits), time.perf_counter() - start)
+        return self.sets
+
+    # --- what is to be made -------------------------------------------------------------------------------------------
+
+    def _fitted_set(self, name, clusters):
+        folder = make_folder(self.out / name / f"km{clusters}")
+        settings = {
+            "features": self.features.describe(name),
+            "precision": self.features.precision,
+            "clusters": clusters,
+            "seed": self.seed,
+            **self.options,
+            "audio": self._identity(self.fit_split),
+            "recordings": fingerprint([int(i) for i in self.sample]),
+        }
+        return LabelSet(name, clusters, folder, Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"]))
+
+    def _given_set(self, path):
+        from .centroids import load_centroids
+
+        if len(self.features.names) != 1:
+            raise InputError(f"{path}: given centroids label one layer; name the one they were fitted on with --layers")
+        (name,) = self.features.names
+        model = load_centroids(path)
+        model.check(self.features.describe(name), self.features.widths[name], path)
+        model.features = self.features.describe(name)
+        folder = make_folder(self.out / name / f"km{len(model)}")
+        stamp = Stamp(folder / ".kmeans.stamp", {"given": sha256(path)}, [folder / "kmeans.npz", folder / "dict.km.txt"])
+        if self.overwrite or not stamp.is_current():
+            stamp.clear()
+            self._save(LabelSet(name, len(model), folder, stamp, model))
+        return LabelSet(name, len(model), folder, stamp, model)
+
+    def _identity(self, split):
+        """Fingerprint of a split's audio: names, lengths, speakers, and the files' sizes and times of change."""
+        if split.name not in self._identities:
+            rows = []
+            for i, path in enumerate(split.paths):
+                try:
+                    stat = split.audio(i).stat()
+                except OSError as error:
+                    raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
+                rows.append([path, int(split.n_samples[i]), stat.st_size, stat.st_mtime_ns, split.speakers[i] if split.speakers else None])
+            self._identities[split.name] = fingerprint(rows)
+        return self._identities[split.name]
+
+    def _choose_sample(self):
+        """Recordings to fit on, in an order that does not depend on their order in the manifest."""
+        split, hop = self.fit_split, self.features.hop
+        frames = audio.n_frames(split.n_samples, hop)
+        budget = self.max_memory // (4 * sum(self.features.widths.values()))
+        keys = [fingerprint([self.seed, path]) for path in split.paths]
+        by_path = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (split.paths[i], i))
+        if not by_path:
+            raise InputError(f"{split.tsv}: every recording is shorter than one frame ({audio.RECEPTIVE_FIELD} samples); nothing to fit on")
+        if frames.sum() <= budget:
+            return by_path
+        chosen, used = set(), 0
+        for i in sorted(by_path, key=lambda i: (keys[i], i)):
+            if used + frames[i] <= budget:
+                chosen.add(i)
+                used += int(frames[i])
+        if not chosen:
+            raise InputError(f"--max-memory: no recording of {split.tsv} fits ({int(frames.max())} frames the longest); allow more memory")
+        logger.info(
+            "fit on %d of %d recordings of %s (%d of %d frames): as many as --max-memory allows",
+            len(chosen), len(split), split.name, used, int(frames.sum()),
+        )  # fmt: skip
+        return [i for i in by_path if i in chosen]
+
+    def _report_short(self, split):
+        short = np.flatnonzero(audio.n_frames(split.n_samples, self.features.hop) == 0)
+        if len(short):
+            names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
+            logger.warning(
+                "%s: %d recordings are shorter than one frame (%d samples) and get an empty line of labels: %s",
+                split.tsv, len(short), audio.RECEPTIVE_FIELD, names,
+            )  # fmt: skip
+
+    # --- fitting ------------------------------------------------------------------------------------------------------
+
+    def _fit(self):
+        wanting = []
+        for s in self.sets:
+            if s.model is None and not self.overwrite and s.fit_stamp.is_current():
+                s.model = kmeans.KMeans.load(s.centroids)
+            elif s.model is None:
+                wanting.append(s)
+        if not wanting:
+            return
+        names = [name for name in self.features.names if any(s.feature == name for s in wanting)]
+        self._memory = self._extract_sample(names)
+        for s in wanting:
+            start = time.perf_counter()
+            s.fit_stamp.clear()
+            frames = self._memory[s.feature]
+            if len(frames) < _FEW_FRAMES * s.clusters:
+                logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
+            s.model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, **self.options)
+            s.model.features = self.features.describe(s.feature)
+            s.model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
+            self._save(s)
+            logger.info(
+                "%s: inertia %.4f a frame, %d iterations, clusters of %d to %d frames, %.1f s",
+                s.name, s.model.fit["inertia"], s.model.fit["iterations"], s.model.sizes.min(), s.model.sizes.max(),
+                time.perf_counter() - start,
+            )  # fmt: skip
+
+    @staticmethod
+    def _save(s):
+        counts = np.ones(s.clusters, dtype=np.int64) if s.model.sizes is None else np.maximum(s.model.sizes, 1)
+        write_lines(s.folder / "dict.km.txt", [f"{i} {n}" for i, n in enumerate(counts)])
+        s.model.save(s.centroids)
+        s.fit_stamp.write()
+
+    def _extract_sample(self, names):
+        split = self.fit_split
+        frames = audio.n_frames(split.n_samples[self.sample], self.features.hop)
+        ends = np.cumsum(frames)
+        self._rows = {i: slice(int(end - n), int(end)) for i, end, n in zip(self.sample, ends, frames, strict=True)}
+        memory = {name: np.empty((int(ends[-1]), self.features.widths[name]), dtype=np.float32) for name in names}
+
+        def keep(extracted):
+            first = self._rows[extracted.piece.utterance].start + extracted.piece.first
+            for name, features in extracted.features.items():
+                memory[name][first : first + len(features)] = features.cpu().numpy()
+
+        self._extract(split, self.sample, keep, names, f"{split.name}: features to fit on", alone=True)
+        return memory
+
+    def _extract(self, split, indices, consume, names, description, alone=False):
+        durations = self.features.extract(split, indices, consume, names, alone=alone)
+        for _ in progress(_each_second(durations), description, int(split.n_samples[indices].sum() / audio.SAMPLE_RATE), "s"):
+            pass
+
+    # --- labelling ----------------------------------------------------------------------------------------------------
+
+    def _label(self, split):
+        jobs = []
+        for s in self.sets:
+            settings = {"fit": s.fit_stamp.settings, "audio": self._identity(split), "precision": self.features.precision}
+            stamp = Stamp(s.folder / f".{split.name}.stamp", settings, [s.folder / f"{split.name}.km"])
+            if self.overwrite or not stamp.is_current():
+                jobs.append(_SplitLabels(s, split, stamp, self.features.device))
+        if not jobs:
+            logger.info("%s: its labels are whole and made with these settings", split.name)
+        else:
+            windows = _windows(split.n_samples)
+            for job in jobs:
+                job.open(self.overwrite)
+            for number, window in enumerate(windows):
+                undone = [job for job in jobs if not job.part(number).is_file()]
+                if undone:
+                    self._label_window(split, window, undone, f"{split.name}: labels, part {number + 1} of {len(windows)}")
+                    for job in undone:
+                        job.save(number)
+            for job in jobs:
+                job.finish(len(windows))
+
+    def _label_window(self, split, window, jobs, description):
+        frames = audio.n_frames(split.n_samples[window], self.features.hop)
+        for job in jobs:
+            job.start(window, frames)
+        names = [name for name in self.features.names if any(job.set.feature == name for job in jobs)]
+        known = set()
+        if split is self.fit_split and self._memory and set(names) <= set(self._memory):
+            known = self._rows.keys() & set(window.tolist())
+            for i in sorted(known):
+                for job in jobs:
+                    job.label(i, 0, self._memory[job.set.feature][self._rows[i]])
+
+        def consume(extracted):
+            noise = NOISE if extracted.alone else 0.0
+            piece = extracted.piece
+            doubtful = [job.label(piece.utterance, piece.first, extracted.features[job.set.feature], noise) for job in jobs]
+            if any(doubtful):
+                features = extracted.alone()
+                self.rechecked += 1
+                for job in jobs:
+                    job.label(piece.utterance, piece.first, features[job.set.feature])
+
+        rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
+        if len(rest):
+            self._extract(split, rest, consume, names, description)
+
+
+class _SplitLabels:
+    """The labels of one set and split on their way to `{split}.km`: in parts, each saved when it is whole."""
+
+    def __init__(self, label_set, split, stamp, device):
+        self.set, self.split, self.stamp = label_set, split, stamp
+        self._assigner = kmeans.Assigner(label_set.model.centroids, label_set.model.metric, device)
+        self._folder = label_set.folder / f".{split.name}.{fingerprint(stamp.settings)}.parts"
+
+    def open(self, overwrite):
+        self.stamp.clear()
+        for other in self.set.folder.glob(f".{self.split.name}.*.parts"):
+            if overwrite or other != self._folder:
+                shutil.rmtree(other)
+        self._folder.mkdir(exist_ok=True)
+
+    def part(self, number):
+        return self._folder / f"{number:06d}.km"
+
+    def start(self, window, frames):
+        self._first, self._ends, self._frames = int(window[0]), np.cumsum(frames), frames
+        self._labels = np.zeros(int(self._ends[-1]), dtype=np.int32)
+
+    def label(self, utterance, first_frame, features, noise=0.0):
+        """Label frames of an utterance from `first_frame` on; True if batch rounding leaves a label in doubt."""
+        labels, doubtful = self._assigner.labels_and_doubt(features, noise)
+        i = utterance - self._first
+        row = int(self._ends[i] - self._frames[i]) + first_frame
+        self._labels[row : row + len(labels)] = labels.cpu().numpy()
+        return doubtful
+
+    def save(self, number):
+        write_lines(self.part(number), (label_line(self._labels[end - n : end]) for end, n in zip(self._ends, self._frames, strict=True)))
+
+    def finish(self, parts):
+        with atomic(self.set.folder / f"{self.split.name}.km", "wb") as out:
+            for number in range(parts):
+                with open(self.part(number), "rb") as f:
+                    shutil.copyfileobj(f, out, 1 << 20)
+        self.stamp.write()
+        shutil.rmtree(self._folder)
+
+
+def _windows(n_samples):
+    """Contiguous ranges of utterances of about half an hour of audio each."""
+    number = (np.cumsum(n_samples) - 1) // (_WINDOW_SECONDS * audio.SAMPLE_RATE)
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    return [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(n_samples)], strict=True)]
+
+
+def _each_second(durations):
+    """One item per second of audio that is done."""
+    done = shown = 0
+    for duration in durations:
+        done += duration
+        while shown < int(done + 1e-6):
+            shown += 1
+            yield shown
+
+
+def agreement(maker, reduced, full):
+    """Share of frames on which reduced precision gives the same labels as float32, measured on a seeded sample.
+
+    Args:
+        maker: a LabelMaker that has run.
+        reduced, full: EncoderFeatures of the same encoder.
+
+    Returns:
+        {name of the set: share}, and the number of frames.
+    """
+    split = next(iter(maker.splits.values()))
+    audible = np.flatnonzero(audio.n_frames(split.n_samples))
+    chosen = np.random.default_rng(maker.seed).permutation(audible)[:_AGREEMENT_UTTERANCES]
+    assigners = {s.name: (s.feature, kmeans.Assigner(s.model.centroids, s.model.metric, full.device)) for s in maker.sets}
+
+    def labels_by(features):
+        found = {}
+
+        def consume(extracted):
+            for name, (feature, assigner) in assigners.items():
+                found[name, extracted.piece.utterance, extracted.piece.first] = assigner.labels(extracted.features[feature]).cpu().numpy()
+
+        for _ in features.extract(split, chosen, consume, alone=True):
+            pass
+        return found
+
+    a, b = labels_by(reduced), labels_by(full)
+    shares = {}
+    for name in assigners:
+        same = np.concatenate([a[key] == b[key] for key in a if key[0] == name])
+        shares[name] = float(same.mean())
+    return shares, len(same)
+

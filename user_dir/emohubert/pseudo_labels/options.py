@@ -1,0 +1,77 @@
+"""Command-line options that the label tools share."""
+
+import argparse
+
+from .. import cli
+from ..checkpoints import load_encoder
+from ..errors import InputError
+from .features import EncoderFeatures, MfccFeatures, check_precision
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def positive_int(text):
+    """An int of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"“{text}” is not a whole number of at least 1")
+    return value
+
+
+def positive_float(text):
+    """A float above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"“{text}” is not a number above 0")
+    return value
+
+
+def memory(text):
+    """Bytes, from text such as 512M or 8G, for argparse."""
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = _UNITS.get(number[-1:], 1)
+    try:
+        value = float(number.rstrip("KMGT")) * unit
+    except ValueError:
+        value = 0.0
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"“{text}” is not an amount of memory; write such as 512M or 8G")
+    return int(value)
+
+
+def add_features(parser):
+    """Which features: --mfcc, or --checkpoint with --layers, and how they are extracted."""
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
+    kind.add_argument("--checkpoint", metavar="CKPT", help="HuBERT or wav2vec 2.0 checkpoint of fairseq, or one of ours; 50 frames a second")
+    parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
+    parser.add_argument("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")
+    parser.add_argument("--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces")
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="threads that read audio and, on a CPU, run the model (default: one for each core)")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="arithmetic of the encoder; bf16 only where the hardware has it")
+    parser.add_device()
+
+
+def features(args, precision=None):
+    """The MfccFeatures or EncoderFeatures that the options ask for.
+
+    Raises:
+        InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
+    """
+    precision = precision or args.precision
+    if args.mfcc:
+        if args.layers or precision != "float32":
+            raise InputError("--mfcc: MFCCs have no --layers and no --precision; leave these options out")
+        return MfccFeatures(args.workers, args.max_chunk_seconds)
+    if not args.layers:
+        raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
+    device = cli.device(args.device)
+    check_precision(precision, device)
+    encoder = load_encoder(args.checkpoint, device)
+    return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, precision, args.max_chunk_seconds)

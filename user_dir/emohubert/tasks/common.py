@@ -1,0 +1,61 @@
+"""What the tasks share: one-line errors on the command line, and speakers as rows of a table."""
+
+import functools
+import logging
+import sys
+
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def exit_on_input_error(method):
+    """Under `fairseq-hydra-train`, turn bad input into one line `error: …` and exit status 2; elsewhere raise it as it is."""
+
+    @functools.wraps(method)
+    def wrapped(*args, **kwargs):
+        try:
+            return method(*args, **kwargs)
+        except InputError as error:
+            if not HydraConfig.initialized():
+                raise
+            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+
+    return wrapped
+
+
+def speaker_rows(split, speakers, suffix, required):
+    """Rows of the speaker table for the utterances of a split: 1 … n for known speakers, 0 for unknown ones.
+
+    Args:
+        split: a `manifest.Split`.
+        speakers: ids of the table, in order.
+        suffix: of the speaker sidecar; None: no speakers.
+        required: whether an unknown speaker is an error (training) or is heard as the unknown speaker (elsewhere).
+
+    Returns:
+        int64 array, or None without speakers.
+
+    Raises:
+        InputError: the sidecar is missing, or a training speaker is not in the dictionary.
+    """
+    if suffix is None:
+        return None
+    if split.speakers is None:
+        raise InputError(f"{split.directory / split.name}.{suffix}: no such file; make the manifest again, or set task.speakers=null")
+    table = {speaker: row for row, speaker in enumerate(speakers, 1)}
+    rows = np.array([table.get(s, 0) for s in split.speakers], dtype=np.int64)
+    unknown = sorted({s for s, row in zip(split.speakers, rows, strict=True) if row == 0})
+    if unknown and required:
+        first = next(i for i, row in enumerate(rows) if row == 0)
+        raise InputError(
+            f"{split.where(first, suffix)}: the speaker “{split.speakers[first]}” is not in {split.directory}/dict.{suffix}.txt "
+            f"({len(unknown)} such speakers); add it there or make the manifest again"
+        )
+    if unknown:
+        logger.info("%s: %d of %d speakers are not in the table and heard as the unknown speaker", split.name, len(unknown), len(set(split.speakers)))
+    return rows

@@ -1,0 +1,144 @@
+"""Task: masked prediction of frame labels, with speakers (continued pretraining: PAPT, TAPT, P-TAPT, FLEA)."""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..checkpoints import LabelSet, initialise, read_pretrained
+from ..data.frame_labelled import FrameLabelledSpeech, Masking
+from ..errors import InputError
+from ..manifest import read_dictionary, read_split
+from ..pseudo_labels.alignment import read_frame_labels
+from .common import exit_on_input_error, speaker_rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SpeakerHubertPretrainingConfig(FairseqDataclass):
+    """What is learned from, and how it is cut."""
+
+    data: str = field(default=MISSING, metadata={"help": "manifest directory"})
+    label_dir: str | None = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
+    labels: list[str] = field(
+        default_factory=lambda: ["km"],
+        metadata={"help": "label sets: the ending of files in label_dir (km: train.km, dict.km.txt), or a folder in it that holds such files (L9/km50)"},
+    )
+    speakers: str | None = field(default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"})
+    sample_rate: int = field(default=SAMPLE_RATE, metadata={"help": "16000; audio of other rates is resampled while it is read"})
+    normalize: bool = field(default=False, metadata={"help": "zero mean and unit variance for every waveform (HuBERT large)"})
+    max_sample_size: int | None = field(default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"})
+    min_sample_size: int = field(default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"})
+    check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
+    seed: int = II("common.seed")
+
+
+@register_task("speaker_hubert_pretraining", dataclass=SpeakerHubertPretrainingConfig)
+class SpeakerHubertPretrainingTask(FairseqTask):
+    """Reads a manifest directory and label files. Its state (labels' symbols, speakers) is kept in checkpoints as plain lists."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        if cfg.sample_rate != SAMPLE_RATE:
+            raise InputError(f"task.sample_rate={cfg.sample_rate}: models hear 16000 Hz; leave it, audio of any rate is resampled")
+        self.state.add_factory("label_sets", self._read_label_dictionaries)
+        self.state.add_factory("speakers", self._read_speakers)
+        self.masking, self.speaker_dropout = None, 0.0
+
+    @classmethod
+    @exit_on_input_error
+    def setup_task(cls, cfg, **kwargs):
+        """Make the task (fairseq calls this)."""
+        return cls(cfg)
+
+    @property
+    def label_sets(self):
+        """list of LabelSet."""
+        return [LabelSet(**s) for s in self.state.label_sets]
+
+    @property
+    def speakers(self):
+        """Speaker ids of the speaker table, in order; empty without speakers."""
+        return self.state.speakers
+
+    def _label_file(self, name, file):
+        folder = Path(self.cfg.label_dir or self.cfg.data)
+        if (folder / name).is_dir():
+            return folder / name / file.format("km")
+        return folder / file.format(name)
+
+    def _read_label_dictionaries(self):
+        if not self.cfg.labels:
+            raise InputError("task.labels is empty; name at least one label set, such as task.labels=[km]")
+        return [{"name": name, "symbols": read_dictionary(self._label_file(name, "dict.{}.txt"))} for name in self.cfg.labels]
+
+    def _read_speakers(self):
+        if self.cfg.speakers is None:
+            return []
+        return read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt")
+
+    @exit_on_input_error
+    def build_model(self, cfg, from_checkpoint=False):
+        """Build the model and start it from `model.init_from`, unless a checkpoint of its own is about to be loaded."""
+        model = super().build_model(cfg, from_checkpoint)
+        if cfg.init_from and not from_checkpoint:
+            pretrained = read_pretrained(cfg.init_from)
+            if pretrained.normalise != self.cfg.normalize:
+                raise InputError(
+                    f"{cfg.init_from}: was trained with task.normalize={str(pretrained.normalise).lower()}; "
+                    f"set task.normalize={str(pretrained.normalise).lower()}"
+                )
+            initialise(model, pretrained)
+        self.masking, self.speaker_dropout = Masking.of(model.cfg), model.cfg.speaker_dropout
+        return model
+
+    @exit_on_input_error
+    def load_dataset(self, split, combine=False, **kwargs):
+        """Read a split with its labels and check everything that can be checked before training."""
+        utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
+        labels = [
+            read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets
+        ]
+        rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
+        dataset = FrameLabelledSpeech(
+            utterances,
+            labels,
+            self.masking,
+            rows,
+            self.speaker_dropout,
+            seed=self.cfg.seed,
+            training=split.startswith("train"),
+            normalise=self.cfg.normalize,
+            max_samples=self.cfg.max_sample_size,
+            min_samples=self.cfg.min_sample_size,
+        )
+        if self.cfg.check_audio:
+            dataset.check_audio()
+        hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
+        logger.info("%s: %d utterances, %.2f hours, %s", split, len(dataset.kept), hours, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))
+        self.datasets[split] = dataset
+
+    def max_positions(self):
+        """No limit: long utterances are cropped by the dataset."""
+        return sys.maxsize
+
+    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
+        """Nothing is dropped by length here."""
+        return np.asarray(indices)
+
+    @property
+    def source_dictionary(self):
+        """None: the input is audio."""
+        return None
+
+    @property
+    def target_dictionary(self):
+        """None: labels have their own sets."""
+        return None

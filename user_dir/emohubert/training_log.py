@@ -1,0 +1,78 @@
+"""The curves in a training log of fairseq."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+
+
+def read_training_log(path):
+    """The curves in a fairseq log: `log_format=json` lines, and the end-of-epoch lines of the other formats.
+
+    A run that was resumed logs some updates twice; the later line counts.
+
+    Args:
+        path: such as `hydra_train.log`.
+
+    Returns:
+        name → {split → (updates, values)}, arrays sorted by update; the splits are `train` and those validated on. Names
+        include `best_…`; {} when the file holds no curve.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as f:
+            rows = [row for line in f if (row := _log_row(line))]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the log of a training run") from error
+    curves = {}
+    for split, update, values in rows:
+        for name, value in values.items():
+            curves.setdefault(name, {}).setdefault(split, {})[update] = value
+    arrays = {}
+    for name, splits in curves.items():
+        arrays[name] = {s: (np.array(sorted(p)), np.array([p[u] for u in sorted(p)])) for s, p in splits.items()}
+    return arrays
+
+
+def chosen_update(curves):
+    """(metric, update) at which the best validation value was first reached, as fairseq logs it; None without one."""
+    for name, splits in curves.items():
+        for split, (updates, values) in splits.items():
+            if name.startswith("best_") and split != "train" and len(values):
+                return name.removeprefix("best_"), int(updates[np.flatnonzero(values == values[-1])[0]])
+    return None
+
+
+def _log_row(line):
+    """(split, update, {name: value}) of one log line, or None."""
+    start = line.find('{"epoch"')
+    if start >= 0:
+        try:
+            stats = json.loads(line[start:])
+        except json.JSONDecodeError:
+            return None  # the last line of a killed run
+        counter = next((name for name in stats if name.endswith("num_updates")), None)
+        prefix = counter.removesuffix("num_updates") if counter else ""
+        stats = {name.removeprefix(prefix): value for name, value in stats.items() if name not in ("epoch", "update")}
+        split = prefix.rstrip("_") or "train"
+    elif found := re.search(r"\| epoch \d+ \|(?: valid on '([^']+)' subset \|)? (.* num_updates \d+.*)$", line):
+        split = found[1] or "train"
+        stats = dict(part.rsplit(" ", 1) for part in found[2].strip().split(" | ") if " " in part)
+    else:
+        return None
+    values = {name: number for name, text in stats.items() if (number := _to_number(text)) is not None}
+    update = values.pop("num_updates", None)
+    return None if update is None else (split, int(update), values)
+
+
+def _to_number(text):
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if np.isfinite(value) else None
