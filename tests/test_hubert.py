@@ -111,11 +111,15 @@ def test_equals_fairseq_hubert_in_published_sizes(architecture):
     model = build(sets=(100,), **architecture, skip_nomask=True).eval()
     twin = stock(model, sets=(100,))
     (single,), _ = batch([20_000], sets=(100,))
+    theirs = {}
+    for number, layer in enumerate(twin.encoder.layers, 1):
+        layer.register_forward_hook(lambda _, __, output, number=number: theirs.update({number: output[0].transpose(0, 1)}))
     with torch.no_grad():
-        for layer in [*range(1, model.cfg.encoder_layers + 1), None]:
-            ours = features(model, single, mask=False, output_layer=layer)
-            theirs = twin(single["source"], features_only=True, mask=False, output_layer=layer)["x"]
-            assert (ours - theirs).abs().max() < 1e-5, layer
+        stock_output = twin(single["source"], features_only=True, mask=False)["x"]
+        ours, _ = model.layer_features(single["source"], [20_000], list(theirs))
+        for layer, x in ours.items():
+            assert (x - theirs[layer][:, : x.size(1)]).abs().max() < 1e-5, layer
+        assert (features(model, single, mask=False) - stock_output).abs().max() < 1e-5
         ours, size, _ = loss_of(model, single)
         theirs, stock_size = stock_loss(twin, single)
     assert size == stock_size
@@ -143,19 +147,18 @@ def test_layer_features_equal_fairseqs_output_layers():
     model = build(**SMALL, **PRE_NORM).eval()
     twin = stock(model)
     (single,), _ = batch([30_000])
-    found = model.layer_features(single["source"], [30_000], [1, 2, 3])
+    found, _ = model.layer_features(single["source"], [30_000], [1, 2, 3])
     for layer, ours in found.items():
         theirs, _ = twin.extract_features(single["source"], output_layer=layer)
         assert (ours - theirs).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("variant", [{}, PRE_NORM], ids=["base", "large"])
-def test_a_batch_gives_what_single_utterances_give(variant, position):
-    """20 utterances of 0.3 to 12 s, in training mode with masks: features, loss terms and gradients."""
-    model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position=position, speakers=["a", "b", "c"]).train()
-    if position != "none":
-        torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.3)
+def test_features_of_a_batch_equal_those_of_single_utterances(variant, mode):
+    """20 utterances of 0.3 to 12 s; in training mode with the same masks."""
+    model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position="prefix", speakers=["a", "b", "c"]).train(mode == "train")
+    torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.3)
     lengths = np.random.default_rng(1).integers(4_800, 192_000, 20).tolist()
     lengths[0], lengths[1] = 4_800, 192_000
     singles, together = batch(lengths)
@@ -165,6 +168,15 @@ def test_a_batch_gives_what_single_utterances_give(variant, position):
         for i, single in enumerate(singles):
             alone = features(model, single, speaker=speakers[i : i + 1])[0]
             assert (batched[i, : len(alone)] - alone).abs().max() < 1e-4, f"utterance {i}"
+
+
+@pytest.mark.parametrize(("variant", "position"), [({}, p) for p in POSITIONS] + [(PRE_NORM, "input")])
+def test_loss_and_gradients_of_a_batch_are_the_sums_over_its_utterances(variant, position):
+    model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position=position, speakers=["a", "b", "c"]).train()
+    if position != "none":
+        torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.3)
+    singles, together = batch([4_800, 40_000, 16_123, 9_999, 30_001, 700])
+    speakers = torch.arange(6) % 4
     total, size, _ = loss_of(model, {**together, "speaker": speakers}, pred_nomask_weight=0.5)
     total.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -227,7 +239,7 @@ def test_the_speaker_matters_and_learns(position):
     torch.nn.init.normal_(model.speaker_conditioning.embedding.weight)
     (single,), _ = batch([20_000])
     losses = [loss_of(model, {**single, "speaker": torch.tensor([row])})[0] for row in (0, 1, 2)]
-    assert len({float(x) for x in losses}) == 3
+    assert len({x.item() for x in losses}) == 3
     losses[1].backward()
     moved = model.speaker_conditioning.embedding.weight.grad.abs().sum(dim=1)
     assert moved[1] > 0 and moved[0] == moved[2] == 0

@@ -22,12 +22,13 @@ from emohubert.files import write_json
 SHOWN = 50  # problems that are printed; --json keeps all
 
 
-def leak(text):
+def leaks(text):
     """The argument of --allow."""
-    kind, colon, split = text.partition(":")
-    if kind not in validation.LEAKS or (colon and not validation.role(split)):
-        raise ArgumentTypeError(f"“{text}” is not one of {', '.join(validation.LEAKS)}, alone or with a split such as speaker:valid")
-    return text
+    for item in text.split(","):
+        kind, colon, split = item.partition(":")
+        if kind not in validation.LEAKS or (colon and not validation.role(split)):
+            raise ArgumentTypeError(f"“{item}” is not one of {', '.join(validation.LEAKS)}, alone or with a split such as speaker:valid")
+    return text.split(",")
 
 
 def print_table(report):
@@ -51,12 +52,12 @@ def main(argv=None):
     parser.add_argument("--labels", nargs="+", type=Path, default=[], metavar="LABEL_DIR", help="frame labels of the first DIR")
     parser.add_argument(
         "--allow",
-        nargs="+",
         action="extend",
-        type=leak,
+        type=leaks,
         default=[],
         metavar="KIND[:SPLIT]",
-        help="leaks that are intended: speaker, session or audio, everywhere or into one split, such as speaker:test_seen",
+        help="a leak that is intended: speaker, session or audio, everywhere or into one split, such as speaker:test_seen; "
+        "repeat the option or separate by commas for several",
     )
     parser.add_argument(
         "--headers-only", action="store_true", help="do not decode: faster, but damage inside a file and audio under two names go unnoticed"

@@ -5,40 +5,34 @@ highest cosine similarity, averages their label means μ_j (and standard deviati
 there:  ŷ' = (ŷ − m) / s · σ_k + μ_k,  m and s the mean and standard deviation of the speaker's predictions. With
 `shrinkage="none"` this is exactly what is done here. It needs no label of the new speaker, but it can do harm: neighbours may
 say nothing about labels, a handful of predictions has a mean by chance, and the model may have heard the shift itself. So, by
-default, two things are shrunk, each as far as the data say.
-
-**What the neighbours say** is shrunk towards what all training speakers say, c:
-
-    q = c + γ' (μ_k − c),   γ' = γ / (γ + (1 − γ) ρ) · min(1, R(n) / R̄)
-
-- γ is chosen with k by leaving out one *training* speaker at a time: the values whose q is nearest to the label statistics of
-  the speaker left out (squared error for dimensions, log-loss for classes). Speakers alike in voice and unlike in labels give γ = 0.
-- ρ = (1 + D / D̄) / 2 rises where the neighbours disagree: D is the weighted variance of their values, D̄ its average in the
-  leave-one-out runs.
-- R(n) = n / (n + κ) is the reliability of a vector that is a mean over n utterances, κ the within- over the between-speaker
-  variance of the embeddings, R̄ the average over the training speakers: a vector of few utterances is near anyone.
-
-**How far the predictions go there** (dimensions): m' = m + λ (q − m), and s' = s + λ_s (q_s − s) for the standard deviation,
+default, μ_k is first shrunk to q, as far as leaving out training speakers tells (`neighbourhood`), and then predictions go
+only part of the way: m' = m + λ (q − m), and likewise s' = s + λ_s (q_s − s), with
 
     λ = (B − h τ² ρ)₊ / (B + ν(n)),   ν(n) = ω² / n for a mean, ω² / 2(n − 1) for a standard deviation
 
-- B is the variance between speakers of the discrepancy q − m, without what chance gives: Σ_t (q_t − m_t)² / (B + ν_t) = χ²,
-  as Paule & Mandel 1982, at the 0.9-quantile of χ², so that B is 0 unless the discrepancies are larger than chance explains.
-  Predictions that agree with the neighbours are left alone.
-- With ω² the within-speaker variance of the predictions, λ holds the familiar n / (n + κ) with κ = ω² / B.
-- τ² is the variance of the neighbours' error (leave-one-out, less the chance in the labels' own means) and h in 0..1 the share of the speakers'
-  shifts that the model hears itself. Minimising E(y − m − λ(q − m))² over speakers gives λ = 1 − (h τ² + Cov within) / E(q − m)²
-  when E[y − q | q] = 0 (which γ sees to) and predictions are unbiased within a speaker. h is the slope of m on q over the
-  speakers being calibrated, with a normal prior (½, ½²), which is all there is for fewer than three of them.
+- B is the variance between speakers of the discrepancy q − m beyond chance: the solution of Σ_t (q_t − m_t)² / (B + ν_t) = χ²
+  (Paule & Mandel 1982), with the 0.9-quantile of χ² as a lower bound. Predictions that agree with the neighbours as well as
+  chance allows are left alone: B = 0.
+- ω² is the variance of predictions within a speaker. In λ it makes the factor n / (n + κ), κ = ω² / B, of an empirical-Bayes
+  estimate from n utterances.
+- τ² is the variance of the error of q (training speakers left out, less the chance in their own means), ρ the neighbours'
+  disagreement, and h in 0..1 the share of the speakers' shifts that the model hears itself.
+
+Why: the λ that minimises E(y − m − λ(q − m))² over speakers, y the mean of their labels, is 1 + E(y − q)(q − m) / E(q − m)². With
+E[y − q | q] = 0, which γ sees to, E(y − q)(q − m) = −E(y − q) m: h τ² for the part of the shift that q misses and m hears, and the
+variance ν of m by chance, where predictions are unbiased within a speaker. h is the slope of m on q over the
+speakers to be calibrated, weighed against √(variance of m between speakers / variance of the training speakers' labels
+between speakers), which is as much as a model can hear without errors of its own, with a normal prior of standard deviation ½
+around that. With fewer than three speakers h = 1. Where γ = 0, λ = 0.
 
 B, h and ω² come from predictions, never from their labels. **Classes** take the prior-ratio form of Saerens, Latinne &
 Decaestecker 2002: p'(c|x) ∝ p(c|x) · π(c) / π₀(c), where π₀ is the training frequency of the class and π the q above for
-smoothed frequencies (n_c + α π₀(c)) / (n + α); or their EM over the speaker's own posteriors, started at π and, unless
-shrinkage is off, holding on to it as to A observed utterances, A by maximum likelihood of the training speakers' counts.
+smoothed frequencies (n_c + α π₀(c)) / (n + α); or their EM over the speaker's own posteriors, where q counts as much as A
+utterances, A by maximum likelihood of the training speakers' counts (without shrinkage A = 0: the published EM).
 
 Defined everywhere, never NaN: constant predictions (or one) have standard deviation 0 and are shifted, not scaled; a training
 speaker with one label has the average standard deviation; more neighbours than speakers means all of them; a class that no
-training speaker has keeps its probability ratio of 1.
+training speaker has keeps its ratio of 1.
 """
 
 import json
@@ -54,8 +48,9 @@ from . import metrics, speaker_vectors
 from .errors import InputError
 from .files import atomic
 from .manifest import NO_EMOTION
+from .neighbourhood import Neighbourhood, choose, numbers_of_neighbours, speaker_means
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities
-from .speaker_vectors import SpeakerVectors, cosine, neighbour_weights
+from .speaker_vectors import SpeakerVectors
 
 MATCHES = ("mean", "mean-std", "prior")
 SHRINKAGES = ("auto", "none")
@@ -63,12 +58,11 @@ PRIORS = ("neighbours", "em")
 CONFIDENCE = 0.9
 """Quantile of χ² at which discrepancies count as larger than chance."""
 HEARD_PRIOR = 0.5
-TRUSTS = np.linspace(0, 1, 11)
+"""Standard deviation of the prior of h."""
 STRENGTHS = np.linspace(0, 1, 5)
 CONCENTRATIONS = np.logspace(0, 4, 41)
 CONSTANT = 1e-7
 """Predictions that vary less than this share of their size, the resolution of float32, are constant."""
-_KAPPA_LIMIT = 1e6
 _TIE = 1e-9
 
 
@@ -101,164 +95,6 @@ class Settings:
             raise InputError(f"top-k is {self.top_k}; expected 1 or more, or auto")
         if not (math.isfinite(self.smoothing) and self.smoothing >= 0):
             raise InputError(f"smoothing is {self.smoothing}; expected 0 or a positive number")
-
-
-@dataclass
-class Estimates:
-    """What the neighbours say about some speakers.
-
-    Attributes:
-        ids: of the speakers.
-        weights: (speakers, training speakers).
-        similarities: (speakers, training speakers).
-        nearest: (speakers, columns) weighted averages of the neighbours' values: μ_k.
-        expected: (speakers, columns) shrunk: q.
-        disagreement: (speakers, columns) ρ.
-    """
-
-    ids: list
-    weights: np.ndarray
-    similarities: np.ndarray
-    nearest: np.ndarray
-    expected: np.ndarray
-    disagreement: np.ndarray
-
-
-@dataclass
-class Neighbourhood:
-    """Training speakers, a row of values each, and how far to trust the average of a few of them.
-
-    Attributes:
-        speakers: SpeakerVectors of the training speakers.
-        values: (speakers, columns).
-        centre: (columns) c.
-        joint: the columns are one quantity (class frequencies) and share γ and D.
-        k, weighting: of the neighbours.
-        trust: γ, (columns), or (1) if joint.
-        spread: D̄, likewise.
-        kappa: utterances at which a vector has reliability ½.
-    """
-
-    speakers: SpeakerVectors
-    values: np.ndarray
-    centre: np.ndarray
-    joint: bool
-    k: int
-    weighting: str
-    trust: np.ndarray
-    spread: np.ndarray
-    kappa: float
-
-    def estimate(self, vectors, centre=None, leave_one_out=False):
-        """Estimates for speakers with `vectors` (SpeakerVectors).
-
-        Args:
-            vectors: of the speakers; with `leave_one_out`, exactly the training speakers.
-            centre: (speakers, columns) to shrink towards, in place of c.
-            leave_one_out: nobody is their own neighbour.
-        """
-        similarities = cosine(vectors.vectors, self.speakers.vectors)
-        ranking = similarities.copy()
-        if leave_one_out:
-            np.fill_diagonal(ranking, -np.inf)
-        weights = neighbour_weights(ranking, self.k, self.weighting)
-        nearest, spread = self.average(weights)
-        centre = self.centre if centre is None else centre
-        ratio = np.divide(spread, self.spread, out=np.ones_like(spread), where=self.spread > 0)
-        disagreement = (1 + ratio) / 2
-        trust = self.trust_in(disagreement, vectors.counts)
-        return Estimates(list(vectors.ids), weights, similarities, nearest, centre + trust * (nearest - centre), disagreement)
-
-    def average(self, weights):
-        """Weighted average and weighted variance of the values: (n, columns) each (the variance (n, 1) if joint)."""
-        origin = self.values.mean(0)
-        centred = self.values - origin
-        mean = weights @ centred
-        spread = np.maximum(weights @ centred**2 - mean**2, 0.0)
-        spread[spread < 1e-12 * (self.values**2).max(initial=0.0)] = 0.0  # what is left of rounding
-        return mean + origin, spread.sum(1, keepdims=True) if self.joint else spread
-
-    def trust_in(self, disagreement, counts):
-        """γ' of speakers whose neighbours disagree by ρ and whose vectors are means over `counts` utterances."""
-        certain = self.trust >= 1
-        odds = self.trust + (1 - self.trust) * disagreement
-        trust = np.where(certain, 1.0, np.divide(self.trust, odds, out=np.zeros_like(odds), where=odds > 0))
-        reliability = _reliability(counts, self.kappa) / _reliability(self.speakers.counts, self.kappa).mean()
-        return trust * np.minimum(1.0, reliability)[:, None]
-
-
-def _reliability(counts, kappa):
-    counts = np.asarray(counts, dtype=np.float64)
-    return counts / (counts + kappa)
-
-
-def _kappa(speakers):
-    """Within- over between-speaker variance of the utterance embeddings (one-way random effects, by moments)."""
-    if speakers.within == 0 or len(speakers) < 2:
-        return 0.0
-    between = speakers.vectors.var(0, ddof=1).sum() - speakers.within * np.mean(1 / speakers.counts)
-    return min(speakers.within / between, _KAPPA_LIMIT) if between > 0 else _KAPPA_LIMIT
-
-
-def _ks(others):
-    """Numbers of neighbours to try: 1, 2, 3, 4, 5, then each a quarter more, up to all others; the largest first."""
-    ks, k = [], 1
-    while k < others:
-        ks.append(k)
-        k = max(k + 1, int(k * 1.25))
-    return [others, *reversed(ks)]
-
-
-def _choose_neighbourhood(speakers, values, centre, centres, loss, settings, joint):
-    """The neighbourhood whose estimates are best for training speakers left out in turn.
-
-    Args:
-        centres: (speakers, columns): c without the speaker.
-        loss: function of estimates (speakers, columns) → losses (speakers, columns), or (speakers, 1) if joint; NaN where unknown.
-
-    Returns:
-        (Neighbourhood, list of {"k", "trust", "loss"} that were compared, leave-one-out Estimates or None).
-    """
-    width = 1 if joint else values.shape[1]
-    full = np.ones(width)
-    plain = settings.shrinkage == "none"
-    kappa = 0.0 if plain else _kappa(speakers)
-    others = len(speakers) - 1
-    if not others:
-        return Neighbourhood(speakers, values, centre, joint, 1, settings.weighting, full, 0 * full, kappa), [], None
-    tried, best = [], None
-    for k in _ks(others) if settings.top_k is None else [min(settings.top_k, others)]:
-        hood = Neighbourhood(speakers, values, centre, joint, k, settings.weighting, full, 0 * full, kappa)
-        hood.spread = hood.average(hood.estimate(speakers, leave_one_out=True).weights)[1].mean(0)
-        losses = []
-        for trust in [1.0] if plain else TRUSTS:
-            hood.trust = trust * full
-            losses.append(_column_means(loss(hood.estimate(speakers, centres, leave_one_out=True).expected)))
-        losses = np.array(losses)  # (trusts, columns)
-        choice = [_first_of_best(column) for column in losses.T]
-        hood.trust = np.array([1.0 if plain else TRUSTS[i] for i in choice])
-        unshrunk = _column_means(loss(np.broadcast_to(centres, values.shape)))
-        reached = losses[choice, np.arange(width)]
-        score = float(np.mean(np.divide(reached, unshrunk, out=np.ones(width), where=unshrunk > 0)))
-        tried.append({"k": k, "trust": hood.trust.tolist(), "loss": score})
-        if best is None or score < best[0] * (1 - _TIE):
-            best = (score, hood)
-    hood = best[1]
-    if settings.top_k is not None:
-        hood.k = settings.top_k
-    return hood, tried, hood.estimate(speakers, centres, leave_one_out=True)
-
-
-def _column_means(losses):
-    known = ~np.isnan(losses)
-    return np.where(known, losses, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-
-
-def _first_of_best(losses):
-    finite = losses[np.isfinite(losses)]
-    if not len(finite):
-        return 0
-    return int(np.argmax(losses <= finite.min() + _TIE * abs(finite.min())))
 
 
 # --- dimensions -------------------------------------------------------------------------------------------------------
@@ -327,6 +163,7 @@ class DimensionCalibration:
         within: ω², (dims).
         strength: factor of every λ, below 1 where `choose_by_metric` found that less is better.
         tried: the values of k that were compared.
+        p_values: of the neighbours' estimates being no better than chance, see `neighbourhood`.
         left_out: training speakers that could not be used → reason.
     """
 
@@ -340,6 +177,7 @@ class DimensionCalibration:
     shifts: np.ndarray
     strength: float = 1.0
     tried: list = field(default_factory=list)
+    p_values: list = field(default_factory=list)
     left_out: dict = field(default_factory=dict)
 
     kind = "dimensions"
@@ -375,18 +213,19 @@ class DimensionCalibration:
         values, chance = np.concatenate([means, stds], axis=1)[:, columns], chance[:, columns]
         known = ~np.isnan(chance)
 
-        def loss(expected):
-            return np.where(known, (values - expected) ** 2, np.nan)
+        def loss(expected, order):
+            return np.where(known[order], (values[order] - expected) ** 2, np.nan)
 
         centre, others = values.mean(0), max(len(values) - 1, 1)
         centres = (values.sum(0) - values) / others
-        hood, tried, estimates = _choose_neighbourhood(vectors, values, centre, centres, loss, settings, joint=False)
+        hood, tried, p = choose(vectors, values, centre, centres, loss, settings.top_k, settings.weighting, settings.shrinkage != "none")
         error, between = np.zeros(values.shape[1]), np.zeros(values.shape[1])
-        if estimates is not None:
-            error = np.maximum(_column_means(loss(estimates.expected) - chance), 0.0)
-            between = ((estimates.expected - centres) ** 2).mean(0)
-        shifts = np.maximum(_column_means((values - centre) ** 2 - chance), 0.0)
-        return cls(settings, list(names), hood, error, between, np.zeros(values.shape[1]), within, shifts, 1.0, tried, left_out)
+        if len(vectors) > 1:
+            expected = hood.estimate(vectors, centres, leave_one_out=True).expected
+            error = np.maximum(speaker_means((values - expected) ** 2 - chance), 0.0)
+            between = ((expected - centres) ** 2).mean(0)
+        shifts = np.maximum(speaker_means((values - centre) ** 2 - chance), 0.0)
+        return cls(settings, list(names), hood, error, between, np.zeros(values.shape[1]), within, shifts, 1.0, tried, p.tolist(), left_out)
 
     def attend(self, vectors, speakers, predictions, leave_one_out=False):
         """Set B, h and ω² from predictions (n, dims) of speakers without labels; returns their Estimates.
@@ -456,7 +295,8 @@ class DimensionCalibration:
             return np.full(self.columns, self.strength)
         total = self.between + self._chance([n])[0]
         excess = np.maximum(self.between - self.heard * self.error * disagreement, 0.0)
-        return self.strength * np.divide(excess, total, out=np.zeros(self.columns), where=(total > 0) & np.isfinite(total))
+        spoken = (self.neighbourhood.trust > 0) & (total > 0) & np.isfinite(total)
+        return self.strength * np.divide(excess, total, out=np.zeros(self.columns), where=spoken)
 
 
 def _label_statistics(speakers, labels):
@@ -547,7 +387,7 @@ class ClassCalibration:
         neighbourhood: values are the smoothed class frequencies, centre is π₀.
         concentration: A, how many utterances the neighbours' frequencies are worth in EM.
         strength: exponent of every ratio, below 1 where `choose_by_metric` found that less is better.
-        tried, left_out: as `DimensionCalibration`.
+        tried, p_values, left_out: as `DimensionCalibration`.
     """
 
     settings: Settings
@@ -556,6 +396,7 @@ class ClassCalibration:
     concentration: float
     strength: float = 1.0
     tried: list = field(default_factory=list)
+    p_values: list = field(default_factory=list)
     left_out: dict = field(default_factory=dict)
 
     kind = "classes"
@@ -592,13 +433,15 @@ class ClassCalibration:
         rest_total = rest.sum(1, keepdims=True) + alpha
         centres = np.divide(rest + alpha * base, rest_total, out=np.broadcast_to(base, rest.shape).copy(), where=rest_total > 0)
 
-        def loss(expected):
-            return -xlogy(counts / totals, expected).sum(1, keepdims=True)
+        def loss(expected, order):
+            return -xlogy((counts / totals)[order], expected).sum(-1, keepdims=True)
 
-        with np.errstate(divide="ignore"):
-            hood, tried, estimates = _choose_neighbourhood(vectors, values, base, centres, loss, settings, joint=True)
-        concentration = CONCENTRATIONS[0] if estimates is None else _concentration(counts, estimates.expected)
-        return cls(settings, list(names), hood, 0.0 if settings.shrinkage == "none" else concentration, 1.0, tried, left_out)
+        shrink = settings.shrinkage != "none"
+        hood, tried, p = choose(vectors, values, base, centres, loss, settings.top_k, settings.weighting, shrink, joint=True)
+        concentration = CONCENTRATIONS[0]
+        if len(vectors) > 1:
+            concentration = _concentration(counts, hood.estimate(vectors, centres, leave_one_out=True).expected)
+        return cls(settings, list(names), hood, concentration if shrink else 0.0, 1.0, tried, p.tolist(), left_out)
 
     def attend(self, vectors, speakers, predictions, leave_one_out=False):
         """Estimates for the speakers; nothing is learnt from their predictions."""
@@ -619,33 +462,35 @@ class ClassCalibration:
         base = self.neighbourhood.centre
         if self.settings.prior == "em" and len(posteriors):
             prior = expectation_maximisation(posteriors, base, prior, self.concentration)
-        ratio = np.divide(prior, base, out=np.ones_like(base), where=base > 0)
-        return PriorRatio(ratio**self.strength, prior)
+        return PriorRatio(_ratio(prior, base) ** self.strength, prior)
 
 
-def expectation_maximisation(posteriors, base, start, concentration=0.0, tolerance=1e-12, most=10_000):
+def expectation_maximisation(posteriors, base, mean, concentration=0.0, tolerance=1e-12, most=10_000):
     """Class frequencies of a set of utterances from its posteriors (Saerens, Latinne & Decaestecker 2002, equation 9).
 
     Args:
         posteriors: (n, classes) of a model trained under the frequencies `base`.
-        base: (classes).
-        start: (classes) first guess.
-        concentration: so many utterances with the frequencies `start` are added to the n (a Dirichlet prior); 0: pure EM.
+        base: (classes), from which the iteration starts.
+        mean: (classes) frequencies expected beforehand.
+        concentration: as many utterances with the frequencies `mean` are added to the n (a Dirichlet prior); 0: pure EM.
         tolerance: stop when no frequency changes by more than this.
         most: iterations.
 
     Returns:
         float64 (classes), summing to 1.
     """
-    known = base > 0
-    prior = np.asarray(start, dtype=np.float64)
+    prior = np.asarray(base, dtype=np.float64)
     for _ in range(most):
-        expected = PriorRatio(np.divide(prior, base, out=np.ones_like(base), where=known), prior)(posteriors).sum(0)
-        updated = (expected + concentration * start) / (len(posteriors) + concentration)
+        expected = PriorRatio(_ratio(prior, base), prior)(posteriors).sum(0)
+        updated = (expected + concentration * mean) / (len(posteriors) + concentration)
         if np.abs(updated - prior).max() <= tolerance:
             return updated
         prior = updated
     return prior
+
+
+def _ratio(prior, base):
+    return np.divide(prior, base, out=np.ones_like(base), where=base > 0)
 
 
 def _concentration(counts, expected):
@@ -731,7 +576,7 @@ def choose_by_metric(vectors, speakers, labels, names, settings, predictions):
     values = values_of(predictions)
     seen = dict(zip(trained.ids, _by_speaker(trained.ids, predictions.speakers, values), strict=True))
     tried, best = [], None
-    for k in _ks(len(trained) - 1) if settings.top_k is None else [settings.top_k]:
+    for k in numbers_of_neighbours(len(trained) - 1) if settings.top_k is None else [settings.top_k]:
         candidate = kind.fit(vectors, speakers, labels, names, Settings(**{**asdict(settings), "top_k": k}))
         estimates = candidate.attend(trained, predictions.speakers, values, leave_one_out=True)
         for strength in STRENGTHS:
@@ -798,7 +643,7 @@ class RunningSpeaker:
         self.vector = self.vector + (embedding - self.vector) / self.n
         if self._moments is not None:
             self._moments.add(prediction)
-        else:
+        elif self.calibration.settings.prior == "em":
             self._posteriors.append(prediction / prediction.sum())
         return self.correction()(prediction)
 

@@ -303,7 +303,7 @@ class FrozenEncoder:
             table = {s: i for i, s in enumerate(self.speakers, 1)}
             rows = torch.tensor([table.get(s, 0) for s in speakers], device=self.device)
         with torch.inference_mode():
-            features = self.model.layer_features(source.to(self.device), lengths, layers, speaker=rows)
+            features, _ = self.model.layer_features(source.to(self.device), lengths, layers, speaker=rows)
         return features, np.array([n_frames(n) for n in lengths], dtype=np.int64)
 
 

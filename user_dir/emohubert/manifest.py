@@ -6,6 +6,8 @@ of the audio list.
 """
 
 import hashlib
+import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ NO_EMOTION = "-"
 """What `.emo` holds for an utterance without a class."""
 UNKNOWN_SPEAKER = "<unk>"
 """What `.spk` holds where the corpus does not know who speaks; in no dictionary, and never one person."""
+_UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")
+"""Text that cannot stand in a column: tabs, line breaks, bytes of a file name that are not UTF-8, nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,13 @@ class Split:
 
 
 def read_lines(path):
-    """Lines of a UTF-8 text file, without line ends (Windows ones included).
+    """Lines of a UTF-8 text file, without line ends (Windows ones included) and without the byte order mark of Windows editors.
 
     Raises:
         InputError: missing or not text.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; make the manifest first (manifests/NAME.py), or correct the path") from error
@@ -148,10 +152,12 @@ def read_split(directory, name, speakers="spk", problems=None):
     lines = read_lines(tsv)
     if len(lines) < 2:
         raise InputError(f"{tsv}: lists no audio; expected a root folder and then lines of path<TAB>n_samples")
+    if not lines[0].strip() or "\t" in lines[0]:
+        raise InputError(f"{tsv}:1: “{lines[0][:80]}” is not a folder; the first line must be the root folder of the paths")
     paths, counts = [], np.empty(len(lines) - 1, dtype=np.int64)
     for number, line in enumerate(lines[1:], 2):
-        path, tab, count = line.rpartition("\t")
-        if not tab or not count.isdecimal() or not path:
+        path, _, count = line.partition("\t")
+        if not path or not count.isdecimal() or len(count) > 15:
             raise InputError(f"{tsv}:{number}: “{line[:80]}” is not path<TAB>n_samples; correct the line or make the manifest again")
         paths.append(path)
         counts[number - 2] = int(count)
@@ -298,8 +304,11 @@ def read_corpus(directory):
 
 def _write_split(directory, root, name, utterances):
     for u in utterances:
-        if any(c in field for field in (u.path, u.speaker, u.emotion) for c in "\t\r\n"):
-            raise InputError(f"{root}/{u.path}: a tab or line break in a path, speaker or class cannot be written; rename it")
+        if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
+            raise InputError(
+                f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}” is empty, or holds a tab, a line break or "
+                "something that is not UTF-8; rename it"
+            )
     write_lines(directory / f"{name}.tsv", [root, *(f"{u.path}\t{u.n_samples}" for u in utterances)])
     write_lines(directory / f"{name}.spk", [u.speaker for u in utterances])
     if any(u.emotion != NO_EMOTION for u in utterances):
@@ -318,7 +327,7 @@ def _write_split(directory, root, name, utterances):
 def _write_table(path, names, rows):
     with atomic(path) as f:
         f.write("\t".join(names) + "\n")
-        f.writelines("\t".join(" ".join(str(cell).split()) for cell in row) + "\n" for row in rows)
+        f.writelines("\t".join(re.sub(r"[\t\r\n]+", " ", str(cell)) for cell in row) + "\n" for row in rows)
 
 
 def _check_length(split, path, n):
@@ -356,6 +365,8 @@ def _dimensions(split):
         try:
             values[name] = np.array(column, dtype=np.float64)
         except ValueError:
+            values[name] = np.array([np.inf])
+        if np.isinf(values[name]).any():
             bad = next(i for i, text in enumerate(column) if not _is_number(text))
             raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)") from None
     return values
@@ -363,10 +374,9 @@ def _dimensions(split):
 
 def _is_number(text):
     try:
-        float(text)
+        return not math.isinf(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _natural(path):

@@ -1,3 +1,3 @@
 """Training criterions."""
 
-from . import masked_prediction  # noqa: F401
+from . import emotion, masked_prediction  # noqa: F401

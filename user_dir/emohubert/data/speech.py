@@ -36,7 +36,8 @@ class SpeechDataset(FairseqDataset):
         self.split, self.seed, self.training, self.normalise = split, seed, training, normalise
         self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
         self.sizes = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
-        self.kept = np.flatnonzero(split.n_samples >= max(int(min_samples), audio.RECEPTIVE_FIELD))
+        min_samples = max(int(min_samples), audio.RECEPTIVE_FIELD)
+        self.kept = np.flatnonzero(split.n_samples >= min_samples)
         self.epoch = 1
         self._report_short(min_samples)
 

@@ -1,3 +1,3 @@
 """Models: the encoder, speaker conditioning, pooling and heads."""
 
-from . import hubert  # noqa: F401
+from . import emotion, hubert  # noqa: F401

@@ -203,17 +203,11 @@ class SpeakerHubertModel(HubertModel):
             utterance's convolutional features.
         """
         lengths = self._lengths(source, padding_mask, lengths)
-        frames = [n_frames(n) for n in lengths]
-        if max(frames) == 0:
-            raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
-        features = self._local_features(source, lengths)  # (batch, channels, frames)
-        valid = torch.arange(features.size(2), device=source.device) < torch.tensor(frames, device=source.device).unsqueeze(1)
-        padding_mask = None if min(frames) == features.size(2) else ~valid
+        features, valid = self._local_features(source, lengths)  # (batch, channels, frames), (batch, frames)
+        padding_mask = _padding(valid, lengths)
         x = self._project(features)  # (batch, frames, width)
-        if mask and mask_indices is not None:
-            x = torch.where(mask_indices.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
-        if mask and mask_channel_indices is not None:
-            x = x.masked_fill(mask_channel_indices.unsqueeze(1), 0)
+        if mask:
+            x = self._masked(x, mask_indices, mask_channel_indices)
         projected = x
         x = self._contextualise(x, padding_mask, speaker, speaker_vectors, output_layer)
         if features_only:
@@ -233,29 +227,30 @@ class SpeakerHubertModel(HubertModel):
             "padding_mask": padding_mask,
         }
 
-    @torch.no_grad()
-    def layer_features(self, source, lengths, layers, speaker=None, speaker_vectors=None):
-        """Outputs of several Transformer layers in one pass, nothing masked.
+    def layer_features(
+        self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None
+    ):
+        """Outputs of several Transformer layers in one pass.
 
         Args:
             source: (batch, samples), zero-padded.
             lengths: samples of each utterance, a list of int.
             layers: 1-based layer numbers; the last layer comes without a pre-norm model's final LayerNorm, as from
                 fairseq's `extract_features(output_layer=…)`.
-            speaker, speaker_vectors: as for `forward`.
+            mask_indices, mask_channel_indices, speaker, speaker_vectors: as for `forward`; nothing is masked without them.
 
         Returns:
-            {layer: (batch, frames, width)}
+            ({layer: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
         """
-        features = self._local_features(source, lengths)
-        frames = torch.tensor([n_frames(n) for n in lengths], device=source.device)
-        valid = torch.arange(features.size(2), device=source.device) < frames.unsqueeze(1)
-        x, padding_mask, _ = self._conditioned(self._project(features), None if valid.all() else ~valid, speaker, speaker_vectors)
-        _, results = self.encoder.extract_features(x, padding_mask, tgt_layer=max(layers) - 1)
+        features, valid = self._local_features(source, lengths)
+        x = self._masked(self._project(features), mask_indices, mask_channel_indices)
+        x, padding_mask, _ = self._conditioned(x, _padding(valid, lengths), speaker, speaker_vectors)
+        with self._seeded_layerdrop():
+            _, results = self.encoder.extract_features(x, padding_mask, tgt_layer=max(layers) - 1)
         outputs = {layer: results[layer - 1][0].transpose(0, 1) for layer in layers}  # (frames, batch, width) → (batch, frames, width)
         if self.speaker_conditioning is not None:
             outputs = {layer: self.speaker_conditioning.without_prefix(x) for layer, x in outputs.items()}
-        return outputs
+        return outputs, valid
 
     def vectors_of(self, speaker, batch):
         """Speaker vectors (batch, width) of table rows, the unknown speaker's for None."""
@@ -270,16 +265,29 @@ class SpeakerHubertModel(HubertModel):
         return lengths
 
     def _local_features(self, source, lengths):
+        """Convolutional features (batch, channels, frames), and which frames are an utterance's own (batch, frames)."""
+        frames = [n_frames(n) for n in lengths]
+        if max(frames) == 0:
+            raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
         trained = self.feature_grad_mult > 0
         with contextlib.nullcontext() if trained else torch.no_grad():
             features = self.feature_extractor(source, lengths)
-        return GradMultiply.apply(features, self.feature_grad_mult) if trained and self.feature_grad_mult != 1.0 else features
+        if trained and self.feature_grad_mult != 1.0:
+            features = GradMultiply.apply(features, self.feature_grad_mult)
+        valid = torch.arange(features.size(2), device=source.device) < torch.tensor(frames, device=source.device).unsqueeze(1)
+        return features, valid
 
     def _project(self, features):
         x = self.layer_norm(features.transpose(1, 2))
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         return self.dropout_input(x)
+
+    def _masked(self, x, frames, channels):
+        """Put the mask embedding in place of masked frames, and zero in masked channels. x: (batch, frames, width)."""
+        if frames is not None:
+            x = torch.where(frames.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
+        return x if channels is None else x.masked_fill(channels.unsqueeze(1), 0)
 
     def _conditioned(self, x, padding_mask, speaker, vectors):
         if self.speaker_conditioning is None:
@@ -313,6 +321,11 @@ class SpeakerHubertModel(HubertModel):
             F.normalize(h.float(), dim=-1) @ F.normalize(e.float(), dim=-1).T / self.logit_temp
             for h, e in zip(heads, embeddings, strict=True)
         ]
+
+
+def _padding(valid, lengths):
+    """The padding mask for the Transformer; None where there is no padding. valid: (batch, frames)."""
+    return None if n_frames(min(lengths)) == valid.size(1) else ~valid
 
 
 def _mean_square(features, valid):

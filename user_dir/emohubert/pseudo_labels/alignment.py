@@ -19,6 +19,8 @@ _STOCK_CHUNK = 1_600_000
 """fairseq's feature dump cuts recordings into chunks of 100 s and loses a frame at each cut."""
 _MOST_EXTRA = 2
 """Tools that pad the last window give up to two labels more than there are frames."""
+_BLOCK = 1 << 23
+"""Bytes of a label file that are parsed at once: what parsing needs besides the file and its labels stays small."""
 
 
 @dataclass
@@ -68,47 +70,57 @@ def read_frame_labels(path, symbols, n_samples):
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels") from error
-    counts = _labels_per_line(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct task.label_dir and task.labels") from error
+    blocks = list(_blocks(data))
+    counts = np.concatenate([_labels_per_line(data[block]) for block in blocks]) if blocks else np.zeros(0, dtype=np.int64)
     if len(counts) != len(n_samples):
         raise InputError(f"{path}: {len(counts)} lines for {len(n_samples)} utterances; make the labels again for this manifest")
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    labels = _indices(path, data, symbols, offsets)
+    to_indices = _parser(symbols)
+    labels = np.concatenate([to_indices(data[block]) for block in blocks])
+    _refuse_unknown(path, labels < 0, data, offsets, symbols)
     return FrameLabels(path, labels, offsets, _hop(path, counts, np.asarray(n_samples)))
 
 
+def _blocks(data):
+    """Slices of whole lines that make up a file."""
+    start = 0
+    while start < len(data):
+        stop = data.find(b"\n", start + _BLOCK) + 1 or len(data)
+        yield slice(start, stop)
+        start = stop
+
+
 def _labels_per_line(data):
-    if not data:
-        return np.zeros(0, dtype=np.int64)
-    if not data.endswith(b"\n"):
-        data += b"\n"
-    codes = np.frombuffer(data, dtype=np.uint8)
-    blank = (codes == 32) | (codes == 9) | (codes == 13)
-    ends = codes == 10
-    separator = blank | ends
+    codes = np.frombuffer(data if data.endswith(b"\n") else data + b"\n", dtype=np.uint8)
+    separator = (codes == 32) | ((codes >= 9) & (codes <= 13))  # what bytes.split() takes for space
     starts = ~separator
     starts[1:] &= separator[:-1]
-    return np.diff(np.concatenate([[0], np.cumsum(starts)[ends]])).astype(np.int64)
+    return np.diff(np.cumsum(starts)[codes == 10], prepend=0)
 
 
-def _indices(path, data, symbols, offsets):
-    """Label tokens → indices into the dictionary, in the smallest integer type that holds them."""
+def _parser(symbols):
+    """A function from text to indices into the dictionary, -1 for unknown labels, in the smallest integer type that holds them."""
     kind = np.int16 if len(symbols) <= np.iinfo(np.int16).max else np.int32
-    if all(s.isdecimal() and str(int(s)) == s for s in symbols):  # cluster numbers: parsed by numpy, looked up as an array
-        try:
-            numbers = np.array(data.split(), dtype=np.int64)
-        except ValueError:
-            numbers = None
-        if numbers is not None:
-            values = np.array(symbols, dtype=np.int64)
-            lookup = np.full(values.max() + 2, -1, dtype=np.int64)
-            lookup[values] = np.arange(len(values))
-            indices = lookup[np.where((numbers < 0) | (numbers > values.max()), values.max() + 1, numbers)]
-            _refuse_unknown(path, indices < 0, data, offsets, symbols)
-            return indices.astype(kind)
     table = {symbol.encode(): i for i, symbol in enumerate(symbols)}
-    indices = np.array([table.get(token, -1) for token in data.split()], dtype=np.int64)
-    _refuse_unknown(path, indices < 0, data, offsets, symbols)
-    return indices.astype(kind)
+
+    def by_token(text):
+        return np.array([table.get(token, -1) for token in text.split()], dtype=kind)
+
+    if not symbols or not all(s.isdecimal() and len(s) < 8 and str(int(s)) == s for s in symbols):
+        return by_token
+    values = np.array(symbols, dtype=np.int64)
+    lookup = np.full(values.max() + 2, -1, dtype=kind)
+    lookup[values] = np.arange(len(values))
+
+    def by_number(text):
+        """Cluster numbers: ten times as fast, parsed by numpy and looked up in an array."""
+        if text.translate(None, b"0123456789 \t\n\v\f\r"):
+            return by_token(text)
+        return lookup[np.minimum(np.fromstring(text, dtype=np.int64, sep=" "), len(lookup) - 1)]
+
+    return by_number
 
 
 def _refuse_unknown(path, unknown, data, offsets, symbols):

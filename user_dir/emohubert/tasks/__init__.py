@@ -1,3 +1,3 @@
 """fairseq tasks."""
 
-from . import speaker_hubert_pretraining  # noqa: F401
+from . import emotion_finetuning, speaker_hubert_pretraining  # noqa: F401

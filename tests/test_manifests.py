@@ -1,0 +1,521 @@
+"""The corpus scripts emodb, ravdess, synthetic and table, and the protocols they share."""
+
+import csv
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripts import run
+
+from emohubert import corpora
+from emohubert.audio import probe, read
+from emohubert.errors import InputError
+from emohubert.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
+
+CLASSES = ("angry", "happy", "neutral", "sad")
+
+
+def failure(capsys):
+    """The last line a failed program wrote."""
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def contents(folder):
+    """Path → bytes of every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def noise(path, n=4000, rate=16_000, channels=1, seed=0, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = np.random.default_rng(seed).uniform(-0.5, 0.5, (n, channels))
+    soundfile.write(path, wave, rate, **how)
+
+
+# --- protocols ------------------------------------------------------------------------------------------------------
+
+speakers_and_sexes = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.sampled_from(["f", "m"]), min_size=3, max_size=24)
+
+
+@st.composite
+def collections(draw, min_utterances=1):
+    people = draw(speakers_and_sexes)
+    utterances = []
+    for speaker, sex in people.items():
+        for i in range(draw(st.integers(min_utterances, 9))):
+            emotion = draw(st.sampled_from(CLASSES))
+            utterances.append(Utterance(f"{speaker}/{i}.wav", 4000, speaker, emotion, meta={"sex": sex}))
+    return utterances
+
+
+@settings(max_examples=80, deadline=None)
+@given(utterances=collections(), k=st.integers(3, 6), seed=st.integers(0, 99))
+def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k, seed):
+    sexes = {u.speaker: u.meta["sex"] for u in utterances}
+    if k > len(sexes):
+        with pytest.raises(InputError, match="folds of"):
+            corpora.balanced_folds(sexes, k, seed)
+        return
+    divided = corpora.balanced_folds(sexes, k, seed)
+    for sex in "fm":  # sizes, and the number of each sex, differ by one at most
+        per_fold = [sum(sexes[s] == sex for s in fold) for fold in divided]
+        assert max(per_fold) - min(per_fold) <= 1
+    assert max(map(len, divided)) - min(map(len, divided)) <= 1
+    folds = corpora.speaker_folds(utterances, divided)
+    assert list(folds) == [f"fold{i + 1}" for i in range(k)]
+    assert Counter(u.path for f in folds.values() for u in f["test"]) == Counter(u.path for u in utterances)
+    assert Counter(u.path for f in folds.values() for u in f["valid"]) == Counter(u.path for u in utterances)
+    for fold in folds.values():
+        who = [{u.speaker for u in fold[split]} for split in ("train", "valid", "test")]
+        assert not (who[0] & who[1] or who[0] & who[2] or who[1] & who[2])
+        assert sorted(u.path for split in fold.values() for u in split) == sorted(u.path for u in utterances)
+
+
+@settings(max_examples=80, deadline=None)
+@given(utterances=collections(), seed=st.integers(0, 99))
+def test_speaker_independent_split(utterances, seed):
+    splits = corpora.protocol_splits(utterances, "speaker-independent", seed)[""]
+    who = {name: {u.speaker for u in split} for name, split in splits.items()}
+    total = len({u.speaker for u in utterances})
+    assert sum(map(len, who.values())) == total == len(set.union(*who.values()))
+    assert len(who["valid"]) == len(who["test"]) == max(1, round(total / 5))
+    assert sum(map(len, splits.values())) == len(utterances)
+    sexes = {u.speaker: u.meta["sex"] for u in utterances}
+    for part in ("valid", "test"):  # each sex in proportion
+        women = sum(s == "f" for s in sexes.values()) * len(who[part]) / total
+        assert abs(sum(sexes[s] == "f" for s in who[part]) - women) <= 1.01
+
+
+@settings(max_examples=80, deadline=None)
+@given(utterances=collections(), seed=st.integers(0, 99))
+def test_seen_split_is_60_20_20_in_every_stratum(utterances, seed):
+    splits = corpora.protocol_splits(utterances, "seen", seed)[""]
+    assert Counter(u.path for split in splits.values() for u in split) == Counter(u.path for u in utterances)
+    singles = {s for s, n in Counter(u.speaker for u in utterances).items() if n == 1}
+    assert {u.speaker for u in utterances} == {u.speaker for u in splits["train"]}  # training knows every speaker
+    dealt = [u for u in utterances if u.speaker not in singles]
+    strata = [*Counter((u.speaker, u.emotion) for u in dealt), *Counter(u.speaker for u in dealt)]
+    for stratum in strata:
+        inside = lambda u, stratum=stratum: stratum in ((u.speaker, u.emotion), u.speaker)  # noqa: E731
+        n = sum(map(inside, dealt))
+        for name, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
+            assert abs(sum(map(inside, splits[name])) - share * n) <= 1.2
+
+
+@settings(max_examples=40, deadline=None)
+@given(utterances=collections(min_utterances=5), seed=st.integers(0, 99))
+def test_both_keeps_the_test_speakers_unseen(utterances, seed):
+    splits = corpora.protocol_splits(utterances, "both", seed)[""]
+    unseen = {u.speaker for u in splits["test"]}
+    for name in ("train", "valid", "test_seen"):
+        assert not unseen & {u.speaker for u in splits[name]}
+    assert {u.speaker for u in splits["test_seen"]} <= {u.speaker for u in splits["train"]}
+    assert Counter(u.path for split in splits.values() for u in split) == Counter(u.path for u in utterances)
+
+
+def test_protocols_need_enough_speakers():
+    two = [Utterance(f"{s}{i}.wav", 4000, s) for s in "ab" for i in range(5)]
+    with pytest.raises(InputError, match="2 speakers cannot be divided into 3 parts"):
+        corpora.protocol_splits(two, "speaker-independent", 1)
+    with pytest.raises(InputError, match="folds have utterances, three are needed"):
+        corpora.speaker_folds(two, [["a"], ["b"], ["c"]])
+    with pytest.raises(InputError, match="speaker b is in no fold"):
+        corpora.speaker_folds(two, [["a"]])
+    with pytest.raises(InputError, match="speaker a is in several folds"):
+        corpora.speaker_folds(two, [["a", "b"], ["a"]])
+
+
+# --- finding, measuring, resampling ---------------------------------------------------------------------------------
+
+
+def test_messy_folders(tmp_path):
+    for name in ("b/one.wav", "a/two.FLAC", "c/three.wav"):
+        noise(tmp_path / name, format="WAV" if name.endswith("wav") else "FLAC")
+    for junk in ("b/._one.wav", "__MACOSX/b/one.wav", ".cache/x.wav", "notes.txt"):
+        (tmp_path / junk).parent.mkdir(exist_ok=True)
+        (tmp_path / junk).write_bytes(b"junk")
+    left_out = corpora.LeftOut()
+    assert corpora.find_audio(tmp_path, left_out) == ["a/two.FLAC", "b/one.wav", "c/three.wav"]
+    assert sorted(left_out["hidden files, such as ._*"]) == [".cache/x.wav", "__MACOSX/b/one.wav", "b/._one.wav"]
+    with pytest.raises(InputError, match="no such folder"):
+        corpora.find_audio(tmp_path / "nowhere", left_out)
+
+
+def test_measuring_names_what_is_damaged_or_too_short(tmp_path):
+    noise(tmp_path / "good.wav", 12_000, 48_000)
+    noise(tmp_path / "short.wav", 399)
+    (tmp_path / "bad.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:5000])
+    entries = [Utterance(f"{n}.wav", 0, "a") for n in ("good", "short", "bad", "missing")]
+    with pytest.raises(InputError, match=r"bad\.wav: truncated WAV.*2 files are damaged or missing.*--skip-damaged"):
+        corpora.measure(tmp_path, entries, corpora.LeftOut())
+    left_out = corpora.LeftOut()
+    assert [(u.path, u.n_samples) for u in corpora.measure(tmp_path, entries, left_out, skip_damaged=True)] == [("good.wav", 4000)]
+    assert left_out == {"shorter than one frame (400 samples)": ["short.wav"], "damaged or unreadable": ["bad.wav", "missing.wav"]}
+
+
+def test_resampling_once_equals_resampling_while_reading(tmp_path):
+    noise(tmp_path / "in/s/a.wav", 30_001, 44_100, channels=2)
+    noise(tmp_path / "in/b.flac", 16_000)
+    entries = [Utterance("s/a.wav", 0, "a"), Utterance("b.flac", 0, "b")]
+    done = corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    assert [(u.path, u.n_samples) for u in done] == [("s/a.flac", -(-30_001 * 160 // 441)), ("b.flac", 16_000)]
+    for before, after in zip(entries, done, strict=True):
+        info = probe(tmp_path / "out" / after.path)
+        assert (info.rate, info.channels, info.n_samples) == (16_000, 1, after.n_samples)
+        difference = read(tmp_path / "out" / after.path) - read(tmp_path / "in" / before.path)
+        assert np.abs(difference).max() <= 2**-15  # one step of 16 bits
+    assert corpora.measure(tmp_path / "out", done, corpora.LeftOut()) == done
+
+
+def test_resampling_again_touches_only_what_changed(tmp_path):
+    for name in "ab":
+        noise(tmp_path / f"in/{name}.wav", 12_000, 48_000)
+    entries = [Utterance(f"{name}.wav", 0, name) for name in "ab"]
+    corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    first = {name: (tmp_path / f"out/{name}.flac").stat() for name in "ab"}
+    noise(tmp_path / "in/b.wav", 12_300, 48_000, seed=5)
+    os.utime(tmp_path / "in/b.wav", (1, 1))
+    done = corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    second = {name: (tmp_path / f"out/{name}.flac").stat() for name in "ab"}
+    assert first["a"].st_ino == second["a"].st_ino and first["b"].st_ino != second["b"].st_ino
+    assert [u.n_samples for u in done] == [4000, 4100]
+
+
+def test_resampling_refuses_name_clashes_and_the_corpus_itself(tmp_path):
+    for name in ("a.wav", "a.flac"):
+        noise(tmp_path / "in" / name)
+    entries = [Utterance("a.wav", 0, "a"), Utterance("a.flac", 0, "a")]
+    with pytest.raises(InputError, match=r"two files would become a\.flac"):
+        corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    with pytest.raises(InputError, match="is the corpus folder itself"):
+        corpora.resample(tmp_path / "in", tmp_path / "in", entries, corpora.LeftOut())
+
+
+# --- EmoDB ----------------------------------------------------------------------------------------------------------
+
+
+def test_emodb_folds_on_the_recordings(emodb, tmp_path, capsys):
+    assert run("manifests/emodb.py", emodb, tmp_path / "m") == 0
+    everything = read_split(tmp_path / "m", "all")
+    labels = dict(line.split("\t") for line in (emodb / "labels.tsv").read_text().splitlines())
+    assert {i: e for i, e in zip(everything.ids, everything.emotions, strict=True)} == {k: v.lower() for k, v in labels.items()}
+    assert Counter(everything.emotions) == {"angry": 127, "happy": 71, "neutral": 79, "sad": 62}
+    tested = []
+    for k in range(1, 6):
+        splits = {name: read_split(tmp_path / "m" / f"fold{k}", name) for name in ("train", "valid", "test")}
+        assert [len(set(splits[n].speakers)) for n in splits] == [6, 2, 2]
+        assert set(splits["test"].meta["sex"]) == set(splits["valid"].meta["sex"]) == {"male", "female"}
+        assert read_dictionary(tmp_path / "m" / f"fold{k}" / "dict.spk.txt") == sorted(set(splits["train"].speakers))
+        assert read_dictionary(tmp_path / "m" / f"fold{k}" / "dict.emo.txt") == list(CLASSES)
+        tested += splits["test"].ids
+    assert sorted(tested) == sorted(labels)
+    sexes = dict(zip(everything.speakers, everything.meta["sex"], strict=True))
+    assert {s for s, sex in sexes.items() if sex == "male"} == {"03", "10", "11", "12", "15"}
+    assert run("tools/check_manifest.py", tmp_path / "m") == 0
+    assert "no errors, no leaks" in capsys.readouterr().out
+
+
+def emodb_release(folder):
+    """A small release: all seven emotions, every speaker."""
+    for speaker in ("03", "08", "09", "10", "11", "12", "13", "14", "15", "16"):
+        for i, letter in enumerate("WLEAFTN"):
+            noise(folder / f"wav/{speaker}a0{i + 1}{letter}a.wav", seed=int(speaker) * 10 + i)
+    return folder
+
+
+def test_emodb_release_with_seven_classes_and_a_mess(tmp_path, capsys):
+    release = emodb_release(tmp_path / "db")
+    (release / "wav/._03a01Wa.wav").write_bytes(b"\0\5\26\7")
+    noise(release / "wav/silence.wav")
+    noise(release / "copy/03a01Wa.wav")
+    assert run("manifests/emodb.py", release, tmp_path / "m") == 0
+    assert Counter(read_split(tmp_path / "m", "all").emotions) == dict.fromkeys(
+        ("angry", "bored", "disgusted", "fearful", "happy", "neutral", "sad"), 10
+    )
+    left_out = read_corpus(tmp_path / "m")["left_out"]
+    assert left_out == {
+        "hidden files, such as ._*": ["wav/._03a01Wa.wav"],
+        "a second copy of the same name": ["wav/03a01Wa.wav"],
+        "not named like EmoDB": ["wav/silence.wav"],
+    }
+    log = capsys.readouterr().err + "".join(left_out)
+    assert "not named like EmoDB" in log
+
+
+def test_emodb_subset_of_classes_and_flat_protocols(tmp_path, capsys):
+    release = emodb_release(tmp_path / "db")
+    arguments = (release, tmp_path / "m", "--classes", "sad", "happy")
+    assert run("manifests/emodb.py", *arguments) == 0
+    assert splits_of(tmp_path / "m") == ["all"] and read_dictionary(tmp_path / "m/fold3/dict.emo.txt") == ["happy", "sad"]
+    assert len(read_corpus(tmp_path / "m")["left_out"]["another class"]) == 50
+    assert run("manifests/emodb.py", *arguments, "--protocol", "both") == 0
+    assert splits_of(tmp_path / "m") == ["train", "valid", "test", "test_seen"]
+    assert not (tmp_path / "m/fold1").exists() and not (tmp_path / "m/all.tsv").exists()  # nothing of the folds is left
+    assert read_corpus(tmp_path / "m")["options"]["protocol"] == "both"
+    assert run("manifests/emodb.py", tmp_path, tmp_path / "m", "--classes", "sad", "angry") == 0  # any folder above will do
+    for path in release.rglob("*Ta.wav"):
+        path.unlink()
+    assert run("manifests/emodb.py", *arguments) == 2
+    assert failure(capsys).startswith(f"error: {release}: holds no utterance of the class sad")
+
+
+def test_running_again_does_nothing_unless_something_changed(tmp_path):
+    release = emodb_release(tmp_path / "db")
+    arguments = ("manifests/emodb.py", release, tmp_path / "m", "--protocol", "seen")
+    assert run(*arguments) == 0
+    first, before = contents(tmp_path / "m"), (tmp_path / "m/train.tsv").stat().st_ino
+    assert run(*arguments) == 0
+    assert (tmp_path / "m/train.tsv").stat().st_ino == before
+    assert run(*arguments, "--overwrite") == 0
+    assert (tmp_path / "m/train.tsv").stat().st_ino != before and contents(tmp_path / "m") == first
+    (tmp_path / "m/valid.spk").unlink()
+    assert run(*arguments) == 0 and contents(tmp_path / "m") == first  # what was lost is made again
+    noise(release / "wav/03a01Wa.wav", 5000)
+    assert run(*arguments) == 0
+    lengths = {p: n for s in splits_of(tmp_path / "m") for p, n in _lengths(tmp_path / "m", s)}
+    assert lengths["wav/03a01Wa.wav"] == 5000
+    assert run(*arguments, "--seed", 2) == 0
+    assert (tmp_path / "m/train.tsv").read_bytes() != first["train.tsv"]
+
+
+def _lengths(directory, name):
+    split = read_split(directory, name)
+    return list(zip(split.paths, split.n_samples.tolist(), strict=True))
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    assert run("manifests/emodb.py", tmp_path / "nowhere", tmp_path / "m") == 2
+    assert failure(capsys) == f"error: {tmp_path}/nowhere: no such folder; give the folder of the corpus"
+    (tmp_path / "empty").mkdir()
+    assert run("manifests/emodb.py", tmp_path / "empty", tmp_path / "m") == 2
+    assert "holds no files named like 03a01Wa.wav" in failure(capsys)
+    release = emodb_release(tmp_path / "db")
+    cut = release / "wav/08a01Wa.wav"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    assert run("manifests/emodb.py", release, tmp_path / "m") == 2
+    assert failure(capsys).startswith(f"error: {cut}: truncated WAV") and not (tmp_path / "m/corpus.json").exists()
+    assert run("manifests/emodb.py", release, tmp_path / "m", "--skip-damaged") == 0
+    assert read_corpus(tmp_path / "m")["left_out"] == {"damaged or unreadable": ["wav/08a01Wa.wav"]}
+    (tmp_path / "file").write_text("")
+    assert run("manifests/emodb.py", release, tmp_path / "file/m", "--skip-damaged") == 2
+    assert "cannot create this folder" in failure(capsys)
+
+
+# --- RAVDESS --------------------------------------------------------------------------------------------------------
+
+
+def test_ravdess_folds_on_the_recordings(ravdess, tmp_path):
+    assert run("manifests/ravdess.py", ravdess, tmp_path / "m") == 0
+    everything = read_split(tmp_path / "m", "all")
+    assert len(everything) == 1440 and len(set(everything.speakers)) == 24
+    assert Counter(everything.emotions) == {"neutral": 96} | dict.fromkeys(
+        ("angry", "calm", "disgusted", "fearful", "happy", "sad", "surprised"), 192
+    )
+    assert Counter(everything.meta["intensity"]) == {"normal": 24 * 32, "strong": 24 * 28}
+    tested = []
+    for k in range(1, 7):
+        splits = {name: read_split(tmp_path / "m" / f"fold{k}", name) for name in ("train", "valid", "test")}
+        assert [len(set(splits[n].speakers)) for n in splits] == [16, 4, 4]
+        for name in ("valid", "test"):
+            sexes = {s: x for s, x in zip(splits[name].speakers, splits[name].meta["sex"], strict=True)}
+            assert Counter(sexes.values()) == {"male": 2, "female": 2}
+            assert all((int(s) % 2 == 1) == (x == "male") for s, x in sexes.items())
+        tested += splits["test"].ids
+    assert sorted(tested) == sorted(everything.ids)
+    assert run("tools/check_manifest.py", tmp_path / "m", "--headers-only") == 0
+
+
+def test_ravdess_release_leaves_songs_and_videos_out(tmp_path):
+    for actor in range(1, 25):
+        for kind, emotion in (("03-01", "05"), ("03-01", "03"), ("03-02", "05"), ("01-01", "05")):
+            name = f"Actor_{actor:02d}/{kind}-{emotion}-01-02-01-{actor:02d}.wav"
+            noise(tmp_path / "db" / name, 12_000, 48_000, channels=2 if actor == 5 else 1, seed=actor)
+    noise(tmp_path / "db/Actor_01/03-01-09-01-01-01-01.wav")
+    assert run("manifests/ravdess.py", tmp_path / "db", tmp_path / "m", "--resample", tmp_path / "16k") == 0
+    everything = read_split(tmp_path / "m", "all")
+    assert len(everything) == 48 and set(everything.emotions) == {"angry", "happy"} and set(everything.n_samples) == {4000}
+    assert everything.root == (tmp_path / "16k").resolve() and everything.paths[0] == "Actor_01/03-01-03-01-02-01-01.flac"
+    assert everything.meta["sentence"] == ["dogs"] * 48
+    left_out = read_corpus(tmp_path / "m")["left_out"]
+    assert {reason: len(paths) for reason, paths in left_out.items()} == {"song": 24, "not audio-only": 24, "not named like RAVDESS": 1}
+    assert run("tools/check_manifest.py", tmp_path / "m", "--allow", "audio") == 0
+
+
+# --- synthetic ------------------------------------------------------------------------------------------------------
+
+
+def synthetic(tmp_path, *more, out="m", audio="a"):
+    arguments = ("--speakers", 8, "--utterances", 5, "--seconds", 0.4, 0.6, *more)
+    return run("manifests/synthetic.py", tmp_path / audio, tmp_path / out, *arguments)
+
+
+def test_synthetic_is_reproducible_and_valid(tmp_path):
+    assert synthetic(tmp_path) == 0
+    assert synthetic(tmp_path, out="m2", audio="a2") == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "a2")
+    assert synthetic(tmp_path, "--seed", 2, out="m3", audio="a3") == 0
+    assert contents(tmp_path / "a")["s01/s01_angry_001.flac"] != contents(tmp_path / "a3")["s01/s01_angry_001.flac"]
+    splits = {name: read_split(tmp_path / "m", name) for name in splits_of(tmp_path / "m")}
+    assert {n: len(s) for n, s in splits.items()} == {"train": 20, "valid": 10, "test": 10}
+    assert all(set(s.dimensions) == {"arousal", "valence", "dominance"} for s in splits.values())
+    assert all(0.4 * 16000 <= n <= 0.6 * 16000 for s in splits.values() for n in s.n_samples)
+    assert run("tools/check_manifest.py", tmp_path / "m") == 0
+
+
+def test_synthetic_audio_is_made_once(tmp_path):
+    assert synthetic(tmp_path) == 0
+    made = {p: p.stat().st_ino for p in (tmp_path / "a").rglob("*.flac")}
+    assert synthetic(tmp_path, "--protocol", "folds", "--folds", 3, out="m2") == 0
+    assert {p: p.stat().st_ino for p in (tmp_path / "a").rglob("*.flac")} == made
+    assert sorted(p.name for p in (tmp_path / "m2").glob("fold*")) == ["fold1", "fold2", "fold3"]
+    next(iter(made)).unlink()
+    assert synthetic(tmp_path, out="m2") == 0 and all(p.is_file() for p in made)
+
+
+def test_synthetic_label_shift_is_known_and_smooth(tmp_path):
+    assert synthetic(tmp_path, "--protocol", "seen") == 0
+    assert synthetic(tmp_path, "--protocol", "seen", "--label-shift", 0.2, out="shifted") == 0
+    biases = {}
+    for name in ("train", "valid", "test"):
+        plain, shifted = read_split(tmp_path / "m", name), read_split(tmp_path / "shifted", name)
+        assert plain.paths == shifted.paths and plain.emotions == shifted.emotions
+        for d in plain.dimensions:
+            assert shifted.meta[f"shown_{d}"] == [f"{x:.6g}" for x in plain.dimensions[d]]
+            moved = shifted.dimensions[d] - plain.dimensions[d]
+            inside = (shifted.dimensions[d] > 0) & (shifted.dimensions[d] < 1)
+            for i in np.flatnonzero(inside):
+                biases.setdefault((plain.speakers[i], d), []).append(moved[i])
+    assert all(np.ptp(values) < 1e-5 and abs(values[0]) <= 0.2 for values in biases.values())  # one bias per speaker
+    assert np.std([values[0] for values in biases.values()]) > 0.03
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--speakers", 7), "--speakers 7: give 8 or more"),
+        (("--utterances", 3), "--utterances 3: give 4 or more"),
+        (("--seconds", 2, 1), "--seconds 2.0 1.0: give MIN and MAX"),
+        (("--label-shift", 2), "--label-shift 2.0: give a value from 0 to 1"),
+        (("--protocol", "folds", "--folds", 2), "2 folds of 8 speakers: give from 3 to 8"),
+        (("--protocol", "what"), "argument --protocol: invalid choice"),
+    ],
+)
+def test_synthetic_refuses(option, message, tmp_path, capsys):
+    assert synthetic(tmp_path, *option) == 2
+    assert failure(capsys).startswith("error: ") and not (tmp_path / "m").exists()
+    capsys.readouterr()
+    synthetic(tmp_path, *option)
+    assert message in failure(capsys)
+
+
+# --- table ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    for i in range(6):
+        noise(tmp_path / f"audio/r{i}.wav", 4000 + i, seed=i)
+    return tmp_path / "audio"
+
+
+ROWS = [
+    {"path": f"r{i}.wav", "speaker": f"p{i // 2}", "split": s, "emotion": "angry", "arousal": i, "age": 20 + i}
+    for i, s in enumerate(["train", "train", "dev", "dev", "test", "test"])
+]
+
+
+def write_table(path, rows, delimiter=",", line_end="\n", encoding="utf-8", **renamed):
+    with path.open("w", encoding=encoding, newline="") as f:
+        names = [renamed.get(n, n) for n in rows[0]]
+        writer = csv.writer(f, delimiter=delimiter, lineterminator=line_end)
+        writer.writerows([names, *(r.values() for r in rows)])
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+@pytest.mark.parametrize(("line_end", "encoding"), [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
+def test_table_with_any_delimiter_line_end_and_byte_order_mark(delimiter, line_end, encoding, recordings, tmp_path):
+    write_table(recordings / "list.csv", ROWS, delimiter, line_end, encoding)
+    assert run("manifests/table.py", recordings, tmp_path / "m", "--scale", 0, 5) == 0
+    assert splits_of(tmp_path / "m") == ["train", "valid", "test"]
+    valid = read_split(tmp_path / "m", "valid")
+    assert valid.paths == ["r2.wav", "r3.wav"] and valid.n_samples.tolist() == [4002, 4003] and valid.speakers == ["p1", "p1"]
+    np.testing.assert_allclose(valid.dimensions["arousal"], [0.4, 0.6])
+    assert valid.meta == {"id": ["r2", "r3"], "age": ["22", "23"]}
+    assert read_corpus(tmp_path / "m")["label_scales"] == {"arousal": {"min": 0, "max": 1, "original_min": 0.0, "original_max": 5.0}}
+    assert run("tools/check_manifest.py", tmp_path / "m") == 0
+
+
+def test_table_elsewhere_with_other_names_absolute_paths_and_gaps(recordings, tmp_path):
+    rows = [{**r, "path": f"{recordings.resolve()}/{r['path']}" if i % 2 else r["path"]} for i, r in enumerate(ROWS)]
+    rows[0] |= {"emotion": "", "arousal": ""}
+    write_table(tmp_path / "t.tsv", [*rows, rows[3]], "\t", path="file", speaker="who", arousal="energy")
+    options = ("--table", tmp_path / "t.tsv", "--columns", "path=file", "speaker=who", "--dimensions", "energy")
+    assert run("manifests/table.py", recordings, tmp_path / "m", *options) == 0
+    train = read_split(tmp_path / "m", "train")
+    assert train.emotions == ["-", "angry"] and np.isnan(train.dimensions["energy"][0]) and train.dimensions["energy"][1] == 1
+    assert read_corpus(tmp_path / "m")["left_out"] == {"listed twice": ["r3.wav"]}
+
+
+def test_table_may_be_named_itself_and_split_by_chance(recordings, tmp_path):
+    rows = [{k: v for k, v in r.items() if k != "split"} for r in ROWS]
+    table = write_table(recordings / "list.csv", rows)
+    write_table(recordings / "other.csv", rows)
+    assert run("manifests/table.py", table, tmp_path / "m", "--protocol", "speaker-independent") == 0
+    assert [len(read_split(tmp_path / "m", s)) for s in ("train", "valid", "test")] == [2, 2, 2]
+
+
+TABLE_FAULTS = {
+    "no such column": (lambda rows: [{"file": 1} for _ in rows], (), "t.csv:1: has no column “path”"),
+    "no labels": (lambda rows: [{k: r[k] for k in ("path", "speaker", "split")} for r in rows], (), "has neither a column “emotion” nor"),
+    "not a number": (lambda rows: rows[:2] + [rows[2] | {"arousal": "high"}], (), "t.csv:4: arousal is “high”, not a number"),
+    "off the scale": (lambda rows: rows, ("--scale", "0", "3"), "t.csv:6: arousal 4 is outside --scale 0 3"),
+    "no speaker": (lambda rows: [rows[0] | {"speaker": " "}], (), "t.csv:2: no speaker"),
+    "no split": (lambda rows: [rows[0] | {"split": ""}], (), "t.csv:2: “” is not the name of a split"),
+    "strange split": (lambda rows: [rows[0] | {"split": "../x"}], (), "t.csv:2: “../x” is not the name of a split"),
+    "missing file": (lambda rows: [*rows, rows[0] | {"path": "r9.wav"}], (), "r9.wav: no such audio file"),
+    "outside": (lambda rows: [rows[0] | {"path": "/etc/r.wav"}], (), "t.csv:2: /etc/r.wav is not below"),
+    "contradiction": (lambda rows: [*rows, rows[1] | {"split": "test"}], (), "t.csv:8: r1.wav is in line 3 already, with other values"),
+    "bad mapping": (lambda rows: rows, ("--columns", "path"), "--columns path: write OURS=THEIRS"),
+    "unknown mapping": (lambda rows: rows, ("--columns", "path=wav"), "t.csv:1: has no column “wav”"),
+    "twice": (lambda rows: rows, ("--columns", "emotion=speaker"), "t.csv:1: the column “emotion” is there twice"),
+    "bad scale": (lambda rows: rows, ("--scale", "3", "3"), "--scale 3 3: MIN must be below MAX"),
+}
+
+
+@pytest.mark.parametrize("what", TABLE_FAULTS)
+def test_table_faults_name_the_line(what, recordings, tmp_path, capsys):
+    change, options, message = TABLE_FAULTS[what]
+    write_table(tmp_path / "t.csv", change(ROWS))
+    assert run("manifests/table.py", recordings, tmp_path / "m", "--table", tmp_path / "t.csv", *options) == 2
+    error = failure(capsys)
+    assert error.startswith("error: ") and message in error and ";" in error or "write OURS" in error or "MIN" in error
+    assert not (tmp_path / "m/corpus.json").exists()
+
+
+def test_table_malformed_files(recordings, tmp_path, capsys):
+    arguments = ("manifests/table.py", recordings, tmp_path / "m", "--table", tmp_path / "t.csv")
+    for text, message in [
+        (b"", "t.csv: lists nothing"),
+        (b"path,speaker,split,emotion\n", "t.csv: lists nothing"),
+        (b"path,speaker,split,emotion\nr0.wav,a,train\n", "t.csv:2: 3 columns where the header has 4"),
+        (b'path,speaker,split,emotion\nr0.wav,a,"train,sad\n', "t.csv:2: "),
+        (b"path,speaker,split,emotion\nr0.wav,\xff,train,sad\n", "not a UTF-8 text file"),
+    ]:
+        (tmp_path / "t.csv").write_bytes(text)
+        assert run(*arguments) == 2 and message in failure(capsys)
+    (tmp_path / "t.csv").unlink()
+    assert run(*arguments) == 2 and "t.csv: no such file" in failure(capsys)
+    assert run("manifests/table.py", recordings, tmp_path / "m") == 2 and "holds 0 CSV or TSV files" in failure(capsys)
+
+
+def test_corpus_json_tells_what_was_made(recordings, tmp_path):
+    write_table(recordings / "list.csv", ROWS)
+    assert run("manifests/table.py", recordings, tmp_path / "m") == 0
+    corpus = json.loads((tmp_path / "m/corpus.json").read_text())
+    assert corpus["corpus"] == "table" and corpus["counts"] == {".": {"train": 2, "valid": 2, "test": 2}}
+    assert corpus["utterances"] == 6 and corpus["speakers"] == 3 and len(corpus["source_sha256"]) == 64

@@ -1,0 +1,165 @@
+"""Criterions for whole utterances: cross-entropy for classes, 1 − CCC for dimensions.
+
+Sums go through fairseq's meters and the metrics are formed at the end of an epoch, over all utterances: UA and CCC are
+never averaged over batches.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from torch import distributed
+from torch.nn import functional as F
+
+
+@dataclass
+class EmotionClassificationConfig(FairseqDataclass):
+    """Options of the cross-entropy."""
+
+    class_weights: ChoiceEnum(("none", "balanced")) = field(
+        default="none", metadata={"help": "balanced: classes weighted by 1 / training count (mean weight 1)"}
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "of the cross-entropy"})
+
+
+@register_criterion("emotion_classification", dataclass=EmotionClassificationConfig)
+class EmotionClassification(FairseqCriterion):
+    """Cross-entropy, summed over utterances; logs UA, WA and macro F1 of the whole epoch."""
+
+    def __init__(self, task, class_weights="none", label_smoothing=0.0):
+        super().__init__(task)
+        self.label_smoothing = label_smoothing
+        self.class_weights = None
+        if str(class_weights) == "balanced":
+            counts = torch.tensor(task.class_counts, dtype=torch.float).clamp(min=1)
+            self.register_buffer("class_weights", counts.mean() / counts, persistent=False)
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (loss, utterances, logging output)."""
+        output = model(**sample["net_input"])["output"].float()  # (batch, classes)
+        target = sample["target"]
+        loss = F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum")
+        confusion = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
+        confusion.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
+        log = {"loss": loss.detach().double(), "confusion": confusion, "sample_size": len(target)}
+        log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        return loss, len(target), log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs):
+        """Log loss (nats per utterance), and UA, WA and macro F1 from the epoch's confusion matrix."""
+        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+        n = max(total["sample_size"], 1)
+        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
+        confusion = total["confusion"].tolist()
+        size = math.isqrt(len(confusion))
+        for cell, count in enumerate(confusion):
+            metrics.log_scalar_sum(f"_confusion_{cell}", count)
+        for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
+            metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        """Yes: every entry is a sum."""
+        return True
+
+
+def _confusion(meters, size):
+    """(classes, classes): rows are references."""
+    return torch.tensor([meters[f"_confusion_{c}"].sum for c in range(size * size)], dtype=torch.double).view(size, size)
+
+
+def _ua(confusion):
+    counts = confusion.sum(dim=1)
+    present = counts > 0
+    return float((confusion.diag()[present] / counts[present]).mean()) if present.any() else 0.0
+
+
+def _wa(confusion):
+    return float(confusion.diag().sum() / confusion.sum().clamp(min=1))
+
+
+def _macro_f1(confusion):
+    support = confusion.sum(dim=0) + confusion.sum(dim=1)
+    return float((2 * confusion.diag() / support.clamp(min=1)).mean())
+
+
+@register_criterion("emotion_regression", dataclass=FairseqDataclass)
+class EmotionRegression(FairseqCriterion):
+    """1 − CCC (Lin 1989), averaged over the dimensions, over all utterances of the batch on all processes.
+
+    CCC is not a sum over utterances, so the processes exchange their predictions: the loss and its gradient are those of one
+    process with the whole batch. Under gradient accumulation every accumulated batch has its own CCC.
+    """
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
+        output = model(**sample["net_input"])["output"].float()  # (batch, dimensions)
+        target = sample["target"].float()
+        gathered, references = (output, target) if not model.training else (_gather(output), _gather(target))
+        loss = (1 - ccc(gathered, references)).mean()
+        x, y = output.detach().double(), target.double()
+        moments = torch.cat([v.sum(dim=0) for v in (x, y, x * x, y * y, x * y)])
+        log = {"loss": loss.detach().double() * len(target), "moments": moments, "sample_size": len(target)}
+        log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        return loss * len(references), len(target), log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs):
+        """Log the mean batch loss, and the CCC of the epoch: the mean over dimensions and each."""
+        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+        n = max(total["sample_size"], 1)
+        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
+        moments = total["moments"].tolist()
+        dimensions = len(moments) // 5
+        for i, value in enumerate(moments):
+            metrics.log_scalar_sum(f"_moment_{i}", value)
+        metrics.log_scalar_sum("_utterances", total["sample_size"])
+        for d in range(dimensions):
+            metrics.log_derived(f"ccc_{d}", lambda meters, d=d: round(_ccc_of(meters, d, dimensions), 4))
+        metrics.log_derived("ccc", lambda meters: round(sum(_ccc_of(meters, d, dimensions) for d in range(dimensions)) / dimensions, 4))
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        """Yes: every entry is a sum."""
+        return True
+
+
+def ccc(x, y):
+    """Concordance correlation coefficient with population variances, differentiable.
+
+    Args:
+        x, y: (n, dimensions).
+
+    Returns:
+        (dimensions,): 2·cov / (var_x + var_y + (mean_x − mean_y)²); 0 where nothing varies.
+    """
+    mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
+    covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
+    spread = x.var(dim=0, correction=0) + y.var(dim=0, correction=0) + (mean_x - mean_y).pow(2)
+    return 2 * covariance / spread.clamp(min=1e-12)
+
+
+def _ccc_of(meters, d, dimensions):
+    n = max(meters["_utterances"].sum, 1)
+    x, y, xx, yy, xy = (meters[f"_moment_{i * dimensions + d}"].sum / n for i in range(5))
+    spread = (xx - x * x) + (yy - y * y) + (x - y) ** 2
+    return 2 * (xy - x * y) / spread if spread > 1e-12 else 0.0
+
+
+def _gather(x):
+    """Rows of all processes, in rank order; the gradient flows to this process's own. x: (n, dimensions), n may differ."""
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return x
+    sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    most = int(max(sizes))
+    padded = F.pad(x.detach(), (0, 0, 0, most - len(x)))
+    parts = [torch.zeros_like(padded) for _ in sizes]
+    distributed.all_gather(parts, padded)
+    parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+    parts[distributed.get_rank()] = x
+    return torch.cat(parts)

@@ -1,0 +1,153 @@
+"""Emotion from a pretrained encoder: E(x, speaker) → pooling → head."""
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from torch import nn
+
+from ..audio import SAMPLE_RATE
+from ..checkpoints import encoder_config, initialise, read_pretrained
+from ..errors import InputError
+from .heads import HEADS, make_head
+from .hubert import SpeakerHubertModel
+from .pooling import POOLINGS, make_pooling
+from .speaker import POSITIONS
+
+FREEZE = ("none", "cnn", "encoder", "all")
+
+
+@dataclass
+class EmotionHubertConfig(FairseqDataclass):
+    """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
+
+    init_from: str | None = field(default=None, metadata={"help": "checkpoint of the encoder: fairseq HuBERT or wav2vec 2.0, or ours"})
+    num_layers: int | None = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
+    pooling: ChoiceEnum(POOLINGS) = field(default="mean", metadata={"help": "how frames become one vector"})
+    head: ChoiceEnum(HEADS) = field(default="relu_linear", metadata={"help": "what follows the pooling"})
+    head_dropout: float = field(default=0.0, metadata={"help": "dropout in the head"})
+    layer_weighting: bool = field(default=False, metadata={"help": "a learned weighted sum over all layers instead of the last one"})
+    freeze: ChoiceEnum(FREEZE) = field(
+        default="cnn", metadata={"help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too"}
+    )
+    speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
+        default="inherit", metadata={"help": "where the encoder hears the speaker (inherit: as in the checkpoint)"}
+    )
+    speaker_dropout: float = field(default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding"})
+    dropout: float = field(default=0.1, metadata={"help": "in the Transformer"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "of attention weights"})
+    activation_dropout: float = field(default=0.0, metadata={"help": "after the activation of the feed-forward layers"})
+    encoder_layerdrop: float = field(default=0.0, metadata={"help": "probability of dropping a Transformer layer"})
+    mask_prob: float = field(default=0.08, metadata={"help": "time masking in training, as a share of frames; 0: none"})
+    mask_length: int = field(default=15, metadata={"help": "frames in a span of time masking"})
+    mask_channel_prob: float = field(default=0.05, metadata={"help": "channel masking in training, as a share of channels; 0: none"})
+    mask_channel_length: int = field(default=64, metadata={"help": "channels in a span"})
+    backbone: Any = field(default=None, metadata={"help": "(filled in) the encoder's configuration, so that checkpoints stand alone"})
+
+
+def resolve_backbone(cfg):
+    """The encoder's configuration for a fine-tuning configuration, read from its checkpoint.
+
+    Args:
+        cfg: EmotionHubertConfig with `init_from`.
+
+    Returns:
+        (configuration as a dict, Pretrained).
+
+    Raises:
+        InputError: no or an unusable checkpoint, or more layers wanted than it has.
+    """
+    if not cfg.init_from:
+        raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
+    pretrained = read_pretrained(cfg.init_from)
+    changes = {name: cfg[name] for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")}
+    changes |= {name: cfg[name] for name in ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")}
+    layers = pretrained.config.get("encoder_layers", 12)
+    if cfg.num_layers is not None:
+        if not 1 <= cfg.num_layers <= layers:
+            raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {layers} layers; use 1 to {layers}")
+        changes["encoder_layers"] = cfg.num_layers
+    if cfg.speaker_position != "inherit":
+        changes["speaker_position"] = str(getattr(cfg.speaker_position, "value", cfg.speaker_position))
+    changes |= {"feature_grad_mult": 0.0 if str(cfg.freeze) != "none" else 1.0, "dropout_input": 0.0}
+    return {**pretrained.config, **changes, "normalize": pretrained.normalise}, pretrained
+
+
+@register_model("emotion_hubert", dataclass=EmotionHubertConfig)
+class EmotionHubertModel(BaseFairseqModel):
+    """A pretrained encoder, a pooling and a head.
+
+    Args:
+        cfg: EmotionHubertConfig with `backbone` filled in.
+        outputs: classes or dimensions.
+        speakers: ids of the speaker table.
+    """
+
+    def __init__(self, cfg, outputs, speakers=()):
+        super().__init__()
+        self.cfg = cfg
+        backbone = {k: v for k, v in cfg.backbone.items() if k != "normalize"}
+        self.backbone = SpeakerHubertModel(
+            encoder_config(argparse.Namespace(config=backbone)), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers
+        )
+        self.layers = len(self.backbone.encoder.layers)
+        self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
+        self.pooling = make_pooling(str(cfg.pooling), self.backbone.encoder.embedding_dim)
+        self.head = make_head(str(cfg.head), self.pooling.width, outputs, cfg.head_dropout)
+        self._freeze(str(cfg.freeze))
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        """Build the model for a task (fairseq calls this); weights come from `start_from` or a checkpoint of ours."""
+        return cls(cfg, task.n_outputs, task.speakers)
+
+    def start_from(self, pretrained):
+        """Load the encoder's weights; returns the LoadReport."""
+        return initialise(self.backbone, pretrained)
+
+    def _freeze(self, what):
+        if what == "none":
+            return
+        self.backbone.feature_extractor.requires_grad_(False)
+        if what == "cnn":
+            return
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(what == "encoder" and name.startswith("speaker_conditioning."))
+
+    def train(self, mode=True):
+        """Training mode; a frozen encoder stays in evaluation mode, so that its features do not change."""
+        super().train(mode)
+        if self.cfg.freeze in ("encoder", "all"):
+            self.backbone.eval()
+        return self
+
+    def forward(self, source, lengths, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
+        """Logits or dimensions of a batch.
+
+        Args:
+            source: (batch, samples), zero-padded.
+            lengths: samples of each utterance, a list of int.
+            mask_indices, mask_channel_indices, speaker, speaker_vectors: see SpeakerHubertModel.
+
+        Returns:
+            dict: `output` (batch, outputs), `embedding` (batch, width): the pooled vector that the head sees, `frames`
+            (batch, frames, width) and `valid` (batch, frames).
+        """
+        given = {
+            "mask_indices": mask_indices,
+            "mask_channel_indices": mask_channel_indices,
+            "speaker": speaker,
+            "speaker_vectors": speaker_vectors,
+        }
+        if self.layer_weights is None:
+            found = self.backbone(source, lengths=lengths, features_only=True, **given)
+            x, padding = found["x"], found["padding_mask"]
+            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if padding is None else ~padding
+        else:
+            layers, valid = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
+            x = torch.einsum("l,lbtd->btd", self.layer_weights.softmax(dim=0).to(source.dtype), torch.stack(list(layers.values())))
+        embedding = self.pooling(x, valid)
+        return {"output": self.head(embedding), "embedding": embedding, "frames": x, "valid": valid}
