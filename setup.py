@@ -27,9 +27,11 @@ setup(
         "fairseq-fixed>=0.12.3.1,<0.13",  # imported as fairseq; 0.12.2 of fairseq itself does not run on Python 3.11
         "faiss-cpu>=1.8",
         "hydra-core>=1.3.2,<1.4",
+        "joblib>=1.3",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "omegaconf>=2.3,<2.4",
+        "PyYAML>=6.0",
         "safetensors>=0.4",
         "scikit-learn>=1.3",
         "scipy>=1.11",

@@ -28,7 +28,7 @@ def plan(args):
         rng = np.random.default_rng([args.seed, 3, i])
         for j in range(args.utterances):
             name = synthesis.CLASSES[j % len(synthesis.CLASSES)]
-            emotion = synthesis.draw_emotion(name, rng)
+            emotion = np.round(synthesis.draw_emotion(name, rng), 6)
             seconds = round(float(rng.uniform(*args.seconds)), 3)
             utterances.append((f"{voice.id}/{voice.id}_{name}_{j + 1:03d}.flac", voice, name, emotion, seconds, [args.seed, 4, i, j]))
     return utterances

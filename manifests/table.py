@@ -6,7 +6,6 @@ goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is found out. Splits
 validation become train and valid. An empty emotion or dimension means that there is no label.
 """
 
-import csv
 import sys
 from collections import defaultdict
 from pathlib import Path, PureWindowsPath
@@ -38,17 +37,7 @@ def find_table(args):
 
 def read_rows(table, names):
     """Header and rows (line number, {column: text}) of the table; `names` maps its columns to ours."""
-    text = corpora.read_text(table)
-    header = text.split("\n", 1)[0].rstrip("\r")
-    delimiter = max("\t,;|", key=header.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-    try:
-        lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise InputError(f"{table}:{reader.line_num}: {error}; correct the quotes or the delimiter") from error
-    if len(lines) < 2:
-        raise InputError(f"{table}: lists nothing; the first line must name the columns, one line per utterance must follow")
-    own = [cell.strip() for cell in lines[0][1]]
+    own, rows = corpora.read_delimited(table)
     for theirs in names:
         if theirs not in own:
             raise InputError(f"{table}:1: has no column “{theirs}” (it has {', '.join(own)}); correct --columns")
@@ -56,12 +45,7 @@ def read_rows(table, names):
     if len(set(columns)) != len(columns):
         twice = next(c for c in columns if columns.count(c) > 1)
         raise InputError(f"{table}:1: the column “{twice}” is there twice; rename one")
-    rows = []
-    for number, row in lines[1:]:
-        if len(row) != len(columns):
-            raise InputError(f"{table}:{number}: {len(row)} columns where the header has {len(columns)}; correct the line")
-        rows.append((number, dict(zip(columns, (cell.strip() for cell in row), strict=True))))
-    return columns, rows
+    return columns, [(number, dict(zip(columns, row.values(), strict=True))) for number, row in rows]
 
 
 def mapping(pairs):
@@ -103,7 +87,10 @@ def utterance(row, where, dimensions, scale, root):
 @command
 def main(argv=None):
     parser = corpora.parser(
-        __doc__, ("table", "speaker-independent", "seen", "both"), audio_help="folder of the audio, or the table itself when it lies there"
+        __doc__,
+        ("table", "speaker-independent", "seen", "both"),
+        audio_help="folder of the audio, or the table itself when it lies there",
+        own_protocols={"table": "the splits of the table"},
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help="the table (default: the only CSV or TSV file in AUDIO_DIR)")
     parser.add_argument(
@@ -141,14 +128,14 @@ def main(argv=None):
         split = SPLITS.get(row.get("split", "").lower(), row.get("split"))
         if args.protocol == "table" and (not split or not all(c.isalnum() or c in "_-" for c in split)):
             raise InputError(f"{table}:{number}: “{row['split']}” is not the name of a split; use train, valid or test")
-        if entry.path in line_of:
-            first, other = line_of[entry.path]
+        if entry.id in line_of:
+            first, other = line_of[entry.id]
             if other != row:
                 raise InputError(f"{table}:{number}: {entry.path} is in line {first} already, with other values; remove one of the lines")
             left_out["listed twice"].append(entry.path)
             continue
-        line_of[entry.path] = number, row
-        split_of[entry.path] = split
+        line_of[entry.id] = number, row
+        split_of[entry.id] = split
         entries.append(entry)
 
     def splits(measured):
@@ -156,7 +143,7 @@ def main(argv=None):
             return corpora.protocol_splits(measured, args.protocol, args.seed)
         result = defaultdict(list)
         for u in measured:
-            result[split_of[u.path]].append(u)
+            result[split_of[u.id]].append(u)
         return {"": dict(result)}
 
     scales = {name: corpora.unit_scale(*args.scale) if args.scale else {} for name in dimensions}

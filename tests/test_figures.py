@@ -261,4 +261,6 @@ def test_training_figure(drawn, tmp_path):
     figure = drawn(figures.training, read_training_log(fairseq_log(tmp_path / "l.log", JsonProgressBar)))
     assert [a.get_ylabel() for a in figure.axes] == ["loss", "ua"]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["train", "valid", "best ua"]
+    in_legend = figure.legends[0].legend_handles[1].get_color()
+    assert figure.axes[0].lines[1].get_color() == figure.axes[1].lines[0].get_color() == in_legend  # valid looks the same everywhere
     assert figures.training(tmp_path / "none.png", {"lr": {"train": (np.array([1]), np.array([0.1]))}}) is None

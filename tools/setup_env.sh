@@ -26,8 +26,8 @@ fi
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-packages=(torch torchaudio fairseq faiss hydra matplotlib numpy omegaconf safetensors scipy sentencepiece sklearn soundfile
-    tensorboard threadpoolctl tqdm)
+packages=(torch torchaudio fairseq faiss hydra joblib matplotlib numpy omegaconf safetensors scipy sentencepiece sklearn
+    soundfile tensorboard threadpoolctl tqdm yaml)
 
 say() { printf '%s\n' "$*" >&2; }
 fail() {
@@ -138,11 +138,11 @@ if (version, platform.system(), platform.machine()) != ("3.12", "Linux", "x86_64
         sys.exit(print(f"a C++ compiler is needed to build fairseq for Python {version}; install g++"))
     if not compiles("CXX", "c++", "#include <Python.h>\n"):
         sys.exit(print(f"Python {version} ({sys.executable}) has no header files to build fairseq; install python{version}-dev"))
-print("usable")
+print("usable", os.path.realpath(sys.executable))  # not a link in an environment that may be about to go
 PYTHON
         ) || continue
-        if [[ $answer == usable ]]; then
-            python=$candidate
+        if [[ $answer == "usable "* ]]; then
+            python=${answer#usable }
             return
         fi
         problem=${problem:-$answer}

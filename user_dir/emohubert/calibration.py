@@ -37,7 +37,7 @@ training speaker has keeps its ratio of 1.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import brentq
@@ -47,7 +47,6 @@ from scipy.stats import chi2
 from . import metrics, speaker_vectors
 from .errors import InputError
 from .files import atomic
-from .manifest import NO_EMOTION
 from .neighbourhood import Neighbourhood, choose, numbers_of_neighbours, speaker_means
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities
 from .speaker_vectors import SpeakerVectors
@@ -64,6 +63,8 @@ CONCENTRATIONS = np.logspace(0, 4, 41)
 CONSTANT = 1e-7
 """Predictions that vary less than this share of their size, the resolution of float32, are constant."""
 _TIE = 1e-9
+_RARE = 1e-9
+"""Frequency below which a class counts as this frequent when estimates are compared."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class DimensionCalibration:
         within-speaker variance of the labels, B the variance of q over the training speakers.
         """
         estimates = self._estimate(vectors, leave_one_out)
-        moments = [Moments.of(rows) for rows in _by_speaker(vectors.ids, speakers, predictions)]
+        moments = [Moments.of(rows) for rows in by_speaker(vectors.ids, speakers, predictions)]
         n = np.array([m.n for m in moments])
         squares, freedom = sum(m.squares for m in moments), np.maximum(n - 1, 0).sum()
         if freedom:
@@ -301,13 +302,13 @@ class DimensionCalibration:
 
 def _label_statistics(speakers, labels):
     """(counts, means, population standard deviations, ids), (speakers, dims) each; 0 where there is no label."""
-    ids, index = np.unique(np.asarray(speakers, dtype=np.str_), return_inverse=True)
-    rows = [labels[index == i] for i in range(len(ids))]
+    ids = sorted(set(speakers))
+    rows = by_speaker(ids, speakers, labels)
     moments = [[Moments.of(r[~np.isnan(r[:, d]), d][:, None]) for d in range(labels.shape[1])] for r in rows]
     counts = np.array([[m.n for m in row] for row in moments])
     means = np.array([[m.mean[0] for m in row] for row in moments])
     stds = np.array([[math.sqrt(m.squares[0] / max(m.n, 1)) for m in row] for row in moments])
-    return counts, means, stds, ids.tolist()
+    return counts, means, stds, ids
 
 
 def _usable(vectors, ids, labelled, reason):
@@ -323,9 +324,12 @@ def _usable(vectors, ids, labelled, reason):
     return vectors.take(kept), [known[name] for name in kept], left_out
 
 
-def _by_speaker(ids, speakers, rows):
-    speakers = np.asarray(speakers, dtype=np.str_)
-    return [rows[speakers == name] for name in ids]
+def by_speaker(ids, speakers, rows):
+    """The rows (n, …) of each of the speakers `ids`, in order: a list of arrays."""
+    names, index, counts = np.unique(np.asarray(speakers, dtype=np.str_), return_inverse=True, return_counts=True)
+    groups = np.split(rows[np.argsort(index, kind="stable")], np.cumsum(counts)[:-1])
+    of = dict(zip(names.tolist(), groups, strict=True))
+    return [of.get(name, rows[:0]) for name in ids]
 
 
 def _excess_variance(d, chance):
@@ -434,7 +438,7 @@ class ClassCalibration:
         centres = np.divide(rest + alpha * base, rest_total, out=np.broadcast_to(base, rest.shape).copy(), where=rest_total > 0)
 
         def loss(expected, order):
-            return -xlogy((counts / totals)[order], expected).sum(-1, keepdims=True)
+            return -xlogy((counts / totals)[order], np.maximum(expected, _RARE)).sum(-1, keepdims=True)
 
         shrink = settings.shrinkage != "none"
         hood, tried, p = choose(vectors, values, base, centres, loss, settings.top_k, settings.weighting, shrink, joint=True)
@@ -522,9 +526,9 @@ def calibrate(calibration, vectors, predictions):
     vectors = vectors.take(sorted(set(predictions.speakers)))
     values = values_of(predictions)
     estimates = calibration.attend(vectors, predictions.speakers, values)
-    seen = dict(zip(vectors.ids, _by_speaker(vectors.ids, predictions.speakers, values), strict=True))
+    seen = dict(zip(vectors.ids, by_speaker(vectors.ids, predictions.speakers, values), strict=True))
     corrections = calibration.corrections(estimates, seen)
-    return with_values(predictions, _corrected(corrections, predictions.speakers, values)), estimates, corrections
+    return with_values(predictions, corrected(corrections, predictions.speakers, values)), estimates, corrections
 
 
 def values_of(predictions):
@@ -541,7 +545,8 @@ def with_values(predictions, values):
     return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values)
 
 
-def _corrected(corrections, speakers, values):
+def corrected(corrections, speakers, values):
+    """Values (n, …) with the correction of each one's speaker applied."""
     return np.stack([corrections[name](row) for name, row in zip(speakers, values, strict=True)])
 
 
@@ -574,34 +579,30 @@ def choose_by_metric(vectors, speakers, labels, names, settings, predictions):
             f"no predictions for the training speaker “{missing[0]}” ({len(missing)} missing); predict the whole training split"
         )
     values = values_of(predictions)
-    seen = dict(zip(trained.ids, _by_speaker(trained.ids, predictions.speakers, values), strict=True))
+    seen = dict(zip(trained.ids, by_speaker(trained.ids, predictions.speakers, values), strict=True))
     tried, best = [], None
     for k in numbers_of_neighbours(len(trained) - 1) if settings.top_k is None else [settings.top_k]:
-        candidate = kind.fit(vectors, speakers, labels, names, Settings(**{**asdict(settings), "top_k": k}))
+        candidate = kind.fit(vectors, speakers, labels, names, replace(settings, top_k=k))
         estimates = candidate.attend(trained, predictions.speakers, values, leave_one_out=True)
         for strength in STRENGTHS:
             candidate.strength = float(strength)
-            corrected = _corrected(candidate.corrections(estimates, seen), predictions.speakers, values)
-            score = _score(with_values(predictions, corrected))
-            tried.append({"k": k, "strength": float(strength), "score": score})
-            if best is None or score > best[0] + _TIE:
-                best = (score, candidate, float(strength))
+            moved = corrected(candidate.corrections(estimates, seen), predictions.speakers, values)
+            reached = mean_score(with_values(predictions, moved))
+            tried.append({"k": k, "strength": float(strength), "score": reached})
+            if best is None or reached > best[0] + _TIE:
+                best = (reached, candidate, float(strength))
     _, chosen, chosen.strength = best
     chosen.settings, chosen.tried = settings, tried
     return chosen
 
 
-def _score(predictions):
+def mean_score(predictions):
+    """The mean CCC over dimensions, or UA, over the utterances with a reference; NaN where that is not defined."""
     if isinstance(predictions, ClassPredictions):
         scored = np.flatnonzero(predictions.scored)
-        score = metrics.unweighted_accuracy([predictions.emotions[i] for i in scored], [predictions.predicted[i] for i in scored])
-    else:
-        pairs = [
-            (column[ok], predictions.predicted[ok, i])
-            for i, (column, ok) in enumerate(zip(predictions.references.T, predictions.scored.T, strict=True))
-        ]
-        score = metrics.mean_std([metrics.ccc(*pair) for pair in pairs])[0]
-    return score if score == score else -np.inf
+        return metrics.unweighted_accuracy([predictions.emotions[i] for i in scored], [predictions.predicted[i] for i in scored])
+    pairs = zip(predictions.references.T, predictions.predicted.T, predictions.scored.T, strict=True)
+    return metrics.mean_std([metrics.ccc(reference[ok], predicted[ok]) for reference, predicted, ok in pairs])[0]
 
 
 class RunningSpeaker:
@@ -661,40 +662,6 @@ def _nothing(calibration):
         return PriorRatio(np.ones(len(calibration.names)), calibration.neighbourhood.centre)
     dims = len(calibration.names)
     return Shift(np.zeros(dims), np.zeros(dims), np.ones(dims), np.zeros(calibration.columns))
-
-
-def gain_by_utterances(calibration, embeddings, predictions, score, draws=5, seed=1):
-    """How the calibrated score rises with the number of a speaker's utterances that were heard, without labels.
-
-    For n = 1, 2, 4, … the correction of every speaker comes from n of their utterances, drawn at random (all, if there are
-    fewer), and is applied to all of them. B, h and ω² stay as they are.
-
-    Args:
-        calibration: as `calibrate` left it.
-        embeddings: (utterances, width), in the order of the predictions.
-        predictions: not yet calibrated.
-        score: function of predictions → float.
-        draws, seed: of the random utterances.
-
-    Returns:
-        list of {"utterances", "speakers" (with at least that many), "scores" (one for each draw)}.
-    """
-    rng = np.random.default_rng(seed)
-    speakers, values = np.asarray(predictions.speakers, dtype=np.str_), values_of(predictions)
-    members = {name: np.flatnonzero(speakers == name) for name in sorted(set(predictions.speakers))}
-    most = max(len(rows) for rows in members.values())
-    amounts = [2**i for i in range(int(math.log2(most)) + 1)]
-    curve = []
-    for n in amounts if amounts[-1] == most else [*amounts, most]:
-        scores = []
-        for _ in range(draws if n < most else 1):
-            heard = np.sort(np.concatenate([rng.permutation(rows)[:n] for rows in members.values()]))
-            vectors = speaker_vectors.from_utterances(speakers[heard], embeddings[heard])
-            seen = dict(zip(vectors.ids, _by_speaker(vectors.ids, speakers[heard], values[heard]), strict=True))
-            corrections = calibration.corrections(calibration.estimate(vectors), seen)
-            scores.append(score(with_values(predictions, _corrected(corrections, predictions.speakers, values))))
-        curve.append({"utterances": n, "speakers": sum(len(rows) >= n for rows in members.values()), "scores": scores})
-    return curve
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -774,33 +741,3 @@ def _assemble(description, arrays):
     if description["kind"] != "dimensions":
         raise ValueError(f"the kind is {description['kind']!r}")
     return DimensionCalibration(settings, names, hood, *(arrays[f"shift_{name}"] for name in _SHIFT_ARRAYS), strength)
-
-
-def training_labels(split, names, kind):
-    """(speakers, labels) of a training split for `fit`.
-
-    Args:
-        split: manifest Split.
-        names: dimensions, or classes.
-        kind: `dimensions` or `classes`.
-
-    Raises:
-        InputError: no speakers, or the labels are not there.
-    """
-    where = split.directory / split.name
-    if split.speakers is None:
-        raise InputError(f"{where}.spk: no such file; calibration needs the training speakers, make the manifest again")
-    if kind == "classes":
-        if split.emotions is None:
-            raise InputError(f"{where}.emo: no such file; the predictions are of classes, give a training split with classes")
-        if not set(split.emotions) & set(names):
-            found = " ".join(sorted(set(split.emotions) - {NO_EMOTION})[:10])
-            raise InputError(
-                f"{where}.emo: none of its classes ({found}) is among the predicted ones ({' '.join(names)}); give the model's split"
-            )
-        return split.speakers, split.emotions
-    missing = [name for name in names if name not in (split.dimensions or {})]
-    if missing:
-        found = " ".join(split.dimensions or {}) or "none"
-        raise InputError(f"{where}.dim: has no dimension {missing[0]} (found: {found}); give the training split of the model")
-    return split.speakers, np.stack([split.dimensions[name] for name in names], axis=1)

@@ -96,7 +96,8 @@ def load_state(path):
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a checkpoint, or a damaged one ({str(error).splitlines()[0][:120]}); copy or download it again") from error
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: not a checkpoint, or a damaged one ({what}); copy or download it again") from error
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
     return state

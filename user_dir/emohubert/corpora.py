@@ -1,6 +1,8 @@
 """What the corpus scripts in manifests/ share: finding and measuring audio, protocols (folds and splits), and writing."""
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -27,23 +29,28 @@ PROTOCOLS = {
     "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
 }
 """Protocols that `protocol_splits` knows."""
+STAMP = ".stamp.json"
+SHARES = np.array([0.6, 0.2, 0.2])
+"""Of train, valid and test in a random split."""
 _NAMED = 5  # left-out files that are named in the log; corpus.json names all
 
 
-def parser(description, protocols=(), audio_help="folder of the corpus"):
+def parser(description, protocols=(), audio_help="folder of the corpus", own_protocols=None):
     """The command line of a corpus script: AUDIO_DIR OUT_DIR and the options that all have.
 
     Args:
         description: the script's docstring.
         protocols: names of the protocols it offers, the default first.
         audio_help: what AUDIO_DIR is.
+        own_protocols: name → description of protocols that only this corpus has.
     """
     p = Parser(description=description)
     p.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help=audio_help)
     p.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder of the manifests")
     if protocols:
-        known = "; ".join(f"{name}: {PROTOCOLS[name]}" for name in protocols if name in PROTOCOLS)
-        p.add_argument("--protocol", choices=protocols, default=protocols[0], help=known.replace("%", "%%"))
+        known = PROTOCOLS | (own_protocols or {})
+        text = "; ".join(f"{name}: {known[name]}" for name in protocols)
+        p.add_argument("--protocol", choices=protocols, default=protocols[0], help=text.replace("%", "%%"))
     p.add_argument(
         "--resample",
         type=Path,
@@ -70,10 +77,15 @@ class LeftOut(defaultdict):
             logger.info("left out, %s: %d (%s%s)", reason, len(items), ", ".join(sorted(items)[:_NAMED]), more)
 
 
-def find_audio(folder, left_out):
+def find_audio(folder, left_out, under=""):
     """Relative paths (forward slashes, sorted) of all audio files below a folder, links followed.
 
     Hidden files and what macOS adds to archives (`._name`, `__MACOSX`) are left out.
+
+    Args:
+        folder: the folder.
+        left_out: LeftOut that takes the names of what is left out.
+        under: look only below this folder in it.
 
     Raises:
         InputError: no such folder.
@@ -82,7 +94,7 @@ def find_audio(folder, left_out):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the corpus")
     found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder / under, followlinks=True):
         folders.sort()
         for name in files:
             if Path(name).suffix.lower() in EXTENSIONS:
@@ -121,6 +133,45 @@ def read_text(path, errors="strict"):
         raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_delimited(path):
+    """A CSV or TSV file with a header; the delimiter (tab, comma, semicolon or |) is the one that the header has most of.
+
+    Returns:
+        (column names, list of (line number, {column: text})); texts are stripped, empty lines skipped.
+
+    Raises:
+        InputError: missing, not text, without a line of data, or a line with another number of columns.
+    """
+    text = read_text(path)
+    header = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;|", key=header.count), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}; correct the quotes or the delimiter") from error
+    if len(lines) < 2:
+        raise InputError(f"{path}: lists nothing; the first line must name the columns, one line per utterance must follow")
+    columns = lines[0][1]
+    twice = next((name for name, n in Counter(columns).items() if n > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}:1: the column “{twice}” is there twice; rename one")
+    for number, row in lines[1:]:
+        if len(row) != len(columns):
+            raise InputError(f"{path}:{number}: {len(row)} columns where the header has {len(columns)}; correct the line")
+    return columns, [(number, dict(zip(columns, row, strict=True))) for number, row in lines[1:]]
+
+
+def need_columns(path, columns, needed):
+    """Raise an error that names what a table lacks.
+
+    Raises:
+        InputError: one of `needed` is not among the columns.
+    """
+    for name in needed:
+        if name not in columns:
+            raise InputError(f"{path}:1: has no column “{name}” (it has {', '.join(columns)}); use the file of the release")
 
 
 def to_unit(value, low, high):
@@ -215,25 +266,30 @@ def balanced_folds(group, k, seed):
     return [order[i::k] for i in range(k)]
 
 
-def stratified_split(utterances, seed, key=lambda u: (u.speaker, u.emotion)):
-    """60 % train, 20 % valid, 20 % test of the utterances, by chance, in (nearly) the same proportions in every stratum.
+def stratified_split(utterances, seed):
+    """60 % train, 20 % valid, 20 % test of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
 
-    Systematic sampling: the strata, each shuffled, are laid end to end, and dealt out train, valid, train, test, train.
-    A speaker's only utterance goes to the training part, so that training knows every speaker who has two or more.
+    Minimisation (Pocock & Simon 1975): the utterances, shuffled within speaker and class, go one by one where they least
+    disturb the proportions of the speaker, the class, the speaker's class, and the whole. Each speaker's first one goes
+    to the training part, so that training knows every speaker.
 
     Args:
         utterances: list of Utterance.
-        seed: of the shuffling.
-        key: utterance → stratum, sortable.
+        seed: of every draw.
     """
     rng = np.random.default_rng([seed, 12])
-    count = Counter(u.speaker for u in utterances)
     shuffled = [utterances[i] for i in rng.permutation(len(utterances))]
-    dealt = sorted((u for u in shuffled if count[u.speaker] > 1), key=key)
-    deal = ("train", "valid", "train", "test", "train")
-    start = int(rng.integers(len(deal)))
-    where = {u.path: deal[(start + i) % len(deal)] for i, u in enumerate(dealt)}
-    return {name: [u for u in utterances if where.get(u.path, "train") == name] for name in ("train", "valid", "test")}
+    counts = defaultdict(lambda: np.zeros(len(SHARES)))  # group → utterances in each part
+    where, known = {}, set()
+    for u in sorted(shuffled, key=lambda u: (u.speaker, u.emotion)):
+        groups = ((), (u.speaker,), (u.emotion, None), (u.speaker, u.emotion))
+        room = sum(SHARES * (counts[g].sum() + 1) - counts[g] for g in groups) / SHARES
+        best = int(np.argmax(room + 1e-6 * rng.random(len(SHARES)))) if u.speaker in known else 0
+        where[u.path] = best
+        known.add(u.speaker)
+        for g in groups:
+            counts[g][best] += 1
+    return {name: [u for u in utterances if where[u.path] == i] for i, name in enumerate(("train", "valid", "test"))}
 
 
 def _choose_speakers(group, seed, parts):
@@ -241,9 +297,12 @@ def _choose_speakers(group, seed, parts):
     rng = np.random.default_rng([seed, 13])
     if len(group) < parts + 1:
         raise InputError(f"{len(group)} speakers cannot be divided into {parts + 1} parts; use --protocol seen, or more speakers")
-    by_group = [rng.permutation(sorted(s for s in group if group[s] == g)).tolist() for g in sorted(set(group.values()))]
-    # ranks spread each group evenly over 0..1, so that any run of the merged order has the groups in proportion
-    order = [s for _, _, s in sorted(((i + 0.5) / len(g), k, s) for k, g in enumerate(by_group) for i, s in enumerate(g))]
+    order = []
+    for name in sorted(set(group.values())):
+        members = rng.permutation(sorted(s for s in group if group[s] == name)).tolist()
+        start = rng.random()  # every group is spread evenly over 0..1, so that any run of the merged order has them in proportion
+        order += [((i + start) / len(members), s) for i, s in enumerate(members)]
+    order = [s for _, s in sorted(order)]
     size = max(1, round(len(order) / 5))
     chosen = [set(order[i * size : (i + 1) * size]) for i in range(parts)]
     return [set(order[parts * size :]), *chosen]
@@ -272,17 +331,15 @@ def write(args, corpus, entries, protocol, *, everything=False, classes=None, sc
     """
     left_out = LeftOut() if left_out is None else left_out
     entries = _without_duplicates(entries, left_out)
-    options = {
-        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("audio_dir", "out_dir", "overwrite", "workers")
-    }
-    settings = {
-        "corpus": corpus,
-        "root": str(args.audio_dir.resolve()),
-        "options": options,
-        "source": _source(args.audio_dir, entries, left_out),
-    }
-    stamp = Stamp(args.out_dir / ".stamp.json", settings, _listed_files(args.out_dir))
-    if not args.overwrite and stamp.files and stamp.is_current():
+    apart = ("audio_dir", "out_dir", "overwrite", "workers")
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in apart}
+    hashed = _source(args.audio_dir, entries, [left_out, source])
+    settings = {"corpus": corpus, "root": str(args.audio_dir.resolve()), "options": options, "source": hashed}
+    earlier = _earlier_files(args.out_dir)
+    manifests = [args.out_dir / f for f in earlier]
+    converted = [args.resample / converted_path(u.path) for u in entries] if args.resample else []
+    stamp = Stamp(args.out_dir / STAMP, {**settings, "files": earlier}, [*manifests, *converted])
+    if not args.overwrite and stamp.is_current():
         logger.info("%s: already made from the same files with the same options", args.out_dir)
         return
     root = args.audio_dir
@@ -295,9 +352,9 @@ def write(args, corpus, entries, protocol, *, everything=False, classes=None, sc
     folds = protocol(entries)
     make_folder(args.out_dir)
     stamp.clear()
-    _remove(stamp.files, args.out_dir)
+    _remove(manifests, args.out_dir)
     write_corpus(args.out_dir, corpus, root, folds, entries if everything else None, options, scales, classes, left_out)
-    stamp.write()
+    Stamp(stamp.path, {**settings, "files": _written_files(args.out_dir, folds)}, []).write()
     left_out.log()
     for fold, splits in folds.items():
         logger.info("%s: %s", args.out_dir / fold, "; ".join(_summary(name, us) for name, us in splits.items()))
@@ -324,7 +381,7 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4):
     source, target = Path(source), make_folder(target)
     if source.resolve() == target.resolve():
         raise InputError(f"--resample {target}: is the corpus folder itself; give another folder")
-    renamed = {u.path: Path(u.path).with_suffix(".flac").as_posix() for u in entries}
+    renamed = {u.path: converted_path(u.path) for u in entries}
     clash = next((p for p, n in Counter(renamed.values()).items() if n > 1), None)
     if clash:
         raise InputError(f"{source}: two files would become {clash}; rename one, or work without --resample")
@@ -349,6 +406,11 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4):
     if clipped:
         logger.info("%d files went beyond full scale and were clipped, such as %s", len(clipped), sorted(clipped)[0])
     return [replace(u, path=renamed[u.path]) for u in measured]
+
+
+def converted_path(path):
+    """What `resample` calls the file that it makes of `path`."""
+    return Path(path).with_suffix(".flac").as_posix()
 
 
 def write_audio(path, wave):
@@ -393,13 +455,15 @@ def _attempt(function, u):
 
 
 def _without_duplicates(entries, left_out):
-    seen, kept = set(), []
+    first, kept = {}, []
     for u in entries:
-        if u.path in seen:
+        known = first.setdefault(u.path, u)
+        if known is u:
+            kept.append(u)
+        elif repr(known) == repr(u):
             left_out["listed twice"].append(u.path)
         else:
-            kept.append(u)
-            seen.add(u.path)
+            raise InputError(f"{u.path} is listed twice with different labels; remove one of the two from the corpus")
     return kept
 
 
@@ -415,20 +479,20 @@ def _source(root, entries, more):
     return digest.hexdigest()
 
 
-def _listed_files(out_dir):
-    """Files of the manifests that are in a folder already, by its corpus.json; none without one."""
-    corpus = Path(out_dir) / "corpus.json"
-    if not corpus.is_file():
-        return []
+def _earlier_files(out_dir):
+    """Relative paths of the files that an earlier run wrote, by its stamp."""
     try:
-        counts = read_json(corpus)["counts"]
+        return list(read_json(Path(out_dir) / STAMP)["settings"]["files"])
     except (InputError, KeyError, TypeError):
-        return [corpus]
-    stems = [Path(out_dir) / fold / split for fold, splits in counts.items() for split in splits]
-    stems += [Path(out_dir) / "all"] if (Path(out_dir) / "all.tsv").is_file() else []
-    files = [stem.with_name(f"{stem.name}.{suffix}") for stem in stems for suffix in ("tsv", "spk", "emo", "dim", "meta.tsv")]
-    files += [folder / f"dict.{kind}.txt" for folder in sorted({stem.parent for stem in stems}) for kind in ("emo", "spk")]
-    return [corpus, *(f for f in files if f.is_file())]
+        return []
+
+
+def _written_files(out_dir, folds):
+    """Relative paths of the manifests of these folds, and of what goes with them."""
+    names = {"corpus", "all", "dict", *(split for splits in folds.values() for split in splits)}
+    folders = {out_dir, *(out_dir / fold for fold in folds)}
+    found = [p for folder in folders for p in folder.iterdir() if p.is_file() and p.name.partition(".")[0] in names]
+    return sorted(p.relative_to(out_dir).as_posix() for p in found)
 
 
 def _remove(files, out_dir):

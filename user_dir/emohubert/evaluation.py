@@ -50,7 +50,7 @@ def evaluate(predictions, split=None, repeats=2000, level=0.95, seed=1, bins=15)
     speakers = {name: members for name, members in _groups(predictions.speakers).items() if scorer.has_reference[members].any()}
     per_speaker = {name: scorer.scores(members) for name, members in speakers.items()}
     columns, left_out = _columns(split, rows)
-    by = {column: {value: scorer.scores(members) for value, members in groups.items()} for column, groups in columns.items()}
+    by = {c: {value: _group(predictions, scorer, members) for value, members in groups.items()} for c, groups in columns.items()}
     return {
         **scorer.overall(per_speaker),
         "without_reference": int((~scorer.has_reference).sum()),
@@ -310,6 +310,13 @@ class _Dimensions:
         (first, a), (second, b) = _two_scored(groups)
         dims = {n: {s: a["dims"][n][s] - b["dims"][n][s] for s in (*DIMENSION_SCORES, "bias")} for n in self.columns}
         return {"first": first, "second": second, "dims": dims}
+
+
+def _group(predictions, scorer, members):
+    """Scores of the utterances with one metadata value, and how many speakers stand behind them."""
+    scores = scorer.scores(members)
+    speakers = len({predictions.speakers[i] for i in members if scorer.has_reference[i]})
+    return {"n": scores.pop("n"), "speakers": speakers, **scores}
 
 
 def _floats(scores):

@@ -64,7 +64,7 @@ def confusion(path, counts, classes):
     longest = max(map(len, names))
     small = 9 if k <= 6 else (8 if k <= 8 else 6.5)
     with matplotlib.rc_context(STYLE):
-        side = 2.2 + 0.62 * max(k, 3) if k <= 8 else 2.2 + 0.5 * k
+        side = 1.9 + (0.54 if k <= 8 else 0.46) * max(k, 3)
         figure = _figure(side + 0.05 * longest, side)
         axes = figure.add_subplot()
         image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
@@ -339,12 +339,14 @@ def training(path, curves, most=4):
     with matplotlib.rc_context(STYLE):
         figure = _figure(WIDTH, 0.8 + 1.9 * len(names))
         panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
-        labels = {}
+        labels, splits = {}, sorted({s for name in names for s in curves[name]} | {"train"}, key=lambda s: (s != "train", s))
         for axes, name in zip(panels, names, strict=True):
-            for i, split in enumerate(sorted(curves[name], key=lambda s: (s != "train", s))):
+            for split in (s for s in splits if s in curves[name]):
                 updates, values = curves[name][split]
                 style = {"marker": "o", "markersize": 4} if len(updates) < 40 else {}
-                (line,) = axes.plot(updates, values, "-" if split == "train" else "--", color=COLOURS[i % 8], linewidth=1.8, **style)
+                (line,) = axes.plot(
+                    updates, values, "-" if split == "train" else "--", color=COLOURS[splits.index(split) % 8], linewidth=1.8, **style
+                )
                 labels.setdefault(split, line)
             axes.set_ylabel(_short(name, 18))
             axes.grid(color="#E6E6E6")

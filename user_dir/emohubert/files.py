@@ -108,7 +108,7 @@ def sha256(path):
 
 
 def fingerprint(settings):
-    """A short hash of JSON-able settings: equal settings, equal fingerprint."""
+    """A short hash of settings (JSON values, and paths): equal settings, equal fingerprint."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -136,4 +136,5 @@ class Stamp:
 
     def write(self):
         """Declare the files whole and made with the settings."""
-        write_json(self.path, {"fingerprint": fingerprint(self.settings), "settings": self.settings})
+        settings = json.loads(json.dumps(self.settings, default=str))
+        write_json(self.path, {"fingerprint": fingerprint(self.settings), "settings": settings})

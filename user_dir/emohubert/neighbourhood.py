@@ -42,7 +42,8 @@ class Estimates:
         similarities: (speakers, training speakers).
         nearest: (speakers, columns) weighted averages of the neighbours' values: μ_k.
         expected: (speakers, columns) shrunk: q.
-        disagreement: (speakers, columns) ρ.
+        trust: γ', (speakers, columns), or (speakers, 1) if the columns are one quantity.
+        disagreement: ρ, likewise.
     """
 
     ids: list
@@ -50,6 +51,7 @@ class Estimates:
     similarities: np.ndarray
     nearest: np.ndarray
     expected: np.ndarray
+    trust: np.ndarray
     disagreement: np.ndarray
 
 
@@ -91,7 +93,7 @@ class Neighbourhood:
         disagreement = _disagreement(spread, self.spread)
         trust = _trust(self.trust, disagreement, self.reliability(vectors.counts))
         centre = self.centre if centre is None else centre
-        return Estimates(list(vectors.ids), weights, similarities, nearest, centre + trust * (nearest - centre), disagreement)
+        return Estimates(list(vectors.ids), weights, similarities, nearest, centre + trust * (nearest - centre), trust, disagreement)
 
     def weights(self, vectors, leave_one_out=False):
         """(similarities, weights) of the training speakers for each of `vectors`: (speakers, training speakers) both."""
@@ -138,11 +140,11 @@ def _kappa(speakers):
 
 
 def numbers_of_neighbours(others):
-    """Numbers of neighbours to try: 1, 2, 3, 4, 5, then each a quarter more, up to all others; the largest first."""
+    """Numbers of neighbours to try: 1, 2, 3, 4, then each half as many again, up to all others; the largest first."""
     ks, k = [], 1
     while k < others:
         ks.append(k)
-        k = max(k + 1, int(k * 1.25))
+        k = max(k + 1, int(k * 1.5))
     return [others, *reversed(ks)]
 
 

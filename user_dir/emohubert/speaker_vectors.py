@@ -1,19 +1,18 @@
 """One vector per speaker, wherever it comes from, and which training speakers are near it.
 
 Three sources, one interface: the mean over utterances of an utterance embedding (Tran, Yin & Soleymani 2023), the learned
-table of a speaker-conditioned model, and mean MFCCs. Vectors that are not already comparable across dimensions (MFCCs)
-must be standardised on the training speakers: unscaled ones only say how large c0 is.
+table of a speaker-conditioned model, and mean MFCCs. Dimensions of unlike size (MFCCs) must first be standardised on the
+training speakers; otherwise the largest decide, and a network fed with them does not learn.
 """
 
 import zipfile
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from . import audio
 from .errors import InputError
 from .files import atomic
+from .pseudo_labels.features import MFCC, MfccFeatures
 
 MFCC_COEFFICIENTS = 13
 WEIGHTINGS = ("hard", "similarity")
@@ -107,14 +106,14 @@ def from_table(table):
     return from_utterances(ids, np.stack([np.asarray(table[name], dtype=np.float64) for name in ids]))
 
 
-def mfcc_means(split, progress=None):
-    """Mean over frames of 13 MFCCs for every utterance of a split: 25 ms windows every 10 ms, as HuBERT's first iteration.
+def mfcc_means(split, workers=None):
+    """Mean over frames of the 13 MFCCs of every utterance of a split.
 
     `standardise` them before speakers are compared, then give them to `from_utterances` with `split.speakers`.
 
     Args:
         split: a manifest `Split`.
-        progress: function (iterable) → iterable that shows progress.
+        workers: threads; by default one for each core.
 
     Returns:
         float64 (utterances, 13).
@@ -122,15 +121,17 @@ def mfcc_means(split, progress=None):
     Raises:
         InputError: audio that cannot be read, or is shorter than one frame.
     """
-    from torchaudio.compliance.kaldi import mfcc
+    means = np.full((len(split), MFCC_COEFFICIENTS), np.nan)
 
-    means = np.empty((len(split), MFCC_COEFFICIENTS))
-    for i in range(len(split)) if progress is None else progress(range(len(split))):
-        samples = audio.read(split.audio(i), n_samples=int(split.n_samples[i]))
-        if len(samples) < audio.RECEPTIVE_FIELD:
-            raise InputError(f"{split.audio(i)}: {len(samples)} samples are less than one frame; remove it from {split.tsv}")
-        frames = mfcc(torch.from_numpy(samples)[None], num_ceps=MFCC_COEFFICIENTS, sample_frequency=audio.SAMPLE_RATE, use_energy=False)
-        means[i] = frames.double().mean(0).numpy()
+    def consume(extracted):
+        frames = extracted.features[MFCC][:, :MFCC_COEFFICIENTS]  # without deltas
+        means[extracted.piece.utterance] = frames.double().mean(0).numpy()
+
+    for _ in MfccFeatures(workers).extract(split, range(len(split)), consume):
+        pass
+    if np.isnan(means).any():
+        short = int(np.argwhere(np.isnan(means))[0][0])
+        raise InputError(f"{split.where(short)}: {split.n_samples[short]} samples are less than one frame; remove the utterance")
     return means
 
 

@@ -65,7 +65,8 @@ class Leak:
         kind: of `LEAKS`.
         first, second: the splits' `.tsv` files.
         shared: speakers, sessions, or pairs of `path = path`.
-        allowed: whether the user allowed this kind.
+        allowed: whether the user allowed it.
+        where: `file:line` of the first shared one in the second split.
     """
 
     kind: str

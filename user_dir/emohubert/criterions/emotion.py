@@ -95,6 +95,12 @@ class EmotionRegression(FairseqCriterion):
     process with the whole batch. Under gradient accumulation every accumulated batch has its own CCC.
     """
 
+    names = ()
+
+    def __init__(self, task):
+        super().__init__(task)
+        type(self).names = tuple(task.dimensions)  # fairseq reduces metrics without the instance
+
     def forward(self, model, sample, reduce=True):
         """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
         output = model(**sample["net_input"])["output"].float()  # (batch, dimensions)
@@ -118,8 +124,8 @@ class EmotionRegression(FairseqCriterion):
         for i, value in enumerate(moments):
             metrics.log_scalar_sum(f"_moment_{i}", value)
         metrics.log_scalar_sum("_utterances", total["sample_size"])
-        for d in range(dimensions):
-            metrics.log_derived(f"ccc_{d}", lambda meters, d=d: round(_ccc_of(meters, d, dimensions), 4))
+        for d, name in enumerate(cls.names):
+            metrics.log_derived(f"ccc_{name}", lambda meters, d=d: round(_ccc_of(meters, d, dimensions), 4))
         metrics.log_derived("ccc", lambda meters: round(sum(_ccc_of(meters, d, dimensions) for d in range(dimensions)) / dimensions, 4))
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import List, Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -20,7 +21,7 @@ class MaskedPredictionConfig(FairseqDataclass):
     pred_masked_weight: float = field(default=1.0, metadata={"help": "weight of masked frames: α of the HuBERT paper"})
     pred_nomask_weight: float = field(default=0.0, metadata={"help": "weight of unmasked frames: 1 - α"})
     features_pen_weight: float = field(default=10.0, metadata={"help": "weight of the mean square of the convolutional features"})
-    label_weights: list[float] | None = field(default=None, metadata={"help": "weight of each label set, in the order of task.labels (default: 1 each)"})
+    label_weights: Optional[List[float]] = field(default=None, metadata={"help": "weight of each label set, in the order of task.labels (default: 1 each)"})
 
 
 @register_criterion("masked_prediction", dataclass=MaskedPredictionConfig)

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -24,8 +24,8 @@ FREEZE = ("none", "cnn", "encoder", "all")
 class EmotionHubertConfig(FairseqDataclass):
     """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
 
-    init_from: str | None = field(default=None, metadata={"help": "checkpoint of the encoder: fairseq HuBERT or wav2vec 2.0, or ours"})
-    num_layers: int | None = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
+    init_from: Optional[str] = field(default=None, metadata={"help": "checkpoint of the encoder: fairseq HuBERT or wav2vec 2.0, or ours"})
+    num_layers: Optional[int] = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
     pooling: ChoiceEnum(POOLINGS) = field(default="mean", metadata={"help": "how frames become one vector"})
     head: ChoiceEnum(HEADS) = field(default="relu_linear", metadata={"help": "what follows the pooling"})
     head_dropout: float = field(default=0.0, metadata={"help": "dropout in the head"})

@@ -14,6 +14,7 @@ import ast
 import contextlib
 import logging
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 from fairseq.data.data_utils import numpy_seed
@@ -41,7 +42,7 @@ class SpeakerHubertConfig(HubertConfig):
     speaker_dropout: float = field(
         default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding instead of its own"}
     )
-    init_from: str | None = field(
+    init_from: Optional[str] = field(
         default=None, metadata={"help": "checkpoint to start from: fairseq HuBERT or wav2vec 2.0, or ours (empty: random weights)"}
     )
 

@@ -8,7 +8,6 @@ rounding of float32, and `Extracted.alone` gives the latter where the last bit d
 """
 
 import contextlib
-import os
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -21,6 +20,7 @@ import torchaudio
 from .. import audio
 from ..batching import by_length
 from ..errors import InputError
+from .kmeans import cores, one_thread
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
@@ -98,7 +98,7 @@ class MfccFeatures:
     precision = "float32"
 
     def __init__(self, workers=None, max_chunk_seconds=100.0):
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
         self._chunk = audio.n_frames(int(max_chunk_seconds * audio.SAMPLE_RATE), MFCC_HOP)
 
     def describe(self, name):
@@ -114,7 +114,8 @@ class MfccFeatures:
         def process(piece):
             consume(Extracted(piece, {MFCC: self._features(split, piece)}))
 
-        yield from _in_threads(process, found, self.workers, budget=None)
+        with one_thread():
+            yield from _in_threads(process, found, self.workers, budget=None)
 
     def _features(self, split, piece):
         parts = []
@@ -150,7 +151,7 @@ class EncoderFeatures:
         encoder.check_layers(layers)
         self.encoder, self.precision = encoder, precision
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
-        self.workers = workers or _cores()
+        self.workers = workers or cores()
         self.padded = encoder.device.type != "cpu" if padded is None else padded
         self._budget = int(batch_seconds * audio.SAMPLE_RATE)
         self._max_samples = int(max_chunk_seconds * audio.SAMPLE_RATE)
@@ -264,10 +265,6 @@ def _cpu_flags():
         return []
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _finite(features, path):
     if not torch.isfinite(features).all():
         raise InputError(f"{path}: its features are not finite numbers; look for damaged audio or a damaged checkpoint")
@@ -306,9 +303,7 @@ class _Statistics:
 
 
 def _in_threads(process, found, workers, budget):
-    """Run `process` on pieces in threads of one core each, at most `budget` samples at once; yields seconds done."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Run `process` on pieces in threads, at most `budget` samples at once; yields seconds done."""
     waiting, running = deque(found), {}
     pool = ThreadPoolExecutor(workers)
     try:
@@ -324,7 +319,6 @@ def _in_threads(process, found, workers, budget):
                 yield piece.samples / audio.SAMPLE_RATE
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _read_ahead(load, batches, workers):
@@ -339,14 +333,12 @@ def _read_ahead(load, batches, workers):
 
 @contextlib.contextmanager
 def _exact_arithmetic(device):
-    """On a GPU, convolutions in full float32: TF32 has three digits, and its rounding depends on the batch."""
-    if device.type != "cuda":
+    """One core per operation on a CPU; full float32 on a GPU, where TF32 has three digits."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            stack.enter_context(one_thread())
         yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        matmul = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = matmul

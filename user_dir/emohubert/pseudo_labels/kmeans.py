@@ -7,7 +7,9 @@ threads nor the size of a block decides about a label, here or in fitting.
 
 import contextlib
 import json
+import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +20,12 @@ from ..errors import InputError
 from ..files import atomic
 
 METRICS = ("euclidean", "cosine")
-_BLOCK = 4096
-"""Frames in one matrix product: their distances to a few hundred centroids stay in the cache."""
+BLOCK = 4096
+"""Frames in one matrix product."""
 _ROUNDING = 2.0**-24
-_INIT_FRAMES = 8192
+_INIT_FRAMES = 4096
 _INIT_FRAMES_PER_CLUSTER = 16
-_CONVERGED = 1e-3
+_CONVERGED = 5e-3
 """Lloyd's iterations end when no more than this share of the frames changes its cluster."""
 
 
@@ -138,32 +140,37 @@ class Assigner:
         frames = torch.as_tensor(frames).to(self.device, torch.float32)
         labels = torch.empty(len(frames), dtype=torch.int64, device=self.device)
         doubtful = False
-        for start in range(0, len(frames), _BLOCK):
-            block = frames[start : start + _BLOCK]
-            scores = torch.addmm(self._bias, block, self._weight, alpha=-1)
-            best, nearest = scores.min(1)
-            norms = block.norm(dim=1)
-            tolerance = self._rounding * (norms * self._radius + self._offset)
-            if len(self.exact) > 1:
-                rivals = scores.scatter(1, nearest[:, None], float("inf")).amin(1) - best
-                for row in torch.nonzero(~(rivals > tolerance))[:, 0].tolist():
-                    near = torch.nonzero(~(scores[row] > best[row] + tolerance[row]))[:, 0]
-                    nearest[row] = near[self._distances(block[row], near).argmin()]
-                if noise:
-                    doubtful = doubtful or bool((~(rivals > tolerance + 2 * noise * norms * self._radius)).any())
-            labels[start : start + len(block)] = nearest
+        for start in range(0, len(frames), BLOCK):
+            block = frames[start : start + BLOCK]
+            labels[start : start + len(block)], doubt = self.label_block(block, block.norm(dim=1), noise)
+            doubtful = doubtful or doubt
         return labels, doubtful
+
+    def label_block(self, block, norms, noise=0.0):
+        """`labels_and_doubt` of one block of frames on the device, with their norms."""
+        scores = torch.addmm(self._bias, block, self._weight, alpha=-1)
+        best, nearest = scores.min(1)
+        if len(self.exact) == 1:
+            return nearest, False
+        margin = scores.scatter_(1, nearest[:, None], float("inf")).amin(1) - best
+        tolerance = self._rounding * (norms * self._radius + self._offset)
+        close = torch.nonzero(~(margin > tolerance))[:, 0].tolist()
+        for row in close:
+            scores[row, nearest[row]] = best[row]
+            candidates = torch.nonzero(~(scores[row] > best[row] + tolerance[row]))[:, 0]
+            nearest[row] = candidates[self._distances(block[row], candidates).argmin()]
+        return nearest, noise > 0 and bool((~(margin > tolerance + 2 * noise * norms * self._radius)).any())
 
     def _distances(self, frame, candidates):
         frame, centroids = frame.double(), self.exact[candidates]
         return (frame - centroids).pow(2).sum(1) if self.metric == "euclidean" else -(frame * centroids).sum(1)
 
 
-def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu"):
+def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):
     """k-means++ on a sample of the frames, then Lloyd's iterations on all of them.
 
-    An empty cluster moves to the frame that is farthest from its centroid. The result depends on the frames, their order
-    and the seed only: neither on the number of threads nor on the machine's block sizes.
+    An empty cluster moves to the frame that is farthest from its centroid. On a CPU the result depends on the frames,
+    their order and the seed only, not on the number of threads.
 
     Args:
         frames: (frames, width) float32 array; not copied.
@@ -172,6 +179,7 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
         restarts: number of seeds; the result of least inertia is kept.
         iterations: most iterations of Lloyd's.
         device: where distances are computed.
+        workers: threads; by default one for each core.
 
     Returns:
         KMeans without `features`.
@@ -181,101 +189,107 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
     """
     if len(frames) < clusters:
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
-    data = _Frames(frames, metric, device)
-    runs = [_lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, r])), iterations) for r in range(restarts)]
-    centroids, labels, rounds = min(runs, key=lambda run: data.inertia(*run[:2]))
+    best = None
+    with one_thread(), ThreadPoolExecutor(workers or cores()) as pool:
+        data = _Frames(frames, metric, device, pool)
+        for restart in range(restarts):
+            centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, restart])), iterations)
+            inertia = float(data.distances(centroids, labels).sum()) / len(frames)
+            if best is None or inertia < best[0]:
+                best = inertia, centroids, labels, done
+    inertia, centroids, labels, done = best
     return KMeans(
-        centroids.float().cpu().numpy(),
+        centroids.cpu().numpy(),
         metric,
         sizes=torch.bincount(labels, minlength=clusters).cpu().numpy(),
-        fit={
-            "inertia": data.inertia(centroids, labels) / len(frames),
-            "iterations": rounds,
-            "frames": len(frames),
-            "seed": seed,
-            "restarts": restarts,
-        },
+        fit={"inertia": inertia, "iterations": done, "frames": len(frames), "seed": seed, "restarts": restarts},
     )
 
 
 class _Frames:
-    """The frames of a fit, taken block by block; unit vectors where the metric is cosine."""
+    """The frames of a fit, taken block by block in threads; unit vectors where the metric is cosine."""
 
-    def __init__(self, frames, metric, device):
-        self.frames, self.metric, self.device = torch.as_tensor(frames), metric, torch.device(device)
+    def __init__(self, frames, metric, device, pool):
+        self.frames, self.metric, self.device, self._pool = torch.as_tensor(frames), metric, torch.device(device), pool
+        self._parts = [slice(start, start + BLOCK) for start in range(0, len(self.frames), BLOCK)]
+        self._norms = list(pool.map(lambda part: self.take(part).norm(dim=1), self._parts))
+        if not all(torch.isfinite(norms).all() for norms in self._norms):
+            raise InputError("features hold values that are not finite numbers; look for damaged audio or a damaged checkpoint")
 
     def __len__(self):
         return len(self.frames)
 
     def take(self, index):
-        """Frames by index tensor or slice, in float32 on the device."""
+        """Frames by slice or index tensor, in float32 on the device."""
         block = self.frames[index].to(self.device)
         return torch.nn.functional.normalize(block, dim=1) if self.metric == "cosine" else block
 
-    def blocks(self, rows=None):
-        """(slice into `rows`, block) for all frames, or those of an index tensor."""
-        for start in range(0, len(self) if rows is None else len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            yield part, self.take(part if rows is None else rows[part].to(self.frames.device))
+    def labels(self, centroids):
+        """The nearest centroid of every frame."""
+        assigner = Assigner(centroids, self.metric, self.device)
+        found = self._pool.map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)
+        return torch.cat(list(found))
 
     def distances(self, centroids, labels):
         """Squared distance of each frame to its centroid, float64."""
-        return torch.cat([(block.double() - centroids[labels[part]].double()).pow(2).sum(1) for part, block in self.blocks()])
+        found = self._pool.map(lambda part: (self.take(part) - centroids[labels[part]]).double().pow(2).sum(1), self._parts)
+        return torch.cat(list(found))
 
-    def inertia(self, centroids, labels):
-        return float(self.distances(centroids, labels).sum())
+    def add(self, sums, labels, rows=None, sign=1):
+        """Add frames (all, or those of an index tensor) to the float64 sum of their cluster, in place and in order."""
+        for start in range(0, len(labels) if rows is None else len(rows), BLOCK):
+            index = slice(start, start + BLOCK) if rows is None else rows[start : start + BLOCK]
+            block = self.take(index if rows is None else index.to(self.frames.device))
+            sums.index_add_(0, labels[index], block.double(), alpha=sign)
 
 
 def _plus_plus(data, clusters, rng):
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007; several candidates per step) on a sample of the frames."""
+    """Greedy k-means++ on a sample of the frames: the best of several candidates per step.
+
+    Arthur & Vassilvitskii 2007; as many candidates as scikit-learn takes.
+    """
     size = min(len(data), max(_INIT_FRAMES, _INIT_FRAMES_PER_CLUSTER * clusters))
-    rows = np.sort(rng.choice(len(data), size, replace=False))
-    with _one_thread():  # sums in one fixed order, whatever the machine
-        sample = data.take(torch.from_numpy(rows))
-        if not torch.isfinite(sample).all():
-            raise InputError("features hold values that are not finite; look for damaged audio or a damaged checkpoint")
-        sample = sample - sample.mean(0)
-        squares = sample.pow(2).sum(1)
-        trials = 2 + int(np.log(clusters))
-        chosen = [int(rng.integers(size))]
-        nearest = (squares - 2 * (sample @ sample[chosen[0]]) + squares[chosen[0]]).clamp(min=0)
-        for _ in range(1, clusters):
-            cumulative = nearest.double().cumsum(0).cpu().numpy()
-            picks = np.searchsorted(cumulative, rng.random(trials) * cumulative[-1], side="right").clip(max=size - 1)
-            picks = torch.from_numpy(picks).to(data.device)
-            candidates = (squares - 2 * (sample[picks] @ sample.T) + squares[picks][:, None]).clamp(min=0)
-            candidates = torch.minimum(candidates, nearest)  # (trials, size)
-            best = int(candidates.double().sum(1).argmin())
-            nearest = candidates[best]
-            chosen.append(int(picks[best]))
-    return data.take(torch.from_numpy(rows[chosen])).double()
+    rows = torch.from_numpy(np.sort(rng.choice(len(data), size, replace=False)))
+    sample = data.take(rows)
+    sample = sample - sample.mean(0)
+    squares = sample.pow(2).sum(1)
+    chosen, nearest = [], torch.full_like(squares, float("inf"))
+    candidates = torch.from_numpy(rng.integers(size, size=1)).to(data.device)
+    while True:
+        distances = (squares - 2 * (sample[candidates] @ sample.T) + squares[candidates][:, None]).clamp(min=0)  # (candidates, size)
+        distances = torch.minimum(distances, nearest)
+        best = int(distances.double().sum(1).argmin())
+        nearest = distances[best]
+        chosen.append(int(candidates[best]))
+        nearest[chosen[-1]] = 0
+        if len(chosen) == clusters:
+            return data.take(rows[chosen]).double()
+        cumulative = nearest.double().cumsum(0).cpu().numpy()
+        drawn = np.searchsorted(cumulative, rng.random(2 + int(np.log(clusters))) * cumulative[-1], side="right")
+        candidates = torch.from_numpy(drawn.clip(max=size - 1)).to(data.device)
 
 
 def _lloyd(data, centroids, iterations):
     """Lloyd's iterations; cluster sums are kept in float64 and follow the frames that change their cluster."""
-    clusters = len(centroids)
-    labels = sums = None
+    labels, sums = None, torch.zeros_like(centroids)
     for done in range(1, iterations + 1):
-        assigner = Assigner(centroids.float(), data.metric, data.device)
-        previous, labels = labels, torch.cat([assigner.labels(block) for _, block in data.blocks()])
+        previous, labels = labels, data.labels(centroids.float())
         if previous is None:
-            changed, sums = len(labels), torch.zeros_like(centroids)
-            for part, block in data.blocks():
-                sums.index_add_(0, labels[part], block.double())
+            changed = len(labels)
+            data.add(sums, labels)
         else:
             rows = torch.nonzero(labels != previous)[:, 0]
             changed = len(rows)
-            for part, block in data.blocks(rows):
-                sums.index_add_(0, labels[rows[part]], block.double())
-                sums.index_add_(0, previous[rows[part]], -block.double())
-        changed += _fill_empty(data, centroids, labels, sums)
-        centroids = sums / torch.bincount(labels, minlength=clusters)[:, None]
+            data.add(sums, labels, rows)
+            data.add(sums, previous, rows, sign=-1)
+        changed += _fill_empty(data, centroids.float(), labels, sums)
+        centroids = sums / torch.bincount(labels, minlength=len(sums))[:, None]
         if data.metric == "cosine":
             centroids = torch.nn.functional.normalize(centroids, dim=1)
         if changed <= _CONVERGED * len(labels):
             break
     centroids = centroids.float()
-    return centroids, torch.cat([Assigner(centroids, data.metric, data.device).labels(block) for _, block in data.blocks()]), done
+    return centroids, data.labels(centroids), done
 
 
 def _fill_empty(data, centroids, labels, sums):
@@ -284,13 +298,12 @@ def _fill_empty(data, centroids, labels, sums):
     empty = torch.nonzero(sizes == 0)[:, 0].tolist()
     if not empty:
         return 0
-    distances = data.distances(centroids.float(), labels)
-    order = torch.argsort(distances, descending=True, stable=True).tolist()
+    distances = data.distances(centroids, labels)
+    farthest = iter(torch.argsort(distances, descending=True, stable=True).tolist())
     for cluster in empty:
-        row = next((r for r in order if sizes[labels[r]] > 1 and distances[r] > 0), None)
+        row = next((r for r in farthest if sizes[labels[r]] > 1 and distances[r] > 0), None)
         if row is None:
             raise InputError(f"fewer than {len(centroids)} distinct frames; ask for fewer clusters or give more audio")
-        order.remove(row)
         frame = data.take(torch.tensor([row]))[0].double()
         sums[labels[row]] -= frame
         sums[cluster] = frame
@@ -300,8 +313,14 @@ def _fill_empty(data, centroids, labels, sums):
     return len(empty)
 
 
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @contextlib.contextmanager
-def _one_thread():
+def one_thread():
+    """One thread per torch operation: work is shared out to threads in whole blocks, so that every sum has one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

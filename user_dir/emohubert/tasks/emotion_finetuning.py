@@ -5,7 +5,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from fairseq.dataclass import FairseqDataclass
@@ -29,9 +29,9 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
     data: str = field(default=MISSING, metadata={"help": "manifest directory"})
     target: Any = field(default="emo", metadata={"help": "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]"})
-    speakers: str | None = field(default="spk", metadata={"help": "ending of the speaker sidecar; used where the encoder hears the speaker"})
-    normalize: bool | None = field(default=None, metadata={"help": "normalise waveforms (default: as the encoder was trained)"})
-    max_sample_size: int | None = field(default=None, metadata={"help": "crop longer training utterances to so many samples; null: never"})
+    speakers: Optional[str] = field(default="spk", metadata={"help": "ending of the speaker sidecar; used where the encoder hears the speaker"})
+    normalize: Optional[bool] = field(default=None, metadata={"help": "normalise waveforms (default: as the encoder was trained)"})
+    max_sample_size: Optional[int] = field(default=None, metadata={"help": "crop longer training utterances to so many samples; null: never"})
     min_sample_size: int = field(default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"})
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
@@ -46,6 +46,7 @@ class EmotionFinetuningTask(FairseqTask):
         self.state.add_factory("classes", self._read_classes)
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
+        self.state.add_factory("training_speakers", self._read_training_speakers)
         self.state.add_factory("label_scales", lambda: read_corpus(self.cfg.data).get("label_scales", {}))
         self.model_cfg, self.normalise = None, bool(cfg.normalize)
 
@@ -79,12 +80,26 @@ class EmotionFinetuningTask(FairseqTask):
         return self.state.speakers
 
     @property
+    def training_speakers(self):
+        """Ids of the speakers whose labels were learned from."""
+        return self.state.training_speakers
+
+    @property
+    def speaker_position(self):
+        """Where the encoder hears the speaker."""
+        return self.model_cfg.backbone.get("speaker_position", "none")
+
+    @property
     def class_counts(self):
         """Training utterances of each class, in the order of `classes`."""
         return self.state.class_counts
 
     def _read_classes(self):
         return read_dictionary(Path(self.cfg.data) / "dict.emo.txt")
+
+    def _read_training_speakers(self):
+        speakers = read_split(self.cfg.data, "train", speakers=self.cfg.speakers).speakers
+        return sorted(set(speakers or []))
 
     def _count_classes(self):
         emotions = read_split(self.cfg.data, "train", speakers=None).emotions or []
@@ -106,6 +121,8 @@ class EmotionFinetuningTask(FairseqTask):
         if pretrained is not None:
             model.start_from(pretrained)
         self.model_cfg = model.cfg
+        if not from_checkpoint:  # what checkpoints must hold, whether training asks for it or not
+            _ = self.state.classes if not self.dimensions else None, self.state.training_speakers, self.state.label_scales
         return model
 
     def targets(self, split):

@@ -4,6 +4,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import List, Optional
 
 import numpy as np
 from fairseq.dataclass import FairseqDataclass
@@ -26,15 +27,15 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     """What is learned from, and how it is cut."""
 
     data: str = field(default=MISSING, metadata={"help": "manifest directory"})
-    label_dir: str | None = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
-    labels: list[str] = field(
+    label_dir: Optional[str] = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
+    labels: List[str] = field(
         default_factory=lambda: ["km"],
         metadata={"help": "label sets: the ending of files in label_dir (km: train.km, dict.km.txt), or a folder in it that holds such files (L9/km50)"},
     )
-    speakers: str | None = field(default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"})
+    speakers: Optional[str] = field(default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"})
     sample_rate: int = field(default=SAMPLE_RATE, metadata={"help": "16000; audio of other rates is resampled while it is read"})
     normalize: bool = field(default=False, metadata={"help": "zero mean and unit variance for every waveform (HuBERT large)"})
-    max_sample_size: int | None = field(default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"})
+    max_sample_size: Optional[int] = field(default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"})
     min_sample_size: int = field(default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"})
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Manifests of CREMA-D (Cao et al. 2014, https://github.com/CheyneyComputerScience/CREMA-D).
+
+91 actors speak twelve sentences in six emotions, some at three levels of intensity; 7 442 clips, 16 kHz. AUDIO_DIR is the
+release: AudioWAV/, SentenceFilenames.csv, VideoDemographics.csv, processedResults/tabulatedVotes.csv (the CSV files may lie
+anywhere below AUDIO_DIR or --metadata). File names: actor, sentence, intended emotion, intended intensity.
+
+The crowd that only heard the clips gives: the class of --labels crowd; the shares of its votes as soft labels (dimensions
+soft_CLASS); and the mean level it perceived, 0–100, as the dimension intensity, 0–1.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+import numpy as np
+
+from emohubert import corpora
+from emohubert.cli import command
+from emohubert.errors import InputError
+from emohubert.manifest import NO_EMOTION, Utterance
+
+NAME = re.compile(r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?P<level>LO|MD|HI|XX|X)")
+EMOTIONS = {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+VOTES = {"A": "angry", "D": "disgusted", "F": "fearful", "H": "happy", "N": "neutral", "S": "sad"}
+LEVELS = {
+    "A": "meanAngerResp",
+    "D": "meanDisgustResp",
+    "F": "meanFearResp",
+    "H": "meanHappyResp",
+    "N": "meanNeutralResp",
+    "S": "meanSadResp",
+}
+INTENSITIES = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified", "X": "unspecified"}
+SCALE = (0, 100)
+OWN_PROTOCOLS = {
+    "speaker-independent": "one train/valid/test, no speaker in two of them (60/20/20 of the speakers, each sex and race alike)",
+    "random": "60/20/20 of the clips by chance, as in the first report on personalised HuBERT with this corpus; speakers are shared",
+    "folds": "five speaker-independent folds, each sex and race alike, and all.*",
+}
+
+
+def find_table(folders, name):
+    """Path of a CSV file of the release."""
+    for folder in folders:
+        found = sorted(p for p in folder.rglob(name) if not p.name.startswith("."))
+        if found:
+            return found[0]
+    raise InputError(f"{folders[0]}: holds no {name}; put the file of the release there, or name its folder with --metadata")
+
+
+def number(row, column, where):
+    """A cell as a number."""
+    try:
+        return float(row[column])
+    except ValueError:
+        raise InputError(f"{where}: {column} is “{row[column]}”, not a number; restore the file of the release") from None
+
+
+def read_votes(path):
+    """Clip → what those who only heard it said: {"class", "dimensions", "meta"}."""
+    columns, rows = corpora.read_delimited(path)
+    corpora.need_columns(path, columns, ["fileName", "numResponses", "emoVote", "meanEmoResp", *VOTES, *LEVELS.values()])
+    votes = {}
+    for line, row in rows:
+        stimulus = row[columns[0]]
+        if not re.fullmatch(r"[123]\d{5}", stimulus):
+            raise InputError(f"{path}:{line}: “{stimulus}” is not a stimulus number such as 100001; restore the file of the release")
+        if stimulus[0] != "1":
+            continue  # 2…: face alone, 3…: face and voice
+        where = f"{path}:{line}"
+        counts = {letter: number(row, letter, where) for letter in VOTES}
+        total = sum(counts.values())
+        if total <= 0:
+            raise InputError(f"{where}: nobody voted; restore the file of the release")
+        level = number(row, "meanEmoResp", where)
+        if not SCALE[0] <= level <= SCALE[1]:
+            raise InputError(f"{where}: meanEmoResp {level:g} is not in 0–100; restore the file of the release")
+        winners = row["emoVote"].split(":")
+        if not set(winners) <= set(VOTES):
+            raise InputError(f"{where}: emoVote “{row['emoVote']}” is not made of {' '.join(VOTES)}; restore the file of the release")
+        if row["fileName"] in votes:
+            raise InputError(f"{where}: a second voice-only row of {row['fileName']}; remove one")
+        levels = {letter: number(row, column, where) for letter, column in LEVELS.items()}
+        votes[row["fileName"]] = {
+            "class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION,
+            "dimensions": {
+                "intensity": round(corpora.to_unit(level, *SCALE), 6),
+                **{f"soft_{name}": round(counts[letter] / total, 6) for letter, name in VOTES.items()},
+            },
+            "meta": {
+                "crowd": ":".join(VOTES[w] for w in winners),
+                "responses": row["numResponses"],
+                **{f"votes_{name}": f"{counts[letter]:g}" for letter, name in VOTES.items()},
+                # the release writes -1 where nobody heard the emotion
+                **{f"level_{name}": f"{levels[letter]:.6g}" if levels[letter] >= 0 else "" for letter, name in VOTES.items()},
+            },
+        }
+    return votes
+
+
+def random_split(utterances, seed):
+    """60/20/20 of the clips, by chance alone."""
+    where = np.random.default_rng([seed, 21]).permutation(len(utterances)) / len(utterances)
+    bounds = {"train": (0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1)}
+    return {"": {name: [u for u, x in zip(utterances, where, strict=True) if low <= x < high] for name, (low, high) in bounds.items()}}
+
+
+@command
+def main(argv=None):
+    protocols = ("speaker-independent", "random", "both", "folds")
+    parser = corpora.parser(__doc__, protocols, "folder of the release", OWN_PROTOCOLS)
+    parser.add_argument("--metadata", type=Path, metavar="DIR", help="folder of the CSV files (default: AUDIO_DIR)")
+    parser.add_argument(
+        "--labels",
+        choices=("intended", "crowd"),
+        default="intended",
+        help="intended: the emotion in the file name; crowd: what most listeners of the voice alone heard, - where two emotions tie",
+    )
+    args = parser.parse_args(argv)
+    left_out = corpora.LeftOut()
+    folder = "AudioWAV" if (args.audio_dir / "AudioWAV").is_dir() else ""  # the release has MP3 and video as well
+    audio = corpora.first_copies(corpora.find_audio(args.audio_dir, left_out, folder), left_out)
+    folders = [args.metadata or args.audio_dir, args.audio_dir]
+    official_path = find_table(folders, "SentenceFilenames.csv")
+    columns, rows = corpora.read_delimited(official_path)
+    corpora.need_columns(official_path, columns, ["Filename"])
+    official = {row["Filename"] for _, row in rows}
+    people_path = find_table(folders, "VideoDemographics.csv")
+    columns, rows = corpora.read_delimited(people_path)
+    corpora.need_columns(people_path, columns, ["ActorID", "Age", "Sex", "Race", "Ethnicity"])
+    people = {row["ActorID"]: row for _, row in rows}
+    votes_path = find_table(folders, "tabulatedVotes.csv")
+    votes = read_votes(votes_path)
+
+    entries = []
+    for path in audio:
+        clip = Path(path).stem
+        match = NAME.fullmatch(clip)
+        if not match:
+            left_out["not named like CREMA-D"].append(path)
+            continue
+        if clip not in official:
+            left_out[f"not in {official_path.name}"].append(path)
+            continue
+        for table, file, what in ((people, people_path, match["actor"]), (votes, votes_path, clip)):
+            if what not in table:
+                raise InputError(f"{file}: has no row of {what}; restore the file of the release")
+        person, crowd = people[match["actor"]], votes[clip]
+        meta = {
+            "sex": person["Sex"].lower(),
+            "age": person["Age"],
+            "race": person["Race"],
+            "ethnicity": person["Ethnicity"],
+            "sentence": match["sentence"],
+            "intended": EMOTIONS[match["emotion"]],
+            "intensity": INTENSITIES[match["level"]],
+            **crowd["meta"],
+        }
+        emotion = meta["intended"] if args.labels == "intended" else crowd["class"]
+        entries.append(Utterance(path, 0, match["actor"], emotion, crowd["dimensions"], meta))
+    corpora.check_found(entries, args.audio_dir, "files named like 1001_IEO_ANG_HI.wav")
+    missing = official - {Path(u.path).stem for u in entries}
+    if missing:
+        left_out[f"in {official_path.name}, but no audio"] = sorted(missing)
+
+    def group(u):
+        return u.meta["sex"], u.meta["race"]
+
+    def splits(utterances):
+        if args.protocol == "random":
+            return random_split(utterances, args.seed)
+        folds = corpora.balanced_folds({u.speaker: group(u) for u in utterances}, 5, args.seed) if args.protocol == "folds" else None
+        return corpora.protocol_splits(utterances, args.protocol, args.seed, folds, group)
+
+    corpora.write(
+        args,
+        "crema_d",
+        entries,
+        splits,
+        everything=args.protocol == "folds",
+        scales={"intensity": corpora.unit_scale(*SCALE), **{f"soft_{name}": {"min": 0, "max": 1} for name in VOTES.values()}},
+        left_out=left_out,
+    )
+
+
+if __name__ == "__main__":
+    main()

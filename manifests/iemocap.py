@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Manifests of IEMOCAP (Busso et al. 2008, https://sail.usc.edu/iemocap).
+
+Five sessions of one woman and one man each, scripted and improvised dialogues, 10 039 turns. AUDIO_DIR is the folder that
+holds Session1 … Session5; labels come from dialog/EmoEvaluation/*.txt. The standard four classes are angry, happy (excited
+counts as happy), neutral and sad: 5 531 utterances. Dimensions are rated 1–5 and written as 0–1.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import corpora
+from emohubert.cli import command
+from emohubert.errors import InputError
+from emohubert.manifest import NO_EMOTION, Utterance
+
+STANDARD = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
+OTHERS = {"fru": "frustrated", "sur": "surprised", "fea": "fearful", "dis": "disgusted", "oth": NO_EMOTION, "xxx": NO_EMOTION}
+DIMENSIONS = ("valence", "arousal", "dominance")  # the order in the files, where arousal is called activation
+SCALE = (1, 5)
+LINE = re.compile(
+    r"\[[\d.]+ *- *[\d.]+\]\s+(?P<turn>Ses0(?P<session>[1-5])[FM]_\w+_(?P<sex>[FM])\w+)\s+(?P<label>\w{3})\s+\[(?P<values>[^]]*)\]"
+)
+PROTOCOLS = {
+    "session": "five folds; each tests one session, validates on one speaker of the next session (women and men in turn), "
+    "and trains on the seven other speakers",
+    "speaker": "ten folds; each trains on four sessions, tests one speaker of the fifth and validates on the other "
+    "(folds 1–5 test the women, 6–10 the men of sessions 1–5)",
+}
+
+
+def read_session(folder, left_out):
+    """Entries of one session; the labelled turns without audio and the unreadable lines go to `left_out`."""
+    where = folder.parent
+    files = sorted(p for p in (folder / "dialog/EmoEvaluation").glob("Ses*.txt"))
+    if not files:
+        raise InputError(f"{folder / 'dialog/EmoEvaluation'}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
+    for file in files:
+        for number, line in enumerate(corpora.read_text(file, errors="replace").splitlines(), 1):
+            if not line.startswith("["):
+                continue  # header, ratings of single annotators
+            match = LINE.match(line)
+            if not match or match["label"] not in STANDARD | OTHERS:
+                left_out["lines of EmoEvaluation that cannot be read"].append(f"{file.relative_to(where)}:{number}")
+                continue
+            dialogue = match["turn"].rpartition("_")[0]
+            path = folder / "sentences/wav" / dialogue / f"{match['turn']}.wav"
+            if path.is_file():
+                yield path.relative_to(where).as_posix(), match, dialogue
+            else:
+                left_out["labelled, but no audio"].append(path.relative_to(where).as_posix())
+
+
+def dimensions(path, text, left_out):
+    """The dimensions of a line, on 0..1; none (NaN) where they are off the scale."""
+    try:
+        values = [float(v) for v in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != len(DIMENSIONS) or not all(SCALE[0] <= v <= SCALE[1] for v in values):
+        left_out[f"kept, but without dimensions, which are not on the scale {SCALE[0]}–{SCALE[1]}"].append(path)
+        values = [float("nan")] * len(DIMENSIONS)
+    rated = dict(zip(DIMENSIONS, (corpora.to_unit(v, *SCALE) for v in values), strict=True))
+    return {name: round(rated[name], 6) for name in ("arousal", "valence", "dominance")}
+
+
+def folds_of(utterances, protocol):
+    """The folds of a protocol; sessions that are not there are passed over."""
+    sessions = sorted({u.meta["session"] for u in utterances})
+    if len(sessions) < 3:
+        raise InputError(f"AUDIO_DIR holds {len(sessions)} sessions; cross-validation needs three or more")
+    folds = {}
+    if protocol == "session":
+        for k, session in enumerate(sessions):
+            chosen = sessions[(k + 1) % len(sessions)] + "FM"[k % 2]
+            folds[f"fold{k + 1}"] = {
+                "train": [u for u in utterances if u.meta["session"] != session and u.speaker != chosen],
+                "valid": [u for u in utterances if u.speaker == chosen],
+                "test": [u for u in utterances if u.meta["session"] == session],
+            }
+        return folds
+    for k, (sex, session) in enumerate((sex, session) for sex in "FM" for session in sessions):
+        other = "M" if sex == "F" else "F"
+        folds[f"fold{k + 1}"] = {
+            "train": [u for u in utterances if u.meta["session"] != session],
+            "valid": [u for u in utterances if u.speaker == session + other],
+            "test": [u for u in utterances if u.speaker == session + sex],
+        }
+    return folds
+
+
+@command
+def main(argv=None):
+    parser = corpora.parser(__doc__, tuple(PROTOCOLS), "folder that holds Session1 … Session5", PROTOCOLS)
+    parser.add_argument(
+        "--utterances",
+        choices=("standard", "all"),
+        default="standard",
+        help="standard: the 5 531 of the four classes; all: every turn, with more classes, and - where annotators did not agree",
+    )
+    args = parser.parse_args(argv)
+    sessions = sorted(p for p in args.audio_dir.glob("Session[1-5]") if p.is_dir())
+    if not sessions:
+        raise InputError(f"{args.audio_dir}: holds no Session1 … Session5; give the folder IEMOCAP_full_release as AUDIO_DIR")
+    classes = STANDARD if args.utterances == "standard" else STANDARD | OTHERS
+    left_out = corpora.LeftOut()
+    entries = []
+    for folder in sessions:
+        for path, match, dialogue in read_session(folder, left_out):
+            if match["label"] not in classes:
+                left_out[f"another class: {match['label']}"].append(path)
+                continue
+            session = f"Ses0{match['session']}"
+            meta = {
+                "sex": "female" if match["sex"] == "F" else "male",
+                "session": session,
+                "dialogue": dialogue,
+                "scenario": "improvised" if "_impro" in dialogue else "scripted",
+                "label": match["label"],
+            }
+            values = dimensions(path, match["values"], left_out)
+            entries.append(Utterance(path, 0, session + match["sex"], classes[match["label"]], values, meta))
+    corpora.check_found(entries, args.audio_dir, "labelled turns with audio")
+    corpora.write(
+        args,
+        "iemocap",
+        entries,
+        lambda utterances: folds_of(utterances, args.protocol),
+        everything=True,
+        scales={name: corpora.unit_scale(*SCALE) for name in DIMENSIONS},
+        left_out=left_out,
+    )
+
+
+if __name__ == "__main__":
+    main()

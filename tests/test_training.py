@@ -1,0 +1,259 @@
+"""`fairseq-hydra-train` as users run it: from any directory, killed and resumed, with speakers, with bad input."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from corpus import make_corpus, make_labels
+from training import MICRO, ROOT, arguments, start, train
+
+from emohubert.checkpoints import load_encoder, load_state, load_trained
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    manifest = make_corpus(folder, seconds=(0.3, 1.2))
+    make_labels(manifest, folder / "labels")
+    make_labels(manifest, folder / "sets" / "L1" / "km5", classes=5, seed=1)
+    make_labels(manifest, folder / "sets" / "mfcc" / "km9", classes=9, hop=160, seed=2)
+    return folder
+
+
+def data(corpus):
+    return [f"task.data={corpus}/manifest", f"task.label_dir={corpus}/labels"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus):
+    """A checkpoint of hubert_tiny, and the run's output."""
+    run = train("hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/hubert", "optimization.max_update=4")
+    assert run.returncode == 0, run.stdout[-3000:]
+    return corpus / "hubert" / "checkpoint_last.pt", run.stdout
+
+
+@pytest.fixture(scope="module")
+def personalised(corpus, pretrained):
+    """A PAPT checkpoint on two label sets of different rates, run from another directory with relative paths."""
+    (corpus / "elsewhere").mkdir()
+    run = train(
+        "papt_tiny",
+        *MICRO,
+        "task.data=../manifest",
+        "task.label_dir=../sets",
+        "task.labels=[L1/km5,mfcc/km9]",
+        f"model.init_from={pretrained[0]}",
+        "checkpoint.save_dir=run",
+        "optimization.max_update=4",
+        f"common.user_dir={ROOT}/user_dir",
+        "criterion.pred_nomask_weight=0.5",
+        cwd=corpus / "elsewhere",
+        config_dir=ROOT / "config",
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    return corpus / "elsewhere" / "run" / "checkpoint_last.pt", run.stdout
+
+
+def weights(path):
+    return load_state(path)["model"]
+
+
+def test_pretraining_logs_what_it_promises(corpus, pretrained):
+    _, log = pretrained
+    for name in ("valid_loss", "valid_accuracy_masked_0", "valid_code_perplexity_masked_0", "valid_features_pen"):
+        assert f'"{name}"' in log
+    assert list((corpus / "hubert" / "tensorboard").rglob("events.*"))
+    assert (corpus / "hubert" / ".hydra" / "config.yaml").is_file()
+
+
+def test_checkpoints_hold_nothing_but_plain_values(pretrained, personalised):
+    for path, _ in (pretrained, personalised):
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
+
+
+def test_several_label_sets_with_speakers_from_another_directory(personalised):
+    path, log = personalised
+    assert "speaker_norm" in log and "accuracy_unmasked_1" in log
+    state = load_state(path)
+    assert state["model"]["speaker_conditioning.embedding.weight"].shape == (5, 32)
+    assert state["model"]["label_embs_concat"].shape[0] == 5 + 9
+    assert state["task_state"]["speakers"] == ["anna", "ben", "cleo", "dan"]
+    assert [s["name"] for s in state["task_state"]["label_sets"]] == ["L1/km5", "mfcc/km9"]
+
+
+def test_a_checkpoint_stands_alone(corpus, personalised, tmp_path):
+    """It loads where neither the manifest nor the labels nor the checkpoint it started from exist."""
+    moved = shutil.copy(personalised[0], tmp_path / "moved.pt")
+    state = torch.load(moved, weights_only=True)
+    state["cfg"]["task"].update(data="/nowhere", label_dir="/nowhere")
+    state["cfg"]["model"]["init_from"] = "/nowhere/checkpoint.pt"
+    torch.save(state, moved)
+    task, model = load_trained(moved)
+    assert task.speakers == ["anna", "ben", "cleo", "dan"] and len(model.num_classes) == 2
+    assert load_encoder(moved).speakers == task.speakers
+
+
+def test_the_installed_package_is_a_user_dir_too(corpus, pretrained):
+    overrides = [*MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/installed", "optimization.max_update=2"]
+    run = train("hubert_tiny", *overrides, f"common.user_dir={ROOT}/user_dir/emohubert")
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_and_workers_change_nothing(corpus, workers):
+    """The same run twice, once with worker processes that read the audio: bit for bit the same weights."""
+    overrides = [*MICRO, *data(corpus), "optimization.max_update=8", f"dataset.num_workers={workers}", "model.encoder_layerdrop=0.2"]
+    run = train("hubert_tiny", *overrides, f"checkpoint.save_dir={corpus}/workers{workers}")
+    assert run.returncode == 0, run.stdout[-3000:]
+    if workers:
+        one, two = (weights(corpus / f"workers{n}" / "checkpoint_last.pt") for n in (0, 2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(corpus):
+    """Killed at random moments and started again by the same command: the weights are those of an uninterrupted run, bit for bit."""
+    overrides = [
+        *MICRO,
+        *data(corpus),
+        "optimization.max_update=60",
+        "checkpoint.save_interval_updates=3",
+        "dataset.validate_interval_updates=15",
+        "model.encoder_layerdrop=0.2",
+        "model.speaker_position=input",
+        "task.speakers=spk",
+    ]
+    started = time.monotonic()
+    run = train("hubert_tiny", *overrides, f"checkpoint.save_dir={corpus}/whole")
+    assert run.returncode == 0, run.stdout[-3000:]
+    duration = time.monotonic() - started
+    chance = random.Random(1)
+    kills = 0
+    while kills < 10:
+        process = start("hubert_tiny", *overrides, f"checkpoint.save_dir={corpus}/killed")
+        process.join(chance.uniform(0.3, 0.8) * duration)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        else:
+            shutil.rmtree(corpus / "killed")  # it was too fast: begin again, so that ten kills happen
+    run = train("hubert_tiny", *overrides, f"checkpoint.save_dir={corpus}/killed")
+    assert run.returncode == 0, run.stdout[-3000:]
+    whole, killed = (load_state(corpus / name / "checkpoint_last.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(whole["model"][name], killed["model"][name]) for name in whole["model"])
+    assert whole["optimizer_history"][-1]["num_updates"] == killed["optimizer_history"][-1]["num_updates"] == 60
+    moments = [s["last_optimizer_state"]["state"] for s in (whole, killed)]
+    assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
+
+
+def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):
+    import emohubert.fairseq_fixes as fixes
+
+    fixes.apply()
+    from fairseq.file_io import PathManager
+
+    source, target = tmp_path / "checkpoint_1_3.pt", tmp_path / "checkpoint_last.pt"
+    source.write_bytes(b"new" * 1000)
+    target.write_bytes(b"old")
+
+    def dies(src, dst):
+        with open(dst, "wb") as f:
+            f.write(b"ne")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", dies)
+    with pytest.raises(KeyboardInterrupt):
+        PathManager.copy(str(source), str(target), overwrite=True)
+    assert target.read_bytes() == b"old"
+
+
+BAD_INPUT = {
+    "missing audio": (lambda d: (d / "audio" / "train003.wav").unlink(), "train003.wav"),
+    "truncated WAV": (lambda d: _cut(d / "audio" / "train002.wav"), "truncated"),
+    "empty manifest": (lambda d: (d / "manifest" / "train.tsv").write_text("/audio\n"), "lists no audio"),
+    "wrong sample count": (lambda d: _edit(d / "manifest" / "train.tsv", 1, lambda s: s[:-1] + "7"), "train.tsv:2"),
+    "sidecar of another length": (lambda d: _edit(d / "manifest" / "train.spk", 0, None), "23 lines"),
+    "unknown label": (lambda d: _edit(d / "labels" / "train.km", 4, lambda s: "99" + s[1:]), "train.km:5"),
+    "empty dictionary": (lambda d: (d / "labels" / "dict.km.txt").write_text(""), "dict.km.txt"),
+    "label lines too short": (lambda d: _edit(d / "labels" / "valid.km", 2, lambda s: s.rsplit(" ", 3)[0]), "valid.km:3"),
+    "speaker missing from the dictionary": (lambda d: _edit(d / "manifest" / "dict.spk.txt", 1, None), "ben"),
+}
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-600])
+
+
+def _edit(path, line, change):
+    lines = path.read_text().split("\n")
+    lines[line : line + 1] = [] if change is None else [change(lines[line])]
+    path.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("what", BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_2(corpus, tmp_path, what):
+    """One line `error: …` that names the place, status 2, no traceback."""
+    for part in ("audio", "manifest", "labels"):
+        shutil.copytree(corpus / part, tmp_path / part)
+    for tsv in (tmp_path / "manifest").glob("[tv]*[nd].tsv"):
+        _edit(tsv, 0, lambda _: str(tmp_path / "audio"))
+    break_it, expected = BAD_INPUT[what]
+    break_it(tmp_path)
+    run = train("hubert_tiny", *MICRO, *data(tmp_path), "task.speakers=spk", "model.speaker_position=input", f"checkpoint.save_dir={tmp_path}/run")
+    errors = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
+    assert run.returncode == 2, run.stdout[-2000:]
+    assert len(errors) == 1 and expected in errors[0], errors
+    assert "Traceback" not in run.stdout
+
+
+def test_the_command_itself_says_it_in_one_line(corpus, tmp_path):
+    """The installed program, in a process that a user starts."""
+    argv = [str(Path(sys.executable).with_name("fairseq-hydra-train")), *arguments("hubert_tiny", "task.data=/nowhere", "task.label_dir=/nowhere")]
+    run = subprocess.run([*argv, f"checkpoint.save_dir={tmp_path}/run"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [run.stderr.splitlines()[-1]]
+    assert "/nowhere" in run.stderr.splitlines()[-1]
+
+
+def test_an_unusable_checkpoint_is_one_line_and_exit_2(corpus, pretrained):
+    overrides = [*MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/other", "model.encoder_layers=3"]
+    run = train("papt_tiny", *overrides, f"model.init_from={pretrained[0]}")
+    assert run.returncode == 2 and "error: " in run.stdout and "2 layers × 32" in run.stdout and "Traceback" not in run.stdout
+
+
+def test_learning_lowers_the_loss(corpus):
+    """Labels that depend on the audio are learned: accuracy rises well above chance."""
+    manifest, folder = corpus / "manifest", corpus / "learnable"
+    folder.mkdir()
+    import soundfile
+
+    from emohubert.manifest import read_split
+
+    for name in ("train", "valid"):
+        split = read_split(manifest, name)
+        with open(folder / f"{name}.km", "w") as f:
+            for i in range(len(split)):
+                wave, _ = soundfile.read(split.audio(i))
+                tone = np.abs(np.fft.rfft(wave)).argmax() / len(wave) * 16_000
+                f.write(" ".join([str(int(tone > 325))] * ((len(wave) - 400) // 320 + 1)) + "\n")
+    (folder / "dict.km.txt").write_text("0 1\n1 1\n")
+    run = train(
+        "hubert_tiny",
+        *MICRO,
+        f"task.data={manifest}",
+        f"task.label_dir={folder}",
+        f"checkpoint.save_dir={corpus}/learned",
+        "optimization.max_update=40",
+        "optimization.lr=[0.003]",
+        "lr_scheduler.warmup_updates=5",
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+    accuracy = float(run.stdout.rsplit('"valid_accuracy_masked_0": "', 1)[1].split('"')[0])
+    assert accuracy > 0.75

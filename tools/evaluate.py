@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Evaluate a fine-tuned checkpoint on a manifest split.
+
+Writes to OUT_DIR:
+    predictions.tsv     a line per utterance: reference, prediction, probabilities
+    metrics.json        UA, WA, macro F1, confusion matrix; or CCC, Pearson and RMSE per dimension; each overall, per speaker
+                        and by metadata column, with bootstrap intervals over speakers
+    thresholds.tsv      decision-threshold sweep of every class
+    embeddings.npz      with --embeddings: the pooled vector of every utterance
+    figures/*.png
+
+With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
+
+  tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import cli, evaluation
+from emohubert.checkpoints import load_trained
+from emohubert.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.inference import predict_split, speaker_setting
+from emohubert.manifest import read_split
+from emohubert.predictions import read_predictions
+
+logger = logging.getLogger("emohubert.evaluate")
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
+    parser.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+    parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
+    parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read audio")
+    parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
+    parser.add_seed()
+    parser.add_device()
+    parser.add_overwrite()
+    args = parser.parse_args(argv)
+    device = cli.device(args.device)
+    split = read_split(args.manifest_dir, args.split)
+    task, model = load_trained(args.checkpoint)
+    out = make_folder(args.out_dir)
+    settings = {
+        "checkpoint": sha256(args.checkpoint),
+        "manifest": [sha256(p) for p in sorted(Path(args.manifest_dir).glob(f"{args.split}.*"))],
+        "options": [args.embeddings, args.repeats, args.seed],
+    }
+    files = [out / "predictions.tsv", out / "metrics.json", *([out / "embeddings.npz"] if args.embeddings else [])]
+    stamp = Stamp(out / ".evaluate.json", settings, files)
+    if stamp.is_current() and not args.overwrite:
+        logger.info("%s: already there, made with the same settings (--overwrite makes it again)", out)
+        scores = read_json(out / "metrics.json")
+    else:
+        stamp.clear()
+        predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
+        scores = evaluation.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
+        scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **speaker_setting(task, split), **scores}
+        write_json(out / "metrics.json", scores)
+        stamp.write()
+    if args.compare:
+        report = evaluation.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, seed=args.seed)
+        write_json(out / "comparison.json", report)
+    print(summary(scores))
+    print(f"written to {out}")
+
+
+def summary(scores):
+    """The main scores in a few lines."""
+    lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}"]
+    if "UA" in scores:
+        lines.append(f"UA {scores['UA']:.3f}  WA {scores['WA']:.3f}  macro F1 {scores['macro_f1']:.3f}")
+    for name, d in scores.get("dims", {}).items():
+        values = {k: float("nan") if d[k] is None else d[k] for k in ("ccc", "pearson", "rmse", "speaker_ccc_mean", "speaker_ccc_std")}
+        lines.append(
+            "{}: CCC {ccc:.3f}  Pearson {pearson:.3f}  RMSE {rmse:.3f}  CCC over speakers {speaker_ccc_mean:.3f} ± {speaker_ccc_std:.3f}".format(
+                name, **values
+            )
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

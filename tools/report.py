@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Write RUN_DIR/report.html: one self-contained page about a run.
+
+Everything below RUN_DIR is found by its name: metrics.json and metrics_before.json with their figures (tools/evaluate.py,
+tools/calibrate.py), results.json, comparison.json and robustness.json, trainings (.hydra/config.yaml, or the configuration
+in a checkpoint, and the log), corpus.json, and check_manifest*.json (tools/check_manifest.py --json). What is missing is
+said on the page, and what cannot be read is named.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import report
+from emohubert.cli import Parser, command
+
+
+@command
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, searched with all folders below")
+    parser.add_overwrite()
+    args = parser.parse_args(argv)
+    path, run, written = report.write(args.run_dir, args.overwrite)
+    counts = f"{len(run.evaluations)} evaluations, {len(run.trainings)} trainings"
+    print(f"{path} ({counts})" if written else f"{path} is there already, made from the same files ({counts})")
+
+
+if __name__ == "__main__":
+    main()
