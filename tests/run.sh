@@ -4,7 +4,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=/dev/null
+# shellcheck source=../tools/setup_env.sh
 . "$root/tools/setup_env.sh"
 cd "$root"
 

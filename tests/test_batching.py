@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from emohubert.batching import by_length, padding_share
 
-LENGTHS = st.lists(st.integers(1, 1000), max_size=150)
+LENGTHS = st.lists(st.integers(1, 1000), max_size=150) | st.lists(st.integers(5, 12), max_size=60)
 OPTIONS = {
-    "budget": st.none() | st.integers(1, 5000),
+    "budget": st.none() | st.integers(1, 5000) | st.integers(20, 60),
     "max_utterances": st.none() | st.integers(1, 20),
     "multiple": st.integers(1, 8),
     "seed": st.none() | st.integers(0, 100),

@@ -168,14 +168,14 @@ def test_what_the_model_hears_itself_is_not_corrected():
 
 def test_excess_variance():
     d = np.array([3.0, -1.0, 2.0, 0.5])
-    quantile = chi2.ppf(0.9, 4)
+    quantile = chi2.ppf(pldc.CONFIDENCE, 4)
     close(pldc._excess_variance(d, np.full(4, 0.4)), (d @ d) / quantile - 0.4)  # equal chance: solved on paper
     chance = np.array([0.1, 2.0, 0.3, 0.0])
     between = pldc._excess_variance(d, chance)
     close((d**2 / (between + chance)).sum(), quantile)
     assert pldc._excess_variance(d, np.full(4, 5.0)) == 0  # chance explains more
     assert pldc._excess_variance(np.zeros(3), np.zeros(3)) == 0
-    close(pldc._excess_variance(np.array([2.0]), np.zeros(1)), 4 / chi2.ppf(0.9, 1))
+    close(pldc._excess_variance(np.array([2.0]), np.zeros(1)), 4 / chi2.ppf(pldc.CONFIDENCE, 1))
 
 
 @pytest.mark.parametrize("heard", [0.0, 0.4, 0.8])
@@ -301,29 +301,36 @@ def test_without_a_shift_next_to_nothing_changes(settings):
     results = np.array([calibrated(seed, settings, shift=0.0) for seed in range(20)])
     assert np.abs(results[:, 2] - results[:, 0]).max() < 0.01
     assert np.abs(results[:, 3] - results[:, 1]).max() < 0.01
-    published = np.array([calibrated(seed, Settings(shrinkage="none"), shift=0.0) for seed in range(20)])
-    assert np.abs(published[:, 2] - published[:, 0]).max() > 0.02  # which the published form would not survive
+
+
+def test_the_published_form_does_change_much_without_a_shift():
+    results = np.array([calibrated(seed, Settings(shrinkage="none"), shift=0.0) for seed in range(10)])
+    assert (results[:, 2] - results[:, 0]).min() < -0.02
 
 
 def test_a_shift_that_the_model_hears_itself_is_mostly_left_alone():
-    results = np.array([calibrated(seed, shift=1.0, heard=1.0) for seed in range(20)])
-    published = np.array([calibrated(seed, Settings(shrinkage="none"), shift=1.0, heard=1.0) for seed in range(20)])
+    results = np.array([calibrated(seed, shift=1.0, heard=1.0) for seed in range(15)])
+    published = np.array([calibrated(seed, Settings(shrinkage="none"), shift=1.0, heard=1.0) for seed in range(15)])
     assert (results[:, 2] - results[:, 0]).mean() > -0.01
     assert (published[:, 2] - published[:, 0]).mean() < -0.03
 
 
-def test_training_predictions_choose_how_far_to_go():
-    strengths = {}
+@pytest.mark.parametrize("seed", range(3))
+def test_training_predictions_choose_how_far_to_go(seed):
+    """The published formulas, on a model that hears nothing of the speakers and on one that hears everything."""
+    gains = {}
     for heard in (0.0, 1.0):
-        (speakers, embeddings, labels, predicted), _ = simulate(1, shift=1.0, heard=heard)
-        vectors = from_utterances(speakers, embeddings)
+        (speakers, embeddings, labels, predicted), _ = simulate(seed, shift=1.0, heard=heard)
         predictions = dimension(speakers, predicted, labels)
-        fitted = pldc.choose_by_metric(vectors, speakers, labels[:, None], ["arousal"], Settings(), predictions)
-        best = max(fitted.tried, key=lambda entry: entry["score"])
-        assert best["strength"] == pytest.approx(fitted.strength) or best["score"] < fitted.tried[0]["score"] + 1e-6
-        strengths[heard] = fitted.strength
-    assert strengths[0.0] >= 0.75
-    assert strengths[1.0] <= 0.5
+        vectors = from_utterances(speakers, embeddings)
+        fitted = pldc.choose_by_metric(vectors, speakers, labels[:, None], ["arousal"], Settings(shrinkage="none"), predictions)
+        scores = {entry["strength"]: 0.0 for entry in fitted.tried}
+        for entry in fitted.tried:
+            scores[entry["strength"]] = max(scores[entry["strength"]], entry["score"])
+        assert scores[fitted.strength] == pytest.approx(max(scores.values()), abs=1e-9)
+        gains[heard] = fitted.strength, scores[fitted.strength] - scores[0.0]
+    assert gains[0.0][0] >= 0.75 and gains[0.0][1] > 0.15
+    assert gains[1.0][0] <= 0.25 and gains[1.0][1] < 0.01
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -401,7 +408,7 @@ def simulate_classes(seed, shift, training=30, unseen=10, utterances=20, width=1
 @pytest.mark.parametrize("prior", ["neighbours", "em"])
 def test_class_frequencies_that_follow_the_voice_are_recovered(prior):
     gains, losses = [], []
-    for seed in range(15):
+    for seed in range(10):
         (speakers, embeddings, emotions, _), (unseen, new, references, posteriors) = simulate_classes(seed, shift=1.5)
         fitted = ClassCalibration.fit(from_utterances(speakers, embeddings), speakers, emotions, CLASSES, Settings("prior", prior=prior))
         before = from_probabilities(range(len(unseen)), unseen, references, CLASSES, posteriors)
@@ -410,17 +417,17 @@ def test_class_frequencies_that_follow_the_voice_are_recovered(prior):
         truth = [CLASSES.index(e) for e in references], np.arange(len(references))
         losses.append(np.log(before.probabilities[truth[::-1]]).mean() - np.log(after.probabilities[truth[::-1]]).mean())
     assert min(gains) > 0 and np.mean(gains) > 0.05
-    assert max(losses) < 0
+    assert max(losses) < 0.05 and np.mean(losses) < -0.1
 
 
 @pytest.mark.parametrize("prior", ["neighbours", "em"])
 def test_equal_class_frequencies_stay(prior):
-    for seed in range(15):
+    for seed in range(10):
         (speakers, embeddings, emotions, _), (unseen, new, references, posteriors) = simulate_classes(seed, shift=0.0)
         fitted = ClassCalibration.fit(from_utterances(speakers, embeddings), speakers, emotions, CLASSES, Settings("prior", prior=prior))
         before = from_probabilities(range(len(unseen)), unseen, references, CLASSES, posteriors)
         after, _, _ = calibrate(fitted, from_utterances(unseen, new), before)
-        assert abs(pldc.mean_score(after) - pldc.mean_score(before)) < 0.02
+        assert abs(pldc.mean_score(after) - pldc.mean_score(before)) < (0.01 if prior == "neighbours" else 0.03)
 
 
 # --- what always holds ------------------------------------------------------------------------------------------------
@@ -658,7 +665,7 @@ def write_split(folder, name, speakers, emotions=None, dimensions=None):
 def files(tmp_path):
     """Simulated files of both kinds: {"dimensions": arguments, "classes": arguments}."""
     arguments = {}
-    (speakers, embeddings, labels, own), (unseen, new, references, predicted) = simulate(3, shift=1.0, training=14, unseen=6, utterances=8)
+    (speakers, embeddings, labels, own), (unseen, new, references, predicted) = simulate(4, shift=1.0, training=20, unseen=6, utterances=8)
     ids = write_split(tmp_path / "d", "train", speakers, dimensions=labels)
     new_ids = write_split(tmp_path / "d", "test", unseen, dimensions=references)
     write_embeddings(tmp_path / "d" / "train.npz", ids, speakers, embeddings)
@@ -791,6 +798,7 @@ def test_program_with_training_predictions(files, tmp_path):
         ({"--train-embeddings": "OTHER"}, "holds none of the"),
         ({"--test-embeddings": "OTHER"}, "holds none of the"),
         ({"--test-embeddings": "WIDE"}, "width 3"),
+        ({"--test-embeddings": "PART"}, "no embedding of the speaker “test004” (2 such speakers)"),
         ({"--test-embeddings": "SWAPPED"}, "is of the speaker"),
         ({"--train-manifest": "CLASSES"}, "has no dimension arousal"),
         ({"--train-predictions": "CLASSES"}, "not of arousal"),
@@ -803,7 +811,15 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, change, message):
     write_embeddings(tmp_path / "other.npz", ["x"], ["y"], np.zeros((1, 16)))
     write_embeddings(tmp_path / "wide.npz", ids, speakers, np.ones((len(ids), 3)))
     write_embeddings(tmp_path / "swapped.npz", ids, speakers[::-1], np.ones((len(ids), 16)))
-    places = {"OTHER": tmp_path / "other.npz", "WIDE": tmp_path / "wide.npz", "SWAPPED": tmp_path / "swapped.npz"}
+    part = [i for i, name in enumerate(speakers) if name < "test004"]
+    part = [[x[i] for i in part] for x in (ids, speakers)]
+    write_embeddings(tmp_path / "part.npz", *part, np.ones((len(part[0]), 16)))
+    places = {
+        "PART": tmp_path / "part.npz",
+        "OTHER": tmp_path / "other.npz",
+        "WIDE": tmp_path / "wide.npz",
+        "SWAPPED": tmp_path / "swapped.npz",
+    }
     for option, value in change.items():
         where = {"--train-manifest": tmp_path / "c" / "train", "--train-predictions": tmp_path / "c" / "test_predictions.tsv"}
         files["d"][option] = where[option] if value == "CLASSES" else places.get(value, value)
@@ -822,6 +838,15 @@ def test_only_the_training_splits_embeddings_are_used(files, tmp_path):
     files["d"]["--train-embeddings"] = files["d"]["--test-embeddings"] = tmp_path / "all.npz"
     assert run_calibrate(files["d"], tmp_path / "all") == 0
     assert (tmp_path / "own" / "predictions.tsv").read_bytes() == (tmp_path / "all" / "predictions.tsv").read_bytes()
+
+
+def test_ids_that_are_not_the_manifests_are_taken_by_speaker(files, tmp_path):
+    assert run_calibrate(files["d"], tmp_path / "own") == 0
+    arrays = dict(np.load(files["d"]["--train-embeddings"]))
+    write_embeddings(tmp_path / "renamed.npz", [f"x{i}" for i in range(len(arrays["ids"]))], arrays["speakers"], arrays["embeddings"])
+    files["d"]["--train-embeddings"] = tmp_path / "renamed.npz"
+    assert run_calibrate(files["d"], tmp_path / "renamed") == 0
+    assert (tmp_path / "own" / "predictions.tsv").read_bytes() == (tmp_path / "renamed" / "predictions.tsv").read_bytes()
 
 
 @pytest.mark.slow

@@ -289,11 +289,7 @@ def test_folds_of_one_corpus_are_separate_but_equal_folds_of_two_are_not(tmp_pat
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    assignment=st.lists(
-        st.sampled_from([(), ("train",), ("valid",), ("test",), ("train", "test"), ("valid", "test")]), min_size=4, max_size=4
-    )
-)
+@given(assignment=st.lists(st.sampled_from(["", "train", "valid", "test", "train test", "valid test"]), min_size=4, max_size=4))
 def test_speaker_leaks_are_exactly_the_shared_speakers(assignment, good):
     speakers = dict(zip("pqrs", assignment, strict=True))
     splits = {name: [s for s, where in speakers.items() if name in where.split()] for name in ("train", "valid", "test")}

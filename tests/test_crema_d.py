@@ -118,7 +118,7 @@ def test_speaker_independent_split_keeps_sex_and_race_in_proportion(independent,
     rows = everything(independent)
     if seed:
         utterances = [Utterance(c, 1, r["speaker"], meta={"group": (r["meta sex"], r["meta race"])}) for c, r in rows.items()]
-        splits = protocol_splits(utterances, "speaker-independent", seed, sex=lambda u: u.meta["group"])[""]
+        splits = protocol_splits(utterances, "speaker-independent", seed, group_of=lambda u: u.meta["group"])[""]
         who = {name: {u.speaker for u in split} for name, split in splits.items()}
     else:
         who = {name: {r["speaker"] for r in rows.values() if r["split"] == name} for name in ("train", "valid", "test")}
@@ -151,6 +151,7 @@ def test_random_split_depends_on_the_seed_alone():
     assert [len(s) for s in split(utterances, 3)[""].values()] == [30, 10, 10]
 
 
+@pytest.mark.slow
 def test_five_folds(release, tmp_path):
     assert run("manifests/crema_d.py", release, tmp_path, "--protocol", "folds") == 0
     tested = Counter()

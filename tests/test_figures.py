@@ -196,8 +196,8 @@ def test_same_bytes(tmp_path):
 # --- training logs ----------------------------------------------------------------------------------------------------
 
 
-def fairseq_log(path, bar, epochs=4, start=1, form="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"):
-    """What fairseq's own progress bars write for a run of 10 updates an epoch, with losses 10 / update."""
+def fairseq_log(path, bar, epochs=4, start=1, scale=1, form="[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"):
+    """What fairseq's own progress bars write for a run of 10 updates an epoch, with losses `scale` · 10 / update."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter(form))
     logger = logging.getLogger("fairseq.logging.progress_bar")
@@ -208,8 +208,8 @@ def fairseq_log(path, bar, epochs=4, start=1, form="[%(asctime)s][%(name)s][%(le
             progress = bar([None] * 10, epoch=epoch, log_interval=5)
             for i, _ in enumerate(progress, 1):
                 update = 10 * (epoch - 1) + i
-                progress.log({"loss": 10 / update, "num_updates": update, "lr": 0.1}, tag="train_inner", step=update)
-            progress.print({"loss": 10 / update, "num_updates": update, "wall": 3}, tag="train", step=update)
+                progress.log({"loss": scale * 10 / update, "num_updates": update, "lr": 0.1}, tag="train_inner", step=update)
+            progress.print({"loss": scale * 10 / update, "num_updates": update, "wall": 3}, tag="train", step=update)
             valid = bar([None], epoch=epoch, prefix="valid on 'valid' subset", log_interval=5)
             ua = [0.3, 0.6, 0.5, 0.4][epoch - 1]
             valid.print(
@@ -237,10 +237,12 @@ def test_log_of_a_killed_and_resumed_run(tmp_path):
     path = fairseq_log(tmp_path / "hydra_train.log", JsonProgressBar, epochs=3)
     whole = path.read_text()
     path.write_text(whole[:-40])  # killed while it wrote
-    fairseq_log(path, JsonProgressBar, start=3)  # FileHandler appends
+    fairseq_log(path, JsonProgressBar, start=3, scale=2)  # FileHandler appends
     curves = read_training_log(path)
     assert curves["ua"]["valid"][0].tolist() == [10, 20, 30, 40]
-    assert curves["loss"]["train"][0].tolist() == [5, 10, 15, 20, 25, 30, 35, 40]
+    updates, losses = curves["loss"]["train"]
+    assert updates.tolist() == [5, 10, 15, 20, 25, 30, 35, 40]
+    np.testing.assert_allclose(losses, np.where(updates > 20, 20, 10) / updates, atol=1e-3)  # epoch 3 was made again: the later lines count
 
 
 def test_simple_log(tmp_path):

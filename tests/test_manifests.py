@@ -290,6 +290,28 @@ def test_running_again_does_nothing_unless_something_changed(tmp_path):
     assert (tmp_path / "m/train.tsv").read_bytes() != first["train.tsv"]
 
 
+def test_a_stamp_cannot_make_it_delete_other_files(tmp_path):
+    release = emodb_release(tmp_path / "db")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "precious").write_text("")
+    files = ["../precious", str(tmp_path / "precious"), "mine.txt"]
+    (tmp_path / "m/.stamp.json").write_text(json.dumps({"settings": {"files": files}}))
+    assert run("manifests/emodb.py", release, tmp_path / "m") == 0
+    assert (tmp_path / "precious").exists()
+
+
+def test_resampled_files_that_were_lost_are_made_again(tmp_path):
+    arguments = ("manifests/emodb.py", emodb_release(tmp_path / "db"), tmp_path / "m", "--resample", tmp_path / "16k")
+    assert run(*arguments) == 0
+    lost = tmp_path / "16k/wav/03a01Wa.flac"
+    made = {p: p.stat().st_ctime_ns for p in lost.parent.iterdir()}
+    lost.unlink()
+    assert run(*arguments) == 0 and lost.is_file()
+    assert {p for p in made if p.stat().st_ctime_ns != made[p]} == {lost}
+    assert run(*arguments, "--overwrite") == 0
+    assert all(p.stat().st_ctime_ns != made[p] for p in made)
+
+
 def _lengths(directory, name):
     split = read_split(directory, name)
     return list(zip(split.paths, split.n_samples.tolist(), strict=True))

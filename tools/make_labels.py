@@ -21,8 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import cli
-from emohubert.errors import InputError
-from emohubert.pseudo_labels import kmeans, options
+from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.make import LabelMaker, agreement
 
 
@@ -33,21 +32,29 @@ def main(argv=None):
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the labels")
     options.add_features(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--clusters", type=options.positive_int, nargs="+", metavar="K", help="numbers of clusters; one set of labels for each")
+    what.add_argument(
+        "--clusters",
+        type=options.positive_int,
+        nargs="+",
+        metavar="K",
+        help="numbers of clusters: a set of labels for each",
+    )
     what.add_argument("--centroids", metavar="FILE", help="apply these centroids (kmeans.npz or scikit-learn joblib file) and fit nothing")
     parser.add_argument("--fit-split", default="train", metavar="SPLIT", help="split that centroids are fitted on")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to label (default: those that exist of train, valid and test)")
-    parser.add_argument("--max-memory", type=options.memory, default="512M", metavar="BYTES", help="features kept in memory for the fit, such as 512M or 8G")
-    parser.add_argument("--metric", choices=kmeans.METRICS, default="euclidean", help="distance of the k-means")
-    parser.add_argument("--restarts", type=options.positive_int, default=1, metavar="N", help="seeds of the k-means; the best result is kept")
-    parser.add_argument("--iterations", type=options.positive_int, default=100, metavar="N", help="most iterations of the k-means")
-    parser.add_argument("--pieces", type=options.positive_int, nargs="+", metavar="N", default=[], help="acoustic pieces: SentencePiece vocabularies of N over each set")
+    options.add_kmeans(parser)
+    parser.add_argument(
+        "--pieces",
+        type=options.positive_int,
+        nargs="+",
+        metavar="N",
+        default=[],
+        help="numbers of acoustic pieces (SentencePiece over the clusters): a set of labels for each",
+    )
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
     features = options.features(args)
-    if args.centroids and args.pieces:
-        raise InputError("--pieces: needs a fit on this corpus; give --clusters instead of --centroids")
     maker = LabelMaker(
         args.manifest_dir,
         args.out_dir,
@@ -56,12 +63,11 @@ def main(argv=None):
         args.fit_split,
         args.splits,
         seed=args.seed,
-        metric=args.metric,
-        restarts=args.restarts,
-        iterations=args.iterations,
         max_memory=args.max_memory,
         centroids=args.centroids,
+        pieces=args.pieces,
         overwrite=args.overwrite,
+        **options.kmeans_options(args),
     )
     maker.run()
     if features.precision != "float32":

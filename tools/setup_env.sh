@@ -105,6 +105,12 @@ if os.path.exists(program):
 PYTHON
 }
 
+# whole: whether the environment is there, of the right versions and not left unfinished.
+whole() {
+    local missing
+    [[ ! -e $unfinished ]] && works && missing=$(lacking "$root"/requirements{,-dev}.txt) && [[ -z $missing ]]
+}
+
 # find_python: sets `python` to the first interpreter on PATH that can make the environment and build what has to be built.
 # pyenv's shims are on PATH even when they cannot run, so each one is tried.
 find_python() {
@@ -178,56 +184,56 @@ install_runtime() {
     logged "importing torch, torchaudio and fairseq" "$env/bin/python" -c "import torch, torchaudio, fairseq"
 }
 
-quiet=
-case ${1:-} in
-"") ;;
---quiet) quiet=yes ;;
--h | --help)
-    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    exit 0
-    ;;
-*) fail "$1 is no option of ${0##*/}; see --help" ;;
-esac
+# In a subshell, so that shellcheck, which follows this file from those that source it, does not take its exits for theirs.
+main() (
+    quiet=
+    case ${1:-} in
+    "") ;;
+    --quiet) quiet=yes ;;
+    -h | --help)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    *) fail "$1 is no option of ${0##*/}; see --help" ;;
+    esac
 
-[[ ${EMOHUBERT_ENV:-} != active ]] || use_active
-env=${EMOHUBERT_ENV:-$root/.venv}
-[[ $env == /* ]] || env=$PWD/$env
-made=$env/setup_env.made             # this script made the environment, and may make it anew
-unfinished=$env/setup_env.unfinished # … and has not finished
-lock=$env/setup_env.lock
-log=$env/setup_env.log
+    [[ ${EMOHUBERT_ENV:-} != active ]] || use_active
+    env=${EMOHUBERT_ENV:-$root/.venv}
+    [[ $env == /* ]] || env=$PWD/$env
+    made=$env/setup_env.made             # this script made the environment, and may make it anew
+    unfinished=$env/setup_env.unfinished # … and has not finished
+    lock=$env/setup_env.lock
+    log=$env/setup_env.log
 
-whole() {
-    local missing
-    [[ ! -e $unfinished ]] && works && missing=$(lacking "$root"/requirements{,-dev}.txt) && [[ -z $missing ]]
-}
-
-! whole || ready "$env/bin/python"
-
-if [[ -d $env && ! -e $made && -n $(find "$env" -mindepth 1 -maxdepth 1 ! -name 'setup_env.*') ]]; then
-    works || fail "$env holds something else than an environment of Python 3.11 or 3.12; remove it or name another folder with EMOHUBERT_ENV"
-    fail "$env was not made by ${0##*/} and lacks $(lacking "$root"/requirements{,-dev}.txt | paste -sd , | sed 's/,/, /g'); install the requirements files into it, remove it, or name another folder with EMOHUBERT_ENV"
-fi
-
-find_python
-{ mkdir -p "$env" && touch "$made"; } 2>/dev/null || fail "$env cannot be made or written to; name another folder with EMOHUBERT_ENV"
-exec 9>>"$lock"
-if command -v flock >/dev/null && ! flock -n 9; then
-    say "waiting for another set-up of $env to finish"
-    flock 9 || say "$lock cannot be locked; going on"
     ! whole || ready "$env/bin/python"
-fi
 
-# A change of the tools for development is installed into what is there; any other change means a new environment, since
-# fairseq's extensions are compiled against one version of torch.
-if [[ -e $unfinished ]] || ! works || [[ -n $(lacking "$root/requirements.txt") ]]; then
-    install_runtime
-else
-    touch "$unfinished"
-fi
-say "3/3 what the tests need"
-logged "installing what the tests need" pip install -c "$root/requirements.txt" -r "$root/requirements-dev.txt"
-missing=$(lacking "$root"/requirements{,-dev}.txt)
-[[ -z $missing ]] || fail "after the installation $env still lacks ${missing//$'\n'/, }; see $log"
-rm "$unfinished"
-ready "$env/bin/python"
+    if [[ -d $env && ! -e $made && -n $(find "$env" -mindepth 1 -maxdepth 1 ! -name 'setup_env.*') ]]; then
+        works || fail "$env holds something else than an environment of Python 3.11 or 3.12; remove it or name another folder with EMOHUBERT_ENV"
+        fail "$env was not made by ${0##*/} and lacks $(lacking "$root"/requirements{,-dev}.txt | paste -sd , | sed 's/,/, /g'); install the requirements files into it, remove it, or name another folder with EMOHUBERT_ENV"
+    fi
+
+    find_python
+    { mkdir -p "$env" && touch "$made"; } 2>/dev/null || fail "$env cannot be made or written to; name another folder with EMOHUBERT_ENV"
+    exec 9>>"$lock"
+    if command -v flock >/dev/null && ! flock -n 9; then
+        say "waiting for another set-up of $env to finish"
+        flock 9 || say "$lock cannot be locked; going on"
+        ! whole || ready "$env/bin/python"
+    fi
+
+    # A change of the tools for development is installed into what is there; any other change means a new environment, since
+    # fairseq's extensions are compiled against one version of torch.
+    if [[ -e $unfinished ]] || ! works || [[ -n $(lacking "$root/requirements.txt") ]]; then
+        install_runtime
+    else
+        touch "$unfinished"
+    fi
+    say "3/3 what the tests need"
+    logged "installing what the tests need" pip install -c "$root/requirements.txt" -r "$root/requirements-dev.txt"
+    missing=$(lacking "$root"/requirements{,-dev}.txt)
+    [[ -z $missing ]] || fail "after the installation $env still lacks ${missing//$'\n'/, }; see $log"
+    rm "$unfinished"
+    ready "$env/bin/python"
+)
+
+main "$@"

@@ -56,13 +56,15 @@ class AudioInfo:
 
 
 def probe(path):
-    """Read a file's header.
+    """Read a file's header, and see that the audio reaches as far as the header of a WAV or FLAC says.
 
     Raises:
         InputError: the file is missing, not audio, or shorter than its header promises.
     """
     path = Path(path)
     with _open(path) as f:
+        if f.format == "FLAC" and f.frames > 0:
+            _decode(f, f.frames - 1, f.frames, path)
         return AudioInfo(f.frames, f.samplerate, f.channels)
 
 
@@ -124,7 +126,7 @@ def _open(path):
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
     if opened.format in ("WAV", "WAVEX"):
-        _refuse_truncated_wav(path)
+        _refuse_truncated_wav(path, opened.frames)
     return opened
 
 
@@ -154,8 +156,8 @@ def _read_resampled(f, start, stop, path):
     return resampled[start - first * up : stop - first * up]
 
 
-def _refuse_truncated_wav(path):
-    """libsndfile quietly shortens a WAV whose data chunk is cut off: look at the chunk's own size."""
+def _refuse_truncated_wav(path, frames):
+    """libsndfile quietly shortens a WAV whose data chunk is cut off, down to `frames`: look at the chunk's own size."""
     with open(path, "rb") as f:
         head = f.read(12)
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
@@ -168,3 +170,5 @@ def _refuse_truncated_wav(path):
                     raise InputError(f"{path}: truncated WAV, {size - f.tell()} of {length} bytes of audio are there; restore it")
                 return
             f.seek(length + length % 2, 1)
+    if frames == 0:
+        raise InputError(f"{path}: truncated WAV, its audio is not there; restore it")

@@ -11,24 +11,26 @@ only part of the way: m' = m + λ (q − m), and likewise s' = s + λ_s (q_s −
     λ = (B − h τ² ρ)₊ / (B + ν(n)),   ν(n) = ω² / n for a mean, ω² / 2(n − 1) for a standard deviation
 
 - B is the variance between speakers of the discrepancy q − m beyond chance: the solution of Σ_t (q_t − m_t)² / (B + ν_t) = χ²
-  (Paule & Mandel 1982), with the 0.9-quantile of χ² as a lower bound. Predictions that agree with the neighbours as well as
+  (Paule & Mandel 1982), with the upper quartile of χ²: a lower bound. Predictions that agree with the neighbours as well as
   chance allows are left alone: B = 0.
 - ω² is the variance of predictions within a speaker. In λ it makes the factor n / (n + κ), κ = ω² / B, of an empirical-Bayes
   estimate from n utterances.
 - τ² is the variance of the error of q (training speakers left out, less the chance in their own means), ρ the neighbours'
   disagreement, and h in 0..1 the share of the speakers' shifts that the model hears itself.
 
-Why: the λ that minimises E(y − m − λ(q − m))² over speakers, y the mean of their labels, is 1 + E(y − q)(q − m) / E(q − m)². With
-E[y − q | q] = 0, which γ sees to, E(y − q)(q − m) = −E(y − q) m: h τ² for the part of the shift that q misses and m hears, and the
-variance ν of m by chance, where predictions are unbiased within a speaker. h is the slope of m on q over the
-speakers to be calibrated, weighed against √(variance of m between speakers / variance of the training speakers' labels
-between speakers), which is as much as a model can hear without errors of its own, with a normal prior of standard deviation ½
-around that. With fewer than three speakers h = 1. Where γ = 0, λ = 0.
+Why: over speakers, E(y − m − λ(q − m))², y the mean of the labels, is least at λ = 1 + E(y − q)(q − m) / E(q − m)². As
+E[y − q | q] = 0, which γ sees to, E(y − q)(q − m) = −E(y − q)m: that is h τ², from the part of the shift that q misses and m hears,
+and ν, from the content of n utterances, which m follows where predictions are unbiased within a speaker. h is the slope of m
+on q over the speakers to be calibrated, with a normal prior of standard deviation ½ around the most that a model without
+errors of its own can hear, √(variance of m between speakers / variance of the training speakers' labels between speakers).
+With fewer than three speakers h = 1. Where γ = 0, λ = 0.
 
 B, h and ω² come from predictions, never from their labels. **Classes** take the prior-ratio form of Saerens, Latinne &
 Decaestecker 2002: p'(c|x) ∝ p(c|x) · π(c) / π₀(c), where π₀ is the training frequency of the class and π the q above for
 smoothed frequencies (n_c + α π₀(c)) / (n + α); or their EM over the speaker's own posteriors, where q counts as much as A
-utterances, A by maximum likelihood of the training speakers' counts (without shrinkage A = 0: the published EM).
+utterances, A by maximum likelihood of the training speakers' counts (without shrinkage A = 0: the published EM). A model that
+hears a speaker's frequencies itself then counts them twice, and posteriors alone do not show it: with predictions of the
+training speakers, `choose_by_metric` finds the exponent of the ratio that is best for them.
 
 Defined everywhere, never NaN: constant predictions (or one) have standard deviation 0 and are shifted, not scaled; a training
 speaker with one label has the average standard deviation; more neighbours than speakers means all of them; a class that no
@@ -42,7 +44,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln, xlogy
-from scipy.stats import chi2
+from scipy.stats import chi2, chi2_contingency
 
 from . import metrics, speaker_vectors
 from .errors import InputError
@@ -54,8 +56,8 @@ from .speaker_vectors import SpeakerVectors
 MATCHES = ("mean", "mean-std", "prior")
 SHRINKAGES = ("auto", "none")
 PRIORS = ("neighbours", "em")
-CONFIDENCE = 0.9
-"""Quantile of χ² at which discrepancies count as larger than chance."""
+CONFIDENCE = 0.75
+"""Quantile of χ² up to which discrepancies count as chance."""
 HEARD_PRIOR = 0.5
 """Standard deviation of the prior of h."""
 STRENGTHS = np.linspace(0, 1, 5)
@@ -219,7 +221,9 @@ class DimensionCalibration:
 
         centre, others = values.mean(0), max(len(values) - 1, 1)
         centres = (values.sum(0) - values) / others
-        hood, tried, p = choose(vectors, values, centre, centres, loss, settings.top_k, settings.weighting, settings.shrinkage != "none")
+        differ = [_homogeneity(values[:, i], chance[:, i]) for i in range(values.shape[1])]
+        shrink = settings.shrinkage != "none"
+        hood, tried, p = choose(vectors, values, centre, centres, loss, settings.top_k, settings.weighting, shrink, homogeneity=differ)
         error, between = np.zeros(values.shape[1]), np.zeros(values.shape[1])
         if len(vectors) > 1:
             expected = hood.estimate(vectors, centres, leave_one_out=True).expected
@@ -309,6 +313,17 @@ def _label_statistics(speakers, labels):
     means = np.array([[m.mean[0] for m in row] for row in moments])
     stds = np.array([[math.sqrt(m.squares[0] / max(m.n, 1)) for m in row] for row in moments])
     return counts, means, stds, ids
+
+
+def _homogeneity(values, chance):
+    """Cochran's Q test: the probability of values (speakers) at least so different by chance, given their variances by chance."""
+    values, chance = values[np.isfinite(chance)], chance[np.isfinite(chance)]
+    if len(values) < 2 or np.ptp(values) == 0:
+        return 1.0
+    if chance.min() == 0:
+        return 0.0
+    mean = np.average(values, weights=1 / chance)
+    return float(chi2.sf(((values - mean) ** 2 / chance).sum(), len(values) - 1))
 
 
 def _usable(vectors, ids, labelled, reason):
@@ -441,7 +456,9 @@ class ClassCalibration:
             return -xlogy((counts / totals)[order], np.maximum(expected, _RARE)).sum(-1, keepdims=True)
 
         shrink = settings.shrinkage != "none"
-        hood, tried, p = choose(vectors, values, base, centres, loss, settings.top_k, settings.weighting, shrink, joint=True)
+        present = counts[:, everyone > 0]
+        differ = [float(chi2_contingency(present).pvalue) if min(present.shape) > 1 else 1.0]
+        hood, tried, p = choose(vectors, values, base, centres, loss, settings.top_k, settings.weighting, shrink, True, differ)
         concentration = CONCENTRATIONS[0]
         if len(vectors) > 1:
             concentration = _concentration(counts, hood.estimate(vectors, centres, leave_one_out=True).expected)

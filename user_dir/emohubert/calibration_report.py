@@ -203,6 +203,11 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     """
     vectors = vectors_of(embeddings, predictions.ids, predictions.speakers, where)
     trained = calibration.neighbourhood.speakers
+    without = sorted(set(predictions.speakers) - set(vectors.ids))
+    if without:
+        raise InputError(
+            f"{where}: no embedding of the speaker “{without[0]}” ({len(without)} such speakers); make it on the split of the predictions"
+        )
     if vectors.vectors.shape[1] != trained.vectors.shape[1]:
         raise InputError(
             f"{where}: embeddings of width {vectors.vectors.shape[1]}, and those of the training speakers have {trained.vectors.shape[1]}; "

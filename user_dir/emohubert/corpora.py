@@ -194,7 +194,7 @@ def check_found(entries, folder, expected):
         raise InputError(f"{folder}: holds no {expected}; give the folder of the corpus as AUDIO_DIR")
 
 
-def protocol_splits(utterances, protocol, seed, folds=None, sex=None):
+def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
     """The splits of a protocol of `PROTOCOLS`.
 
     Args:
@@ -202,16 +202,16 @@ def protocol_splits(utterances, protocol, seed, folds=None, sex=None):
         protocol: its name.
         seed: of every choice by chance.
         folds: for "folds": list of lists of speakers; fold k tests the k-th, validates on the next, trains on the rest.
-        sex: function from an utterance to a group that the choice of speakers should balance (default: meta `sex`).
+        group_of: utterance → group of its speaker that the choice of speakers balances (default: meta `sex`).
 
     Returns:
         fold → {split → list of Utterance}; the fold is "" where there is only one.
     """
     if protocol == "folds":
         return speaker_folds(utterances, folds)
-    group = {u.speaker: (sex or (lambda u: u.meta.get("sex", "")))(u) for u in utterances}
     if protocol == "seen":
         return {"": stratified_split(utterances, seed)}
+    group = {u.speaker: group_of(u) if group_of else u.meta.get("sex", "") for u in utterances}
     if protocol == "speaker-independent":
         train, valid, test = _choose_speakers(group, seed, 2)
         return {"": {name: _of(utterances, s) for name, s in (("train", train), ("valid", valid), ("test", test))}}
@@ -312,7 +312,7 @@ def _of(utterances, speakers):
     return [u for u in utterances if u.speaker in speakers]
 
 
-def write(args, corpus, entries, protocol, *, everything=False, classes=None, scales=None, left_out=None, source=None):
+def write(args, corpus, entries, protocol, *, everything=False, scales=None, left_out=None, source=None):
     """Measure the audio, split, write the manifest directory, and say what it holds; skipped when nothing changed.
 
     Args:
@@ -321,7 +321,6 @@ def write(args, corpus, entries, protocol, *, everything=False, classes=None, sc
         entries: list of Utterance whose n_samples is not known yet.
         protocol: function from the measured utterances to {fold → {split → list of Utterance}}.
         everything: write `all.*` as well.
-        classes: order of the classes (sorted by default).
         scales: dimension → {"min": …, "max": …, …}.
         left_out: LeftOut so far.
         source: whatever else, beside options and entries, the manifests depend on (JSON-able).
@@ -345,7 +344,7 @@ def write(args, corpus, entries, protocol, *, everything=False, classes=None, sc
     root = args.audio_dir
     if args.resample:
         root = args.resample
-        entries = resample(args.audio_dir, root, entries, left_out, args.skip_damaged, args.workers)
+        entries = resample(args.audio_dir, root, entries, left_out, args.skip_damaged, args.workers, args.overwrite)
     else:
         entries = measure(root, entries, left_out, args.skip_damaged, args.workers)
     check_found(entries, args.audio_dir, "usable audio")
@@ -353,7 +352,8 @@ def write(args, corpus, entries, protocol, *, everything=False, classes=None, sc
     make_folder(args.out_dir)
     stamp.clear()
     _remove(manifests, args.out_dir)
-    write_corpus(args.out_dir, corpus, root, folds, entries if everything else None, options, scales, classes, left_out)
+    listed = entries if everything else None
+    write_corpus(args.out_dir, corpus, root, folds, listed, options=options, scales=scales, left_out=left_out)
     Stamp(stamp.path, {**settings, "files": _written_files(args.out_dir, folds)}, []).write()
     left_out.log()
     for fold, splits in folds.items():
@@ -369,10 +369,10 @@ def measure(root, entries, left_out, skip_damaged=False, workers=4):
     return _each_file(entries, lambda u: probe(Path(root) / u.path).n_samples, "reading headers", left_out, skip_damaged, workers)
 
 
-def resample(source, target, entries, left_out, skip_damaged=False, workers=4):
+def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
     """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, and return the entries with the new paths and lengths.
 
-    A file that is already there is kept when it has the source's time of modification and the right length.
+    A file that is already there is kept when it has the source's time of modification and the right length, unless `overwrite`.
 
     Raises:
         InputError: a file is damaged (unless `skip_damaged`), two files would get the same name, or what was written does
@@ -392,7 +392,7 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4):
     def convert(u):
         old, new = source / u.path, target / renamed[u.path]
         expected, modified = probe(old).n_samples, old.stat().st_mtime_ns
-        if not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new).n_samples == expected):
+        if overwrite or not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new).n_samples == expected):
             wave = read(old)
             if np.abs(wave).max(initial=0) > 1:
                 clipped.append(u.path)
@@ -482,9 +482,10 @@ def _source(root, entries, more):
 def _earlier_files(out_dir):
     """Relative paths of the files that an earlier run wrote, by its stamp."""
     try:
-        return list(read_json(Path(out_dir) / STAMP)["settings"]["files"])
+        files = [Path(f) for f in read_json(Path(out_dir) / STAMP)["settings"]["files"]]
     except (InputError, KeyError, TypeError):
         return []
+    return [f.as_posix() for f in files if not f.is_absolute() and ".." not in f.parts]  # they will be removed: never reach outside
 
 
 def _written_files(out_dir, folds):

@@ -65,6 +65,9 @@ def of_evaluation(evaluation):
     if not n:
         yield Finding("problem", "nothing", "No utterance has a reference: nothing was scored.", where)
         return
+    if evaluation.is_training_split:
+        yield Finding("note", "training split", "A training split: it tells how well was learnt by heart, and is no test.", where)
+        return
     yield from _of_calibration(evaluation)
     yield from _of_classes(evaluation) if evaluation.is_classification else _of_dimensions(evaluation)
     if n < FEW_UTTERANCES or speakers < FEW_SPEAKERS:

@@ -8,7 +8,8 @@ training speakers with the highest cosine similarity, μ_k, shrunk towards those
 - k and γ are the values whose q is nearest to the statistics of *training* speakers left out one at a time (squared error, or
   log-loss for class frequencies). No other speaker takes part in the choice.
 - Among so many k and γ, some look good by chance. The same search is run with the vectors dealt out to other speakers at
-  random; unless the real result is among the best tenth, γ = 0: speakers who sound alike do not have like labels here.
+  random; unless the real result is among the best tenth, γ = 0: speakers who sound alike do not have like labels here. So it
+  is unless a test of homogeneity says that the training speakers differ at all (Cochran's Q for means, χ² for frequencies).
 - ρ = (1 + D / D̄) / 2 rises where the neighbours disagree: D is the weighted variance of their values, D̄ its mean over the
   training speakers left out.
 - R(n) = n / (n + κ) is the reliability of a vector that is the mean of n utterances; κ is the variance of the utterances'
@@ -28,6 +29,7 @@ TRUSTS = np.linspace(0, 1, 11)
 """γ to try."""
 PERMUTATIONS = 99
 SIGNIFICANCE = 0.1
+"""p-value up to which neighbours are believed."""
 _KAPPA_LIMIT = 1e6
 _TIE = 1e-9
 
@@ -148,7 +150,7 @@ def numbers_of_neighbours(others):
     return [others, *reversed(ks)]
 
 
-def choose(speakers, values, centre, centres, loss, k=None, weighting="hard", shrink=True, joint=False):
+def choose(speakers, values, centre, centres, loss, k=None, weighting="hard", shrink=True, joint=False, homogeneity=0.0):
     """The neighbourhood whose estimates are best for training speakers left out in turn, trusted if that is not chance.
 
     Args:
@@ -162,6 +164,7 @@ def choose(speakers, values, centre, centres, loss, k=None, weighting="hard", sh
         weighting: of the neighbours, see `neighbour_weights`.
         shrink: False keeps γ = 1.
         joint: see `Neighbourhood`.
+        homogeneity: (columns) p-values of the training speakers' values being so different by the chance of their labels.
 
     Returns:
         (Neighbourhood, list of {"k", "trust", "loss"} that were compared, p-values of the columns). The loss is relative to
@@ -202,6 +205,7 @@ def choose(speakers, values, centre, centres, loss, k=None, weighting="hard", sh
     hood.k = int(best["k"][0]) if k is None else k
     hood.spread = best["spread"][0]
     p = _at_most(best["reached"], best["reached"][0]).mean(0)
+    p = np.maximum(p, homogeneity)
     if shrink:
         hood.trust = np.where(p <= SIGNIFICANCE, best["trust"][0], 0.0)
     return hood, tried, p

@@ -30,6 +30,9 @@ CAPTIONS = {
     "scatter": "Predicted against reference",
     "embeddings_pca": "Utterance embeddings, PCA",
     "embeddings_tsne": "Utterance embeddings, t-SNE",
+    "nearest_speakers": "Nearest training speakers",
+    "before_after": "Each speaker before and after calibration",
+    "gain": "Gain of calibration over the number of utterances heard",
 }
 BADGES = {"problem": "problem", "look": "look here", "note": "note"}
 
@@ -104,12 +107,13 @@ def _result_folders(run):
 
 
 def _header(run):
-    settings = sorted({e.setting for e in run.evaluations if e.setting})
+    settings = list(dict.fromkeys(e.setting for e in run.evaluations if e.setting and not e.is_training_split))
     leaks = "not found" if not run.checks else ("passed" if all(c.get("ok") for c in run.checks.values()) else "failed")
     corpora = ", ".join(sorted({str(c.get("corpus", "?")) for c in run.corpora.values()})) or "not found"
     tiles = [("corpus", corpora), ("trainings", len(run.trainings)), ("evaluations", len(run.evaluations)), ("leak check", leaks)]
-    if len(run.evaluations) == 1:
-        only = run.evaluations[0]
+    tests = [e for e in run.evaluations if not e.is_training_split]
+    if len(tests) == 1:
+        only = tests[0]
         best = {"UA": only.scores["UA"]} if only.is_classification else {f"CCC {d}": v["ccc"] for d, v in only.scores["dims"].items()}
         tiles += [(name, number(value)) for name, value in best.items()]
     said = "; ".join(settings) or "not declared, and not to be told from the speakers"
@@ -216,7 +220,21 @@ def _calibration(run):
     if not rows:
         return Html("")
     header = ("evaluation", "score", "before", "after", "change", "")
-    return join([tag("h3", "Before and after calibration"), table(header, rows, numbers=(2, 3, 4))])
+    parts = [tag("h3", "Before and after calibration"), table(header, rows, numbers=(2, 3, 4))]
+    tests = [(_link(e), name, *_test(test)) for e in run.evaluations if e.calibration for name, test in e.calibration["paired"].items()]
+    if tests:
+        header = ("evaluation", "score", "change", "interval", "p", "speakers")
+        parts.append(tag("p", "The same as a paired test over speakers: interval by bootstrap, p by permutation.", class_="soft small"))
+        parts.append(table(header, tests, numbers=range(2, 6)))
+    return join(parts)
+
+
+def _test(test):
+    """Cells of a paired test: difference, interval, p, number of speakers."""
+    difference, ci = test.get("difference"), test.get("ci")
+    signed = f"{difference:+.3f}" if is_number(difference) else "–"
+    interval = f"[{number(ci[0])}, {number(ci[1])}]" if isinstance(ci, list) and len(ci) == 2 else "–"
+    return signed, interval, number(test.get("p")), _cell(test.get("speakers"))
 
 
 def _results(run, name, content, budget):
@@ -224,7 +242,36 @@ def _results(run, name, content, budget):
     shown = []
     if folder in _result_folders(run) and name == next(n for n in run.results if (run.folder / n).parent == folder):
         shown = [budget.picture(path, _caption(path.stem), run.name_of(path)) for path in _pictures(folder)]
-    return join([tag("h2", name), _json(content), tag("div", *shown, class_="figures large") if shown else ""])
+    shown_content = _systems(content["systems"]) if _has_systems(content) else _json(content)
+    return join([tag("h2", _title(name, content)), shown_content, tag("div", *shown, class_="figures large") if shown else ""])
+
+
+def _title(name, content):
+    title = content.get("title") if isinstance(content, dict) else None
+    return join([title, tag("span", f" ({name})", class_="soft small")]) if isinstance(title, str) else name
+
+
+def _has_systems(content):
+    """Whether these are rows of tools/results.py: systems with a list of scores, one for each run."""
+    systems = content.get("systems") if isinstance(content, dict) else None
+    if not isinstance(systems, list) or not systems or not all(isinstance(s, dict) and isinstance(s.get("scores"), dict) for s in systems):
+        return False
+    return all(isinstance(v, list) and all(x is None or is_number(x) for x in v) for s in systems for v in s["scores"].values())
+
+
+def _systems(systems):
+    """A table for each set of scores; several runs of a system are mean ± standard deviation."""
+    parts = []
+    for scores in dict.fromkeys(tuple(s["scores"]) for s in systems):
+        rows = []
+        for s in systems:
+            if tuple(s["scores"]) != scores:
+                continue
+            spreads = [(metrics.mean_std(s["scores"][name]), len(s["scores"][name])) for name in scores]
+            cells = [number(mean) if n == 1 else f"{number(mean)} ± {number(std)}" for (mean, std, _), n in spreads]
+            rows.append((s.get("name", "–"), *cells, *(_cell(s.get(key)) for key in ("runs", "utterances", "setting"))))
+        parts.append(table(("system", *scores, "runs", "utterances", "setting"), rows, numbers=range(1, len(scores) + 3)))
+    return join(parts)
 
 
 def _json(value):
@@ -321,6 +368,7 @@ def _check(name, check):
 def _evaluation(run, evaluation, budget):
     scores = evaluation.scores
     parts = [tag("h2", f"Evaluation: {evaluation.name}", id=_anchor(evaluation))]
+    parts.append(_origin(scores))
     parts.append(_list_own(findings.of_evaluation(evaluation)))
     if evaluation.is_classification and scores["n"]:
         parts.append(_class_table(scores))
@@ -342,6 +390,13 @@ def _evaluation(run, evaluation, budget):
         title = f"all {count(len(scores['per_speaker']), 'speaker')}"
         parts.append(folded(title, _groups(scores["per_speaker"], evaluation.is_classification, "speaker")))
     return join(parts)
+
+
+def _origin(scores):
+    """What the scores were made from, as far as `metrics.json` says it."""
+    keys = ("checkpoint", "split", "setting", "speaker_embedding")
+    said = [f"{key.replace('_', ' ')}: {scores[key]}" for key in keys if isinstance(scores.get(key), str)]
+    return tag("p", "; ".join(said), class_="soft small") if said else Html("")
 
 
 def _class_table(scores):
@@ -435,7 +490,7 @@ def _caption(stem):
         if stem == key or stem.startswith(f"{key}_"):
             rest = re.sub(r"^\d+_", "", stem[len(key) :].lstrip("_"))
             return f"{caption}: {rest}" if rest else caption
-    return stem
+    return stem.replace("_", " ")
 
 
 def _with_interval(evaluation, name, dimension=None):

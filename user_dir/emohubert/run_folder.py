@@ -22,13 +22,28 @@ RESULTS = ("results.json", "comparison.json", "robustness.json", "summary.json")
 
 @dataclass
 class Evaluation:
-    """A folder with `metrics.json`."""
+    """A folder with `metrics.json`.
+
+    Attributes:
+        name: the folder, relative to the run.
+        folder: its path.
+        scores, before: content of `metrics.json` and `metrics_before.json`.
+        calibration: content of `calibration.json`.
+        setting: where the test speakers were met before, as far as it is known.
+    """
 
     name: str
     folder: Path
     scores: dict
     before: dict | None = None
+    calibration: dict | None = None
     setting: str = ""
+
+    @property
+    def is_training_split(self):
+        """Whether the scored split is one that was trained on, by its name."""
+        split = self.scores.get("split")
+        return (Path(split).stem if isinstance(split, str) else self.folder.name).startswith("train")
 
     @property
     def is_classification(self):
@@ -182,12 +197,18 @@ def _discover_evaluation(run, path, names):
     if scores is None:
         return
     before = _read(run, path / "metrics_before.json", _read_metrics) if "metrics_before.json" in names else None
-    run.evaluations.append(Evaluation(run.name_of(path), path, scores, before))
+    calibration = _read(run, path / "calibration.json", _read_calibration) if "calibration.json" in names else None
+    run.evaluations.append(Evaluation(run.name_of(path), path, scores, before, calibration))
 
 
 def _read_metrics(path):
     """A metrics.json, null read as NaN, sure to have the shape that the contract promises."""
     return _shaped(path, _nan_for_null(read_json(path)), _is_metrics)
+
+
+def _read_calibration(path):
+    """What `tools/calibrate.py` says about its choices, as far as a report shows it."""
+    return _shaped(path, read_json(path), lambda value: all(isinstance(test, dict) for test in value["paired"].values()))
 
 
 def _is_metrics(scores):
@@ -288,7 +309,7 @@ def _add_corpora_of_trainings(run):
 
 
 def _setting(run, evaluation):
-    """What the run says about its test speakers (key `setting`), otherwise what their ids show; "" where neither is known."""
+    """What the run says about the speakers (key `setting`), otherwise what their ids show; "" where neither is known."""
     declared = [evaluation.scores]
     for folder in (evaluation.folder, *evaluation.folder.parents):
         declared += [run.results.get(run.name_of(folder / name)) for name in RESULTS]

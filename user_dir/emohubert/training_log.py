@@ -50,7 +50,7 @@ def chosen_update(curves):
 
 def _log_row(line):
     """(split, update, {name: value}) of one log line, or None."""
-    start = line.find('{"epoch"')
+    start = line.rfind('{"epoch"')  # a resumed run goes on in the line that a killed one left unfinished
     if start >= 0:
         try:
             stats = json.loads(line[start:])

@@ -62,7 +62,7 @@ def load_centroids(path):
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of centroids; correct the path")
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         head = f.read(8)
     return KMeans.load(path) if head.startswith(b"PK") else _load_joblib(path)
 
@@ -86,22 +86,37 @@ def _load_joblib(path):
     try:
         root = _Reader(_unpacked(path)).read()
         if not (isinstance(root, _Record) and root.name in _KMEANS and isinstance(root.state, dict)):
-            raise _Refused(f"it holds {getattr(root, 'name', type(root).__name__)}, not a k-means of scikit-learn")
+            raise _RefusedError(f"it holds {getattr(root, 'name', type(root).__name__)}, not a k-means of scikit-learn")
         centroids = root.state.get("cluster_centers_")
         if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not centroids.size or centroids.dtype.kind != "f":
-            raise _Refused("it holds no cluster_centers_ (a k-means that was not fitted?)")
-    except _Refused as error:
-        raise InputError(f"{path}: refused: {error}; nothing in it was run. Use a kmeans.npz, or a joblib file of a fitted k-means") from None
-    except (ValueError, IndexError, KeyError, TypeError, EOFError, OSError, OverflowError, MemoryError, zlib.error, lzma.LZMAError) as error:
+            raise _RefusedError("it holds no cluster_centers_ (a k-means that was not fitted?)")
+    except _RefusedError as error:
+        raise InputError(
+            f"{path}: refused: {error}; nothing in it was run. Use a kmeans.npz, or a joblib file of a fitted k-means"
+        ) from None
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        EOFError,
+        OSError,
+        OverflowError,
+        MemoryError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path}: neither a kmeans.npz nor a joblib file of a k-means, or a damaged one ({reason}); copy it again") from error
-    centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        raise InputError(
+            f"{path}: neither a kmeans.npz nor a joblib file of a k-means, or a damaged one ({reason}); copy it again"
+        ) from error
+    centroids = np.array(centroids, dtype=np.float32, order="C")
     if not np.isfinite(centroids).all():
         raise InputError(f"{path}: its centroids are not finite numbers; fit them again")
     return KMeans(centroids)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The file holds something that a file of centroids does not need."""
 
 
@@ -122,7 +137,7 @@ class _Name:
 
 
 def _unpacked(path):
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         head = f.read(6)
     for magic, opener in _COMPRESSIONS:
         if head.startswith(magic):
@@ -131,12 +146,12 @@ def _unpacked(path):
             break
     else:
         if path.stat().st_size > _MOST_BYTES:
-            raise _Refused("it is too large for a file of centroids")
+            raise _RefusedError("it is too large for a file of centroids")
         data = path.read_bytes()
         if head[:1] == b"\x78":
             data = zlib.decompressobj().decompress(data, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
-        raise _Refused("it unpacks to more than a file of centroids can hold")
+        raise _RefusedError("it unpacks to more than a file of centroids can hold")
     return io.BytesIO(data)
 
 
@@ -156,7 +171,7 @@ class _Reader:
             elif opcode.name in _VALUES:
                 self._stack.append(argument)
             elif action is None:
-                raise _Refused(f"it uses the pickle instruction {opcode.name}")
+                raise _RefusedError(f"it uses the pickle instruction {opcode.name}")
             else:
                 action(argument)
         raise EOFError("cut off")
@@ -245,7 +260,7 @@ class _Reader:
     def _of(self, kind):
         """The top of the stack, which must be a plain list or dict."""
         if type(self._stack[-1]) is not kind:
-            raise _Refused(f"it fills a {type(self._stack[-1]).__name__} where a {kind.__name__} must be")
+            raise _RefusedError(f"it fills a {type(self._stack[-1]).__name__} where a {kind.__name__} must be")
         return self._stack[-1]
 
     def _global(self, argument):
@@ -258,14 +273,14 @@ class _Reader:
 
     def _name(self, name):
         if name not in _KNOWN:
-            raise _Refused(f"it names {name[:100]}, which a k-means has no use for and which could run code")
+            raise _RefusedError(f"it names {name[:100]}, which a k-means has no use for and which could run code")
         self._stack.append(_Name(name))
 
     def _reduce(self, argument):
         function, arguments = self._stack[-2:]
         del self._stack[-2:]
         if not isinstance(function, _Name):
-            raise _Refused("it calls something that is not a name")
+            raise _RefusedError("it calls something that is not a name")
         self._stack.append(_Record(function.name, arguments))
 
     _newobj = _reduce
@@ -274,22 +289,22 @@ class _Reader:
         record, state = self._stack[-2:]
         del self._stack[-1:]
         if not isinstance(record, _Record):
-            raise _Refused(f"it sets the state of a {type(record).__name__}")
+            raise _RefusedError(f"it sets the state of a {type(record).__name__}")
         record.state = state
         if record.name in _ARRAY:  # the bytes of the array follow
             self._stack[-1] = self._array(state)
 
     def _array(self, state):
         if not isinstance(state, dict) or not isinstance(state.get("shape"), tuple):
-            raise _Refused("it holds an array without a shape")
+            raise _RefusedError("it holds an array without a shape")
         dtype, shape = _dtype(state.get("dtype")), state["shape"]
         if not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise _Refused(f"it holds an array of the shape {str(shape)[:60]}")
+            raise _RefusedError(f"it holds an array of the shape {str(shape)[:60]}")
         if state.get("numpy_array_alignment_bytes"):
             self._file.seek(self._file.read(1)[0], io.SEEK_CUR)
         size = math.prod(shape) * dtype.itemsize
         if size > _MOST_BYTES:
-            raise _Refused(f"it holds an array of the shape {str(shape)[:60]}")
+            raise _RefusedError(f"it holds an array of the shape {str(shape)[:60]}")
         data = self._file.read(size)
         if len(data) != size:
             raise EOFError("cut off within an array")
@@ -301,15 +316,16 @@ def _dtype(record):
     """The dtype that a pickled `numpy.dtype` stands for; numbers only."""
     code = record.arguments[0] if isinstance(record, _Record) and record.name == "numpy.dtype" and record.arguments else None
     if not isinstance(code, str) or code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-        raise _Refused(f"it holds an array of {str(code)[:60]}, not of numbers")
+        raise _RefusedError(f"it holds an array of {str(code)[:60]}, not of numbers")
     order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "="
     if order not in ("<", ">", "=", "|"):
-        raise _Refused("it holds an array of unknown byte order")
+        raise _RefusedError("it holds an array of unknown byte order")
     return np.dtype(code).newbyteorder(order)
 
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _VALUES = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 STRING BINSTRING SHORT_BINSTRING".split()
+    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+    | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 )

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torchaudio
 from .. import audio
 from ..batching import by_length
 from ..errors import InputError
+from ..files import fingerprint
 from .kmeans import cores, one_thread
 
 MFCC_HOP = audio.HOP // 2
@@ -50,6 +52,7 @@ class Piece:
 
     @property
     def samples(self):
+        """Samples that go in."""
         return self.stop - self.start
 
 
@@ -88,6 +91,10 @@ def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
 class MfccFeatures:
     """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration).
 
+    Attributes:
+        names, widths, hop: of the features: ("mfcc",), {"mfcc": 39}, 160 samples.
+        settings: what else the numbers depend on.
+
     The same numbers as fairseq's `dump_mfcc_feature.py`. A recording longer than `max_chunk_seconds` is transformed in
     parts; deltas are taken over the whole.
     """
@@ -96,16 +103,16 @@ class MfccFeatures:
     widths = {MFCC: 39}
     hop = MFCC_HOP
     precision = "float32"
+    device = torch.device("cpu")
 
     def __init__(self, workers=None, max_chunk_seconds=100.0):
         self.workers = workers or cores()
+        self.settings = {}
         self._chunk = audio.n_frames(int(max_chunk_seconds * audio.SAMPLE_RATE), MFCC_HOP)
 
     def describe(self, name):
         """What the features are, for `kmeans.npz`."""
         return {"kind": "mfcc", "width": 39, "sample_rate": audio.SAMPLE_RATE, "hop": MFCC_HOP}
-
-    device = torch.device("cpu")
 
     def extract(self, split, indices, consume, names=None, alone=True):
         """As `EncoderFeatures.extract`; one piece per recording, always alone."""
@@ -152,6 +159,7 @@ class EncoderFeatures:
         self.encoder, self.precision = encoder, precision
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
         self.workers = workers or cores()
+        self.settings = {"precision": precision, "max_chunk_seconds": max_chunk_seconds}
         self.padded = encoder.device.type != "cpu" if padded is None else padded
         self._budget = int(batch_seconds * audio.SAMPLE_RATE)
         self._max_samples = int(max_chunk_seconds * audio.SAMPLE_RATE)
@@ -159,10 +167,12 @@ class EncoderFeatures:
 
     @property
     def names(self):
+        """Names of the features, such as ("L6", "L9")."""
         return tuple(self.layers)
 
     @property
     def widths(self):
+        """Width of each."""
         return dict.fromkeys(self.layers, self.encoder.width)
 
     def describe(self, name):
@@ -179,6 +189,7 @@ class EncoderFeatures:
 
     @property
     def device(self):
+        """Where they are computed."""
         return self.encoder.device
 
     def extract(self, split, indices, consume, names=None, alone=False):
@@ -239,6 +250,34 @@ class EncoderFeatures:
         return kept
 
 
+def audio_fingerprint(split, indices=None):
+    """Fingerprint of a split's audio: paths, lengths, speakers, and the files' sizes and times of change.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    rows = []
+    for i in range(len(split)) if indices is None else indices:
+        try:
+            stat = split.audio(i).stat()
+        except OSError as error:
+            raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
+        speaker = split.speakers[i] if split.speakers else None
+        rows.append([split.paths[i], int(split.n_samples[i]), stat.st_size, stat.st_mtime_ns, speaker])
+    return fingerprint(rows)
+
+
+def short_recordings(split, hop, named=50):
+    """The recordings under one frame, as text that names them; None if there are none."""
+    short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
+    if not len(short):
+        return None
+    names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
+    return (
+        f"{split.tsv}: {len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line: {names}"
+    )
+
+
 def autocast(device, precision):
     """Context of reduced precision; none for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -259,7 +298,7 @@ def check_precision(precision, device):
 
 def _cpu_flags():
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
             return next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
     except OSError:
         return []

@@ -52,6 +52,7 @@ class KMeans:
 
     @property
     def width(self):
+        """Width of the features."""
         return self.centroids.shape[1]
 
     def check(self, features, width, path):
@@ -72,7 +73,9 @@ class KMeans:
                 f"but these have {name} = {features.get(name)}; fit centroids on these features, or use the others"
             )
         if width != self.width:
-            raise InputError(f"{path}: centroids of width {self.width} cannot label features of width {width}; use the features they were fitted on")
+            raise InputError(
+                f"{path}: centroids of width {self.width} cannot label features of width {width}; use the features they were fitted on"
+            )
 
     def save(self, path):
         """Write `kmeans.npz`: arrays and JSON text, nothing that needs pickle."""
@@ -154,16 +157,25 @@ class Assigner:
             return nearest, False
         margin = scores.scatter_(1, nearest[:, None], float("inf")).amin(1) - best
         tolerance = self._rounding * (norms * self._radius + self._offset)
-        close = torch.nonzero(~(margin > tolerance))[:, 0].tolist()
-        for row in close:
-            scores[row, nearest[row]] = best[row]
-            candidates = torch.nonzero(~(scores[row] > best[row] + tolerance[row]))[:, 0]
-            nearest[row] = candidates[self._distances(block[row], candidates).argmin()]
+        close = torch.nonzero(~(margin > tolerance))[:, 0]
+        if len(close):
+            scores[close, nearest[close]] = best[close]
+            rows, candidates = torch.nonzero(~(scores[close] > (best + tolerance)[close][:, None]), as_tuple=True)
+            nearest[close] = self._exactly_nearest(block[close], rows, candidates)
         return nearest, noise > 0 and bool((~(margin > tolerance + 2 * noise * norms * self._radius)).any())
 
-    def _distances(self, frame, candidates):
-        frame, centroids = frame.double(), self.exact[candidates]
-        return (frame - centroids).pow(2).sum(1) if self.metric == "euclidean" else -(frame * centroids).sum(1)
+    def _exactly_nearest(self, frames, rows, candidates):
+        """Of the candidates of each frame, the nearest in float64; (rows, candidates) are ordered pairs."""
+        distances = torch.cat(
+            [self._distances(frames[r].double(), self.exact[c]) for r, c in zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True)]
+        )
+        least = torch.full((len(frames),), float("inf"), dtype=torch.float64, device=self.device).scatter_reduce(0, rows, distances, "amin")
+        tied = distances == least[rows]
+        first = torch.full((len(frames),), len(self.exact), device=self.device)
+        return first.scatter_reduce(0, rows[tied], candidates[tied], "amin")
+
+    def _distances(self, frames, centroids):
+        return (frames - centroids).pow(2).sum(1) if self.metric == "euclidean" else -(frames * centroids).sum(1)
 
 
 def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):
@@ -272,10 +284,11 @@ def _plus_plus(data, clusters, rng):
 def _lloyd(data, centroids, iterations):
     """Lloyd's iterations; cluster sums are kept in float64 and follow the frames that change their cluster."""
     labels, sums = None, torch.zeros_like(centroids)
-    for done in range(1, iterations + 1):
+    done, changed = 0, len(data)
+    while done < iterations and changed > _CONVERGED * len(data):
+        done += 1
         previous, labels = labels, data.labels(centroids.float())
         if previous is None:
-            changed = len(labels)
             data.add(sums, labels)
         else:
             rows = torch.nonzero(labels != previous)[:, 0]
@@ -286,8 +299,6 @@ def _lloyd(data, centroids, iterations):
         centroids = sums / torch.bincount(labels, minlength=len(sums))[:, None]
         if data.metric == "cosine":
             centroids = torch.nn.functional.normalize(centroids, dim=1)
-        if changed <= _CONVERGED * len(labels):
-            break
     centroids = centroids.float()
     return centroids, data.labels(centroids), done
 

@@ -19,8 +19,10 @@ from ..errors import InputError
 from ..files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
 from ..manifest import read_split, splits_of
 from . import kmeans
-from .features import NOISE
-from .shards import label_line
+from .centroids import load_centroids
+from .features import NOISE, audio_fingerprint, short_recordings
+from .pieces import AcousticPieces
+from .shards import label_line, write_dictionary
 
 logger = logging.getLogger("emohubert")
 
@@ -29,7 +31,6 @@ _WINDOW_SECONDS = 1800
 _FEW_FRAMES = 39
 """Frames a cluster below which a fit is called poor (faiss's limit)."""
 _AGREEMENT_UTTERANCES = 32
-_NAMED = 50
 
 
 @dataclass
@@ -52,10 +53,12 @@ class LabelSet:
 
     @property
     def name(self):
+        """Such as "L9/km50"."""
         return f"{self.feature}/{self.folder.name}"
 
     @property
     def centroids(self):
+        """Path of the centroids."""
         return self.folder / "kmeans.npz"
 
 
@@ -72,18 +75,19 @@ class LabelMaker:
         seed, metric, restarts, iterations: see `kmeans.fit`; the seed also draws the recordings of the fit.
         max_memory: bytes of features kept for the fit.
         centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
+        pieces: sizes of vocabularies of acoustic pieces to be made over each set.
         overwrite: make everything again.
     """
 
     def __init__(
         self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, metric="euclidean", restarts=1,
-        iterations=100, max_memory=512 << 20, centroids=None, overwrite=False,
+        iterations=100, max_memory=512 << 20, centroids=None, pieces=(), overwrite=False,
     ):  # fmt: skip
         self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
         self.options = {"metric": metric, "restarts": restarts, "iterations": iterations}
         self.splits = {name: read_split(directory, name) for name in self._split_names(directory, splits)}
         self.out = make_folder(out)
-        self._identities = {}
+        self._fingerprints = {}
         self._memory = {}
         self.rechecked = 0
         self.fit_split, self.sample = None, []
@@ -93,12 +97,24 @@ class LabelMaker:
             self.sets = [self._fitted_set(name, k) for name in features.names for k in sorted(set(clusters))]
         else:
             self.sets = [self._given_set(centroids)]
+        self.pieces = sorted(set(pieces))
+        if self.pieces and (self.fit_split is None or self.fit_split.name not in self.splits):
+            raise InputError(
+                "--pieces: pieces are learned from the labels of the fitting split; name it in --splits too, and give --clusters"
+            )
+        for s in self.sets:
+            if wrong := [n for n in self.pieces if n <= s.clusters]:
+                raise InputError(
+                    f"--pieces {wrong[0]}: there are {s.clusters} clusters, each a piece of its own; ask for more pieces than clusters"
+                )
 
     @staticmethod
     def _split_names(directory, splits):
         if splits:
             return list(dict.fromkeys(splits))
-        there = splits_of(directory) if Path(directory).is_dir() else []
+        if not Path(directory).is_dir():
+            raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
+        there = splits_of(directory)
         names = [s for s in ("train", "valid", "test") if s in there]
         if not names:
             raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
@@ -108,13 +124,17 @@ class LabelMaker:
         """Fit what is not fitted, label what is not labelled; returns the label sets."""
         start = time.perf_counter()
         for split in self.splits.values():
-            self._report_short(split)
+            if short := short_recordings(split, self.features.hop):
+                logger.warning(short)
         self._fit()
         for split in sorted(self.splits.values(), key=lambda split: split is not self.fit_split):
             if split is not self.fit_split:
                 self._memory = {}
             self._label(split)
         self._memory = {}
+        for s in self.sets:
+            for size in self.pieces:
+                self._make_pieces(s, size)
         if self.rechecked:
             logger.info("%d pieces of padded batches had frames between two clusters and were extracted again alone", self.rechecked)
         logger.info("pseudo-labels: %d sets of %s in %.1f s", len(self.sets), ", ".join(self.splits), time.perf_counter() - start)
@@ -126,18 +146,16 @@ class LabelMaker:
         folder = make_folder(self.out / name / f"km{clusters}")
         settings = {
             "features": self.features.describe(name),
-            "precision": self.features.precision,
+            **self.features.settings,
             "clusters": clusters,
             "seed": self.seed,
             **self.options,
-            "audio": self._identity(self.fit_split),
+            "audio": self._audio(self.fit_split),
             "recordings": fingerprint([int(i) for i in self.sample]),
         }
         return LabelSet(name, clusters, folder, Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"]))
 
     def _given_set(self, path):
-        from .centroids import load_centroids
-
         if len(self.features.names) != 1:
             raise InputError(f"{path}: given centroids label one layer; name the one they were fitted on with --layers")
         (name,) = self.features.names
@@ -145,57 +163,37 @@ class LabelMaker:
         model.check(self.features.describe(name), self.features.widths[name], path)
         model.features = self.features.describe(name)
         folder = make_folder(self.out / name / f"km{len(model)}")
-        stamp = Stamp(folder / ".kmeans.stamp", {"given": sha256(path)}, [folder / "kmeans.npz", folder / "dict.km.txt"])
+        stamp = Stamp(
+            folder / ".kmeans.stamp",
+            {"features": self.features.describe(name), "given": sha256(path)},
+            [folder / "kmeans.npz", folder / "dict.km.txt"],
+        )
         if self.overwrite or not stamp.is_current():
             stamp.clear()
             self._save(LabelSet(name, len(model), folder, stamp, model))
         return LabelSet(name, len(model), folder, stamp, model)
 
-    def _identity(self, split):
-        """Fingerprint of a split's audio: names, lengths, speakers, and the files' sizes and times of change."""
-        if split.name not in self._identities:
-            rows = []
-            for i, path in enumerate(split.paths):
-                try:
-                    stat = split.audio(i).stat()
-                except OSError as error:
-                    raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
-                rows.append([path, int(split.n_samples[i]), stat.st_size, stat.st_mtime_ns, split.speakers[i] if split.speakers else None])
-            self._identities[split.name] = fingerprint(rows)
-        return self._identities[split.name]
+    def _audio(self, split):
+        if split.name not in self._fingerprints:
+            self._fingerprints[split.name] = audio_fingerprint(split)
+        return self._fingerprints[split.name]
 
     def _choose_sample(self):
-        """Recordings to fit on, in an order that does not depend on their order in the manifest."""
-        split, hop = self.fit_split, self.features.hop
-        frames = audio.n_frames(split.n_samples, hop)
+        split = self.fit_split
+        frames = audio.n_frames(split.n_samples, self.features.hop)
         budget = self.max_memory // (4 * sum(self.features.widths.values()))
-        keys = [fingerprint([self.seed, path]) for path in split.paths]
-        by_path = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (split.paths[i], i))
-        if not by_path:
-            raise InputError(f"{split.tsv}: every recording is shorter than one frame ({audio.RECEPTIVE_FIELD} samples); nothing to fit on")
-        if frames.sum() <= budget:
-            return by_path
-        chosen, used = set(), 0
-        for i in sorted(by_path, key=lambda i: (keys[i], i)):
-            if used + frames[i] <= budget:
-                chosen.add(i)
-                used += int(frames[i])
+        chosen = choose_recordings(split.paths, frames, budget, self.seed)
         if not chosen:
-            raise InputError(f"--max-memory: no recording of {split.tsv} fits ({int(frames.max())} frames the longest); allow more memory")
-        logger.info(
-            "fit on %d of %d recordings of %s (%d of %d frames): as many as --max-memory allows",
-            len(chosen), len(split), split.name, used, int(frames.sum()),
-        )  # fmt: skip
-        return [i for i in by_path if i in chosen]
-
-    def _report_short(self, split):
-        short = np.flatnonzero(audio.n_frames(split.n_samples, self.features.hop) == 0)
-        if len(short):
-            names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
-            logger.warning(
-                "%s: %d recordings are shorter than one frame (%d samples) and get an empty line of labels: %s",
-                split.tsv, len(short), audio.RECEPTIVE_FIELD, names,
+            raise InputError(
+                f"{split.tsv}: no recording has a frame ({audio.RECEPTIVE_FIELD} samples) and fits into --max-memory; "
+                "allow more memory or give more audio"
+            )
+        if frames[chosen].sum() < frames.sum():
+            logger.info(
+                "fit on %d of the %d recordings of %s, %d of %d frames: as many as --max-memory allows",
+                len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()),
             )  # fmt: skip
+        return chosen
 
     # --- fitting ------------------------------------------------------------------------------------------------------
 
@@ -228,8 +226,7 @@ class LabelMaker:
 
     @staticmethod
     def _save(s):
-        counts = np.ones(s.clusters, dtype=np.int64) if s.model.sizes is None else np.maximum(s.model.sizes, 1)
-        write_lines(s.folder / "dict.km.txt", [f"{i} {n}" for i, n in enumerate(counts)])
+        write_dictionary(s.folder / "dict.km.txt", s.model)
         s.model.save(s.centroids)
         s.fit_stamp.write()
 
@@ -250,7 +247,7 @@ class LabelMaker:
 
     def _extract(self, split, indices, consume, names, description, alone=False):
         durations = self.features.extract(split, indices, consume, names, alone=alone)
-        for _ in progress(_each_second(durations), description, int(split.n_samples[indices].sum() / audio.SAMPLE_RATE), "s"):
+        for _ in progress(each_second(durations), description, int(split.n_samples[indices].sum() / audio.SAMPLE_RATE), "s"):
             pass
 
     # --- labelling ----------------------------------------------------------------------------------------------------
@@ -258,8 +255,7 @@ class LabelMaker:
     def _label(self, split):
         jobs = []
         for s in self.sets:
-            settings = {"fit": s.fit_stamp.settings, "audio": self._identity(split), "precision": self.features.precision}
-            stamp = Stamp(s.folder / f".{split.name}.stamp", settings, [s.folder / f"{split.name}.km"])
+            stamp = Stamp(s.folder / f".{split.name}.stamp", self._label_settings(s, split), [s.folder / f"{split.name}.km"])
             if self.overwrite or not stamp.is_current():
                 jobs.append(_SplitLabels(s, split, stamp, self.features.device))
         if not jobs:
@@ -276,6 +272,9 @@ class LabelMaker:
                         job.save(number)
             for job in jobs:
                 job.finish(len(windows))
+
+    def _label_settings(self, s, split):
+        return {"fit": s.fit_stamp.settings, "audio": self._audio(split), **self.features.settings}
 
     def _label_window(self, split, window, jobs, description):
         frames = audio.n_frames(split.n_samples[window], self.features.hop)
@@ -302,6 +301,42 @@ class LabelMaker:
         rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
         if len(rest):
             self._extract(split, rest, consume, names, description)
+
+    # --- acoustic pieces ----------------------------------------------------------------------------------------------
+
+    def _make_pieces(self, s, size):
+        """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
+        folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
+        settings = {"units": self._label_settings(s, self.fit_split), "pieces": size}
+        fit = Stamp(folder / ".pieces.stamp", settings, [folder / "pieces.model", folder / "dict.km.txt"])
+        if self.overwrite or not fit.is_current():
+            fit.clear()
+            chosen = set(self.sample)
+            pieces = AcousticPieces.fit(
+                (line for i, line in enumerate(_read_label_lines(s.folder / f"{self.fit_split.name}.km")) if i in chosen), s.clusters, size
+            )
+            counts = np.zeros(size, dtype=np.int64)
+            for line in _read_label_lines(s.folder / f"{self.fit_split.name}.km"):
+                counts += np.bincount(pieces.labels(line), minlength=size)
+            write_lines(folder / "dict.km.txt", [f"{i} {max(n, 1)}" for i, n in enumerate(counts)])
+            with atomic(folder / "pieces.model", "wb") as f:
+                f.write(pieces.model)
+            fit.write()
+            logger.info("%s/%s: %d acoustic pieces, %d of them in use", s.feature, folder.name, size, np.count_nonzero(counts))
+        pieces = AcousticPieces((folder / "pieces.model").read_bytes(), folder / "pieces.model")
+        for split in self.splits.values():
+            path = folder / f"{split.name}.km"
+            stamp = Stamp(folder / f".{split.name}.stamp", {**settings, "split": self._label_settings(s, split)}, [path])
+            if self.overwrite or not stamp.is_current():
+                stamp.clear()
+                write_lines(path, (label_line(pieces.labels(line)) for line in _read_label_lines(s.folder / path.name)))
+                stamp.write()
+
+
+def _read_label_lines(path):
+    with path.open(encoding="utf-8") as f:
+        for line in f:
+            yield np.array(line.split(), dtype=np.int64)
 
 
 class _SplitLabels:
@@ -340,7 +375,7 @@ class _SplitLabels:
     def finish(self, parts):
         with atomic(self.set.folder / f"{self.split.name}.km", "wb") as out:
             for number in range(parts):
-                with open(self.part(number), "rb") as f:
+                with self.part(number).open("rb") as f:
                     shutil.copyfileobj(f, out, 1 << 20)
         self.stamp.write()
         shutil.rmtree(self._folder)
@@ -353,7 +388,33 @@ def _windows(n_samples):
     return [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(n_samples)], strict=True)]
 
 
-def _each_second(durations):
+def choose_recordings(names, frames, budget, seed):
+    """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is.
+
+    The choice and its order depend on the names and the seed only, not on the order of the recordings.
+
+    Args:
+        names: of the recordings, such as their paths.
+        frames: of each; recordings without frames are left out.
+        budget: most frames.
+        seed: of the choice.
+
+    Returns:
+        list of indices, ordered by name.
+    """
+    ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
+    if frames.sum() <= budget:
+        return ordered
+    drawn = {i: fingerprint([seed, names[i]]) for i in ordered}
+    chosen, used = set(), 0
+    for i in sorted(ordered, key=lambda i: (drawn[i], i)):
+        if used + frames[i] <= budget:
+            chosen.add(i)
+            used += int(frames[i])
+    return [i for i in ordered if i in chosen]
+
+
+def each_second(durations):
     """One item per second of audio that is done."""
     done = shown = 0
     for duration in durations:
@@ -395,4 +456,3 @@ def agreement(maker, reduced, full):
         same = np.concatenate([a[key] == b[key] for key in a if key[0] == name])
         shares[name] = float(same.mean())
     return shares, len(same)
-

@@ -6,6 +6,7 @@ from .. import cli
 from ..checkpoints import load_encoder
 from ..errors import InputError
 from .features import EncoderFeatures, MfccFeatures, check_precision
+from .kmeans import METRICS
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -49,13 +50,39 @@ def add_features(parser):
     """Which features: --mfcc, or --checkpoint with --layers, and how they are extracted."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
-    kind.add_argument("--checkpoint", metavar="CKPT", help="HuBERT or wav2vec 2.0 checkpoint of fairseq, or one of ours; 50 frames a second")
+    kind.add_argument(
+        "--checkpoint", metavar="CKPT", help="HuBERT or wav2vec 2.0 checkpoint of fairseq, or one of ours; 50 frames a second"
+    )
     parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
-    parser.add_argument("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")
-    parser.add_argument("--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces")
-    parser.add_argument("--workers", type=positive_int, metavar="N", help="threads that read audio and, on a CPU, run the model (default: one for each core)")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="arithmetic of the encoder; bf16 only where the hardware has it")
+    parser.add_argument(
+        "--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted"
+    )
+    parser.add_argument(
+        "--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces"
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        metavar="N",
+        help="threads that read audio and, on a CPU, run the model (default: one for each core)",
+    )
+    parser.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32", help="arithmetic of the encoder; bf16 only where the hardware has it"
+    )
     parser.add_device()
+
+
+def add_kmeans(parser):
+    """How the k-means is fitted."""
+    parser.add_argument("--max-memory", type=memory, default="512M", metavar="BYTES", help="features in memory for the fit, such as 8G")
+    parser.add_argument("--metric", choices=METRICS, default="euclidean", help="distance of the k-means")
+    parser.add_argument("--restarts", type=positive_int, default=1, metavar="N", help="seeds of the k-means; the best fit is kept")
+    parser.add_argument("--iterations", type=positive_int, default=100, metavar="N", help="most iterations of the k-means")
+
+
+def kmeans_options(args):
+    """Options of `kmeans.fit` from those of `add_kmeans`."""
+    return {"metric": args.metric, "restarts": args.restarts, "iterations": args.iterations}
 
 
 def features(args, precision=None):

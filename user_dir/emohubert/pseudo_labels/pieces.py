@@ -85,7 +85,9 @@ class AcousticPieces:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise InputError(f"--pieces {size}: cannot be learned from these labels ({str(error).split(') ')[-1][:160]}); ask for fewer") from error
+            raise InputError(
+                f"--pieces {size}: cannot be learned from these labels ({str(error).split(') ')[-1][:160]}); ask for fewer"
+            ) from error
         return cls(out.getvalue())
 
     def labels(self, labels):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic, read_json, write_json, write_lines
+from ..files import atomic, read_json, write_lines
 
 
 def shard_range(total, nshard, rank):
@@ -65,7 +65,9 @@ class FeatureShard:
             raise InputError(f"{lengths}: holds something else than numbers of frames; {again}")
         self.lengths = np.array(lines, dtype=np.int64)
         if self.lengths.sum() != len(self.features):
-            raise InputError(f"{self.path}: {len(self.features)} frames, but {lengths.name} adds up to {self.lengths.sum()} (interrupted?); {again}")
+            raise InputError(
+                f"{self.path}: {len(self.features)} frames, but {lengths.name} adds up to {self.lengths.sum()} (interrupted?); {again}"
+            )
         description = self.path.with_suffix(".json")
         self.description = read_json(description).get("settings", {}).get("features") if description.is_file() else None
 
@@ -128,12 +130,13 @@ def label_line(labels):
     return " ".join(map(str, labels.tolist()))
 
 
-def merge_labels(folder, split, nshard, expected=None):
+def merge_labels(folder, split, nshard, utterances=None):
     """Join the `.km` shards of a split into `{split}.km`.
 
     Args:
         folder: of the labels.
-        expected: lines of each shard, where known (from the `.json` beside it otherwise).
+        split, nshard: which shards.
+        utterances: of the split, if known: then every shard must have the lines of its range.
 
     Returns:
         (path, number of lines).
@@ -153,27 +156,25 @@ def merge_labels(folder, split, nshard, expected=None):
     with atomic(folder / f"{split}.km", "wb") as out:
         for rank, path in enumerate(paths):
             count, ended = 0, True
-            with open(path, "rb") as f:
+            with path.open("rb") as f:
                 while block := f.read(1 << 20):
                     out.write(block)
                     count += block.count(b"\n")
                     ended = block.endswith(b"\n")
             stamp = path.with_suffix(".km.json")
             known = read_json(stamp).get("settings", {}).get("utterances") if stamp.is_file() else None
-            if not ended or count == 0 or (known is not None and known != count):
-                raise InputError(f"{path}: interrupted after {count} lines; run tools/dump_labels.py again for rank {rank} of {nshard}")
+            if utterances is not None:
+                first, last = shard_range(utterances, nshard, rank)
+                known = last - first
+            if not ended or count == 0 or count != (known or count):
+                raise InputError(
+                    f"{path}: {count} lines{f' of {known}' if known else ''}, interrupted; dump this shard again"
+                )
             lines += count
     return folder / f"{split}.km", lines
 
 
-__all__ = [
-    "FeatureShard",
-    "feature_writer",
-    "label_line",
-    "merge_labels",
-    "read_shards",
-    "shard_path",
-    "shard_range",
-    "write_json",
-    "write_lines",
-]
+def write_dictionary(path, model):
+    """`dict.km.txt` of centroids: each cluster with its frames in the fit, or 1 where they are unknown."""
+    counts = np.ones(len(model), dtype=np.int64) if model.sizes is None else np.maximum(model.sizes, 1)
+    write_lines(path, [f"{i} {n}" for i, n in enumerate(counts)])

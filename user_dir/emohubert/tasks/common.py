@@ -8,6 +8,7 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 
 from ..errors import InputError
+from ..manifest import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def speaker_rows(split, speakers, suffix, required):
         int64 array, or None without speakers.
 
     Raises:
-        InputError: the sidecar is missing, or a training speaker is not in the dictionary.
+        InputError: the sidecar is missing, or a training speaker is not in the dictionary. Utterances whose speaker the
+            corpus does not know (`<unk>` in the sidecar) are heard as the unknown speaker everywhere.
     """
     if suffix is None:
         return None
@@ -49,9 +51,9 @@ def speaker_rows(split, speakers, suffix, required):
         raise InputError(f"{split.directory / split.name}.{suffix}: no such file; make the manifest again, or set task.speakers=null")
     table = {speaker: row for row, speaker in enumerate(speakers, 1)}
     rows = np.array([table.get(s, 0) for s in split.speakers], dtype=np.int64)
-    unknown = sorted({s for s, row in zip(split.speakers, rows, strict=True) if row == 0})
+    unknown = sorted({s for s, row in zip(split.speakers, rows, strict=True) if row == 0} - {UNKNOWN_SPEAKER})
     if unknown and required:
-        first = next(i for i, row in enumerate(rows) if row == 0)
+        first = split.speakers.index(unknown[0])
         raise InputError(
             f"{split.where(first, suffix)}: the speaker “{split.speakers[first]}” is not in {split.directory}/dict.{suffix}.txt "
             f"({len(unknown)} such speakers); add it there or make the manifest again"

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# From a folder of emotional speech to a personalised HuBERT, and to speakers that it has never heard, in minutes on a CPU.
+#
+#   bash recipes/demo.sh                                                a corpus generated on the spot
+#   CORPUS=emodb CORPUS_DIR=/path/to/emodb bash recipes/demo.sh         real speech (any corpus of manifests/)
+#
+# CORPUS       name of a script in manifests/ (default: synthetic)
+# CORPUS_DIR   its audio (default: where the generated corpus goes)
+# OUT          output folder (default: demo/$CORPUS)
+# UPDATES      updates of the first pretraining (default: 400); SEED (default: 1)
+#
+# Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
+# is to be seen is every step at work, and which setting each number comes from.
+set -euo pipefail
+[[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit 0; }
+(($# == 0)) || { echo "error: no arguments, options are environment variables (see --help)" >&2; exit 2; }
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+CORPUS=${CORPUS:-synthetic}
+OUT=${OUT:-demo/$CORPUS}
+UPDATES=${UPDATES:-400}
+SEED=${SEED:-1}
+[[ $CORPUS == synthetic || -n ${CORPUS_DIR:-} ]] || fail "CORPUS_DIR is empty; give the folder of the corpus $CORPUS"
+CORPUS_DIR=${CORPUS_DIR:-$OUT/audio}
+mkdir -p "$OUT" || fail "$OUT: cannot be made; set OUT to another folder"
+OUT=$(cd "$OUT" && pwd)
+[[ $CORPUS_DIR == /* ]] || CORPUS_DIR=$PWD/$CORPUS_DIR
+manifest=$OUT/manifest
+started=$SECONDS
+common=(common.seed="$SEED" task.data="$manifest")
+
+if stage 1 "corpus and manifests; no file and no audio in two splits, speakers of test in no other"; then
+    tool "manifests/$CORPUS" "$CORPUS_DIR" "$manifest" --protocol both --seed "$SEED"
+    tool tools/check_manifest "$manifest" --allow speaker --json "$OUT/check_manifest.json"
+fi
+
+if stage 2 "pseudo-labels: 50 k-means clusters of MFCCs, fitted on the training split"; then
+    tool tools/make_labels "$manifest" "$OUT/labels" --mfcc --clusters 50 --splits train valid --seed "$SEED"
+fi
+
+if stage 3 "pretraining a tiny HuBERT from nothing, on the MFCC labels"; then
+    train hubert_tiny "$OUT/hubert" "${common[@]}" task.label_dir="$OUT/labels/mfcc/km50" optimization.max_update="$UPDATES"
+fi
+
+if stage 4 "pseudo-labels of the second iteration: 50 clusters of the third layer of that HuBERT"; then
+    tool tools/make_labels "$manifest" "$OUT/labels" --checkpoint "$OUT/hubert/checkpoint_last.pt" --layers 3 --clusters 50 \
+        --splits train valid --seed "$SEED"
+fi
+
+if stage 5 "continued pretraining: with speaker embeddings (PAPT), and without for comparison (TAPT)"; then
+    continued=("${common[@]}" task.label_dir="$OUT/labels/L3/km50" model.init_from="$OUT/hubert/checkpoint_last.pt"
+        optimization.max_update=$((UPDATES / 2)))
+    train papt_tiny "$OUT/papt" "${continued[@]}"
+    train papt_tiny "$OUT/tapt" "${continued[@]}" model.speaker_position=none task.speakers=null
+fi
+
+targets=(classification)
+[[ ! -e $manifest/train.dim ]] || targets+=(regression)
+
+if stage 6 "fine-tuning for emotion on the training speakers"; then
+    for target in "${targets[@]}"; do
+        for system in tapt papt; do
+            train "ser_${target}_tiny" "$OUT/${target}_$system" "${common[@]}" model.init_from="$OUT/$system/checkpoint_last.pt"
+        done
+    done
+fi
+
+if stage 7 "evaluation: speakers seen in training, and unseen ones"; then
+    for target in "${targets[@]}"; do
+        for system in tapt papt; do
+            model=$OUT/${target}_$system
+            for split in test_seen test; do
+                tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" "$split" "$model/$split" --embeddings --seed "$SEED"
+            done
+        done
+    done
+fi
+
+if stage 8 "unseen speakers: label distributions calibrated with the most similar training speakers (PLDC)"; then
+    for target in "${targets[@]}"; do
+        model=$OUT/${target}_papt
+        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" train "$model/train" --embeddings --seed "$SEED"
+        tool tools/calibrate --train-manifest "$manifest/train" --train-embeddings "$model/train/embeddings.npz" \
+            --test-embeddings "$model/test/embeddings.npz" --predictions "$model/test/predictions.tsv" "$model/test_pldc" \
+            --test-manifest "$manifest/test" --seed "$SEED"
+    done
+fi
+
+if stage 9 "results"; then
+    rows=()
+    for target in "${targets[@]}"; do
+        rows+=("TAPT, seen speakers=$OUT/${target}_tapt/test_seen" "PAPT, seen speakers=$OUT/${target}_papt/test_seen"
+            "TAPT, unseen speakers=$OUT/${target}_tapt/test" "PAPT, unseen speakers=$OUT/${target}_papt/test"
+            "PAPT + PLDC, unseen speakers=$OUT/${target}_papt/test_pldc")
+    done
+    tool tools/results "${rows[@]}" --title "emohubert demo: $CORPUS, seed $SEED" --out "$OUT/results"
+    tool tools/report "$OUT"
+    echo "results: $OUT/results.md"
+    echo "report:  $OUT/report.html"
+    echo "took $((SECONDS - started)) s"
+fi

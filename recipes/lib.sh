@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# What recipes share: the environment, stages, training that can be run again. Source it: . "$(dirname "$0")/lib.sh"
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=/dev/null
+. "$ROOT/tools/setup_env.sh"
+export EMOHUBERT_USER_DIR="$ROOT/user_dir" PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} MPLBACKEND=Agg
+
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+
+# stage NUMBER TITLE: says what comes; false outside of --stage … --stop-stage (FIRST and LAST), so: if stage 2 "labels"; then …
+stage() {
+    (($1 >= ${FIRST:-0} && $1 <= ${LAST:-99})) || return 1
+    printf '\n[%s] stage %s: %s\n' "$(date +%H:%M:%S)" "$1" "$2"
+}
+
+# tool NAME …: one of this project's programs, tools/NAME.py or manifests/NAME.py.
+tool() {
+    local name=$1
+    shift
+    "$PYTHON" "$ROOT/$name.py" "$@"
+}
+
+# train CONFIG DIR key=value …: fairseq-hydra-train into DIR. Done already: skipped. Interrupted: goes on where it stopped.
+train() {
+    local config=$1 dir=$2 wanted log
+    shift 2
+    wanted=$(printf '%s\n' "$config" "$@")
+    mkdir -p "$dir" || fail "$dir: cannot be made; choose another folder"
+    if [[ -e $dir/settings.txt && $(<"$dir/settings.txt") != "$wanted" ]]; then
+        fail "$dir: holds a training with other settings (see settings.txt in it); remove it, or choose another folder"
+    fi
+    if [[ -e $dir/finished ]]; then
+        echo "$dir: trained already"
+        return
+    fi
+    printf '%s\n' "$wanted" >"$dir/settings.txt"
+    log=$dir/train.log
+    echo "$dir: training $config (log: $log)"
+    if ! fairseq-hydra-train --config-dir "$ROOT/config" --config-name "$config" checkpoint.save_dir="$dir" "$@" >>"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" | cut -c1-400 >&2
+        fail "$dir: training failed; the end of $log is above, and the same command goes on from the last checkpoint"
+    fi
+    touch "$dir/finished"
+    grep -oE '"(valid_)(loss|ua|ccc)": "[^"]*"' "$log" | tail -n 2 | paste -sd ' ' | sed "s|^|$dir: |" || true
+}

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""What pseudo-labels say: sizes of clusters, lengths of runs, purity and mutual information with emotion and speaker.
+
+LAB_DIR is one folder of labels (with SPLIT.km and dict.km.txt) or a whole tree of them, such as the OUT_DIR of
+tools/make_labels.py: every set in it is measured. Prints a table and writes
+
+    label_quality_{split}.json    all measures
+    label_quality_{split}.png     heat map, layer × number of clusters
+
+to --out (LAB_DIR by default). Columns: K clusters, those used, perplexity of their sizes (K if all are equal), share of
+the largest, mean length of a run of one label; for emotion and speaker: purity (share of frames whose class is the
+commonest in their cluster; in brackets the share of the commonest class, which clusters without meaning would have),
+normalised mutual information, and mutual information in bits a frame.
+
+  tools/label_quality.py labels manifests/emodb train
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import cli
+from emohubert.files import make_folder, write_json
+from emohubert.manifest import read_split
+from emohubert.pseudo_labels import quality
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("lab_dir", metavar="LAB_DIR", help="folder of labels, or a tree of them")
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory the labels were made from")
+    parser.add_argument("split", metavar="SPLIT", help="split, such as train")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: LAB_DIR)")
+    args = parser.parse_args(argv)
+    split = read_split(args.manifest_dir, args.split)
+    folders = quality.label_sets(args.lab_dir, split.name)
+    targets = quality.targets_of(split)
+    results = {}
+    for name, folder in folders.items():
+        labels, clusters = quality.read_labels(folder, split)
+        results[name] = quality.quality(labels.labels, labels.offsets, clusters, targets, labels.hop)
+    out = make_folder(args.out or args.lab_dir)
+    write_json(out / f"label_quality_{split.name}.json", results)
+    picture = quality.heat_map(out / f"label_quality_{split.name}.png", results)
+    print("\n".join(quality.table(results)))
+    print(picture)
+
+
+if __name__ == "__main__":
+    main()
