@@ -7,7 +7,7 @@
 # CORPUS       name of a script in manifests/ (default: synthetic)
 # CORPUS_DIR   its audio (default: where the generated corpus goes)
 # OUT          output folder (default: demo/$CORPUS)
-# UPDATES      updates of the first pretraining (default: 400); SEED (default: 1)
+# UPDATES      updates of the first pretraining (default: 300); SEED (default: 1)
 #
 # Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
 # is to be seen is every step at work, and which setting each number comes from.
@@ -19,7 +19,7 @@ set -euo pipefail
 
 CORPUS=${CORPUS:-synthetic}
 OUT=${OUT:-demo/$CORPUS}
-UPDATES=${UPDATES:-400}
+UPDATES=${UPDATES:-300}
 SEED=${SEED:-1}
 [[ $CORPUS == synthetic || -n ${CORPUS_DIR:-} ]] || fail "CORPUS_DIR is empty; give the folder of the corpus $CORPUS"
 CORPUS_DIR=${CORPUS_DIR:-$OUT/audio}
@@ -50,7 +50,7 @@ fi
 
 if stage 5 "continued pretraining: with speaker embeddings (PAPT), and without for comparison (TAPT)"; then
     continued=("${common[@]}" task.label_dir="$OUT/labels/L3/km50" model.init_from="$OUT/hubert/checkpoint_last.pt"
-        optimization.max_update=$((UPDATES / 2)))
+        optimization.max_update=$((UPDATES / 3)))
     train papt_tiny "$OUT/papt" "${continued[@]}"
     train papt_tiny "$OUT/tapt" "${continued[@]}" model.speaker_position=none task.speakers=null
 fi

@@ -39,12 +39,12 @@ train() {
         return
     fi
     printf '%s\n' "$wanted" >"$dir/settings.txt"
-    log=$dir/train.log
-    echo "$dir: training $config (log: $log)"
+    log=$dir/output.log
+    echo "$dir: training $config (log: $dir/hydra_train.log)"
     if ! fairseq-hydra-train --config-dir "$ROOT/config" --config-name "$config" checkpoint.save_dir="$dir" "$@" >>"$log" 2>&1 </dev/null; then
         tail -n 20 "$log" | cut -c1-400 >&2
         fail "$dir: training failed; the end of $log is above, and the same command goes on from the last checkpoint"
     fi
     touch "$dir/finished"
-    grep -oE '"(valid_)(loss|ua|ccc)": "[^"]*"' "$log" | tail -n 2 | paste -sd ' ' | sed "s|^|$dir: |" || true
+    grep -oE '"(valid_)(loss|ua|ccc)": "[^"]*"' "$dir/hydra_train.log" | tail -n 2 | paste -sd ' ' | sed "s|^|$dir: |" || true
 }

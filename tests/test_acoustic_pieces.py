@@ -72,7 +72,9 @@ def test_same_labels_same_model():
     assert AcousticPieces.fit(lines(), UNITS, 30).model == AcousticPieces.fit(lines(), UNITS, 30).model
 
 
-@pytest.mark.parametrize(("units", "size", "reason"), [(12, 12, "more pieces than clusters"), (12, 100_000, "ask for fewer"), (70_000, 80_000, "at most")])
+@pytest.mark.parametrize(
+    ("units", "size", "reason"), [(12, 12, "more pieces than clusters"), (12, 100_000, "ask for fewer"), (70_000, 80_000, "at most")]
+)
 def test_impossible_sizes_are_errors(units, size, reason):
     with pytest.raises(InputError, match=reason):
         AcousticPieces.fit(lines(10), units, size)

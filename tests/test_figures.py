@@ -259,6 +259,14 @@ def test_no_curves_and_no_file(tmp_path):
         read_training_log(tmp_path / "absent.log")
 
 
+def test_training_figure_shows_scores_before_other_measures(drawn):
+    points = (np.array([10, 20]), np.array([1.0, 2.0]))
+    names = ["features_pen", "a_loss", "loss", "accuracy_masked_0", "ccc_arousal", "ua", "lr", "only_train"]
+    curves = {name: {"train": points} if name == "only_train" else {"train": points, "valid": points} for name in names}
+    figure = drawn(figures.training, curves)
+    assert [a.get_ylabel() for a in figure.axes] == ["loss", "accuracy_masked_0", "ccc_arousal", "ua"]
+
+
 def test_training_figure(drawn, tmp_path):
     figure = drawn(figures.training, read_training_log(fairseq_log(tmp_path / "l.log", JsonProgressBar)))
     assert [a.get_ylabel() for a in figure.axes] == ["loss", "ua"]

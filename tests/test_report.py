@@ -5,6 +5,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +203,7 @@ BROKEN = {
     "metrics.json": NO_JSON + WRONG_SHAPE,
     "metrics_before.json": NO_JSON + WRONG_SHAPE,
     "check_manifest.json": NO_JSON + WRONG_SHAPE,
+    "calibration.json": [*NO_JSON, "null", "3", "[]", '{"paired": [1]}'],
     "corpus.json": [*NO_JSON, "null", "3", "[]", WRONG_SHAPE[-1]],
     "results.json": [*NO_JSON, "null", "3"],
     ".hydra/config.yaml": ["", "{", "[]", "null", "3", "a: 2024-99-99", "!!python/name:os.system x"],
@@ -213,7 +215,7 @@ def test_broken_files_are_named_and_the_rest_is_reported(tmp_path, name, content
     without_figures(tmp_path / "good", some_classes(20))
     folder = tmp_path / "broken"
     (folder / ".hydra").mkdir(parents=True)
-    if name == "metrics_before.json":
+    if name in ("metrics_before.json", "calibration.json"):
         without_figures(folder, some_classes(20))
     (folder / name).write_text(content)
     path, run, _ = report.write(tmp_path)
@@ -221,6 +223,46 @@ def test_broken_files_are_named_and_the_rest_is_reported(tmp_path, name, content
     assert list(run.unread) == [f"broken/{name}"]
     assert f"broken/{name}" in text
     assert "Evaluation: good" in text
+
+
+def test_tables_of_results_and_comparisons(tmp_path):
+    runs = [{"name": "PAPT", "setting": ["inductive (2 speakers)"], "runs": 2, "utterances": 40, "scores": {"UA %": [60.0, 70.0]}}]
+    runs.append({"name": "TAPT", "setting": ["seen"], "runs": 1, "utterances": 20, "scores": {"CCC arousal": [None]}})
+    write_json(tmp_path / "results.json", {"title": "A table", "systems": runs})
+    this, other = some_classes(60, seed=3), some_classes(60, seed=3, skill=0.5)
+    comparison = evaluation.compare(this, other, repeats=100)
+    write_json(tmp_path / "comparison.json", comparison)
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    assert "A table (results.json)" in text
+    assert "PAPT65.000 ± 5.000240inductive (2 speakers)" in text
+    assert "TAPT–120seen" in text
+    ua = comparison["tests"]["UA"]
+    low, high = ua["ci"]
+    numbers = f"UA{ua['this']:.3f}{ua['other']:.3f}{ua['difference']:+.3f}[{webpage.number(low)}, {webpage.number(high)}]{ua['p']:.3f}6"
+    assert numbers in text
+    assert f"McNemar: {comparison['mcnemar']['only_this']} right only here" in text
+
+
+def test_a_training_split_is_no_test(tmp_path):
+    without_figures(tmp_path / "train", some_classes(20, skill=0))
+    without_figures(tmp_path / "test", some_classes(200, skill=5))
+    run = discover(tmp_path)
+    assert [f.kind for f in findings.of_run(run) if f.where == "train"] == ["training split"]
+    scores = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert f"{scores['UA']:.3f}UA" in Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text  # the tile
+
+
+def test_the_paired_test_of_a_calibration_is_shown(tmp_path):
+    before, after = some_dimensions(60), some_dimensions(60)
+    after.predicted = 0.5 * after.predicted + 0.5 * after.references
+    without_figures(tmp_path, before, "metrics_before.json")
+    without_figures(tmp_path, after)
+    paired = evaluation.compare(after, before, repeats=100)["tests"]
+    write_json(tmp_path / "calibration.json", {"paired": paired, "trust": [[1.0]]})
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    test = paired["ccc_arousal"]
+    assert f"ccc_arousal{test['difference']:+.3f}[{test['ci'][0]:.3f}, {test['ci'][1]:.3f}]{test['p']:.3f}6" in text
+    assert "Worse after calibration" not in text
 
 
 @pytest.mark.parametrize("part", ["evaluation", "training", "results"])
@@ -305,7 +347,7 @@ def test_speakers_of_pretraining_tell_the_setting(tmp_path):
 
 def kinds(made, **meta):
     scores = json.loads(json.dumps(evaluation.evaluate(made, a_split(made, **meta), repeats=300)))
-    return {f.kind: f for f in findings.of_evaluation(Evaluation("e", None, scores))}
+    return {f.kind: f for f in findings.of_evaluation(Evaluation("e", Path("e"), scores))}
 
 
 def test_a_good_evaluation_has_no_problem():

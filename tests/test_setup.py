@@ -66,6 +66,9 @@ class Project:
     def __init__(self, folder):
         self.root, self.wheels, self.env = folder / "project", folder / "wheels", folder / "an environment"
         self.wheels.mkdir()
+        self.path = f"{folder / 'interpreter'}{os.pathsep}{os.environ['PATH']}"
+        (folder / "interpreter").mkdir()
+        (folder / "interpreter/python3.11").symlink_to(BASE_PYTHON)  # looked for first, and taken for what it says it is
         for file in ["tools/setup_env.sh", "tests/run.sh", ".ci/run", "requirements.txt", "requirements-dev.txt"]:
             (self.root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, self.root / file)
@@ -73,9 +76,9 @@ class Project:
             make_wheel(self.wheels, name, version)
 
     def variables(self, **variables):
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "PATH", "TMPDIR") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
         pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels), "PIP_CONFIG_FILE": os.devnull}
-        return kept | pip | {"EMOHUBERT_ENV": str(self.env), "CC": "true", "CXX": "true"} | variables
+        return kept | pip | {"EMOHUBERT_ENV": str(self.env), "CC": "true", "CXX": "true", "PATH": self.path} | variables
 
     def run(self, *command, **variables):
         command = command or (BASH, str(self.root / "tools/setup_env.sh"))
@@ -173,7 +176,7 @@ def test_set_up_from_nothing_to_the_next_versions(project):
         text = (project.root / file).read_text()
         (project.root / file).write_text(text.replace(f"\n{name}=={PINS[name]}", f"\n{name}==99.0"))
         make_wheel(project.wheels, name, "99.0")
-        assert project.run(PATH=f"{project.env}/bin:{os.environ['PATH']}").returncode == 0
+        assert project.run(PATH=f"{project.env}/bin:{project.path}").returncode == 0
         assert [p.name for p in project.packages.glob(f"{name}-*.dist-info")] == [f"{name}-99.0.dist-info"]
         assert witness.exists() == (name == "ruff")
 
@@ -260,7 +263,7 @@ def test_unknown_option_is_one_line(project):
 def test_active_environment_is_used_as_it_is(project):
     project.foreign()
     (project.packages / f"torch-{PINS['torch']}.dist-info/METADATA").unlink()
-    active = {"EMOHUBERT_ENV": "active", "PATH": f"{project.env}/bin:{os.environ['PATH']}"}
+    active = {"EMOHUBERT_ENV": "active", "PATH": f"{project.env}/bin:{project.path}"}
     result = project.run(**active)
     assert (result.returncode, result.stdout) == (0, f"{project.python}3\n"), result
 

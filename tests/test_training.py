@@ -69,7 +69,7 @@ def test_pretraining_logs_what_it_promises(corpus, pretrained):
     for name in ("valid_loss", "valid_accuracy_masked_0", "valid_code_perplexity_masked_0", "valid_features_pen"):
         assert f'"{name}"' in log
     assert list((corpus / "hubert" / "tensorboard").rglob("events.*"))
-    assert (corpus / "hubert" / ".hydra" / "config.yaml").is_file()
+    assert '"valid_loss"' in (corpus / "hubert" / "hydra_train.log").read_text()
 
 
 def test_checkpoints_hold_nothing_but_plain_values(pretrained, personalised):
@@ -220,6 +220,13 @@ def test_the_command_itself_says_it_in_one_line(corpus, tmp_path):
     assert run.returncode == 2
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [run.stderr.splitlines()[-1]]
     assert "/nowhere" in run.stderr.splitlines()[-1]
+
+
+def test_an_unwritable_output_folder_is_one_line_and_exit_2(corpus, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    run = train("hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={tmp_path}/file/run")
+    assert run.returncode == 2 and "Traceback" not in run.stdout
+    assert f"error: {tmp_path}/file/run: cannot create this folder" in run.stdout
 
 
 def test_an_unusable_checkpoint_is_one_line_and_exit_2(corpus, pretrained):

@@ -9,7 +9,7 @@ import sys
 import torch
 from tqdm import tqdm
 
-from .errors import InputError
+from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
 
@@ -26,7 +26,7 @@ def command(main):
             sys.stdout.flush()
             return result
         except InputError as error:
-            print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            print_error(error)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("error: interrupted; what exists under its final name is whole, run again to continue", file=sys.stderr)

@@ -1,4 +1,9 @@
-"""The one error that bad input raises."""
+"""The one error that bad input raises, and how a training run ends on it."""
+
+import functools
+import sys
+
+from hydra.core.hydra_config import HydraConfig
 
 
 class InputError(ValueError):
@@ -7,3 +12,24 @@ class InputError(ValueError):
     The message is one line: the file (and line), the value found, and the remedy. Command-line programs print it as
     `error: …` and exit with status 2; inside Python it is an ordinary ValueError.
     """
+
+
+def print_error(error):
+    """Print an error as every program here does: one line on standard error."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+
+
+def exit_on_input_error(function):
+    """Under `fairseq-hydra-train`, turn bad input into one line `error: …` and exit status 2; elsewhere raise it as it is."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            if not HydraConfig.initialized():
+                raise
+            print_error(error)
+            raise SystemExit(2) from None
+
+    return wrapped

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import os
 import pickle
 import re
@@ -11,8 +12,10 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.file_io import PathManager
+from hydra.core.hydra_config import HydraConfig
 
-from .errors import InputError
+from .errors import InputError, exit_on_input_error
+from .files import make_folder
 
 
 def apply():
@@ -20,6 +23,7 @@ def apply():
     allow_checkpoint_classes()
     refuse_hostile_checkpoints()
     copy_checkpoints_whole()
+    prepare_output_folder()
 
 
 def allow_checkpoint_classes():
@@ -46,6 +50,14 @@ def refuse_hostile_checkpoints():
 def copy_checkpoints_whole():
     """`checkpoint_last.pt` and `checkpoint_best.pt` are plain copies: a kill during one leaves half a file. Rename a whole copy instead."""
     _wrap(PathManager, "copy", _atomically, static=True)
+
+
+def prepare_output_folder():
+    """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder.
+
+    Hydra would do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that).
+    """
+    _wrap(checkpoint_utils, "verify_checkpoint_directory", _making_folder)
 
 
 def _wrap(owner, name, wrapper, static=False):
@@ -75,3 +87,15 @@ def _atomically(copy):
         return True
 
     return copy_whole
+
+
+def _making_folder(_):
+    @exit_on_input_error
+    def verify_checkpoint_directory(save_dir):
+        folder = make_folder(save_dir)
+        if HydraConfig.initialized():
+            handler = logging.FileHandler(folder / "hydra_train.log")
+            handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+            logging.getLogger().addHandler(handler)
+
+    return verify_checkpoint_directory

@@ -43,6 +43,7 @@ MOST_COLOURED = 16
 MOST_MAPPED = 2000
 """A map shows at most this many utterances, drawn with the seed; its title says so."""
 BOOKKEEPING = re.compile(r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences)$")
+SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
 
 
 def confusion(path, counts, classes):
@@ -320,7 +321,7 @@ def lines(path, x, series, xlabel, ylabel, title, categorical=False):
 
 
 def training(path, curves, most=4):
-    """Training and validation curves over updates: the loss, then what is measured on validation data as well.
+    """Training and validation curves over updates: the loss, then scores measured on validation data, then other measures.
 
     Args:
         path: of the PNG.
@@ -332,8 +333,7 @@ def training(path, curves, most=4):
     """
     names = [n for n in curves if not BOOKKEEPING.match(n)]
     validated = [n for n in names if set(curves[n]) - {"train"}]
-    names = (["loss"] if "loss" in names else []) + [n for n in (validated or names) if n != "loss"]
-    names = names[:most]
+    names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:most]
     if not names:
         return None
     with matplotlib.rc_context(STYLE):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import metrics
 from .run_folder import is_number
@@ -53,9 +54,10 @@ def _of_checks(run):
 def describe_leak(leak):
     """One sentence about a leak, as `tools/check_manifest.py --json` writes it."""
     shared = leak.get("shared") if isinstance(leak.get("shared"), list) else []
-    named = ", ".join(str(s) for s in shared[:5]) + (", …" if len(shared) > 5 else "")
+    named = ", ".join(str(s) for s in shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
     verdict = "allowed by the user" if leak.get("allowed") else "not allowed"
-    return f"Leak of {leak.get('kind')} ({verdict}): {len(shared)} shared by {leak.get('first')} and {leak.get('second')}: {named}."
+    first, second = ("/".join(Path(str(leak.get(side))).parts[-2:]) for side in ("first", "second"))
+    return f"Leak of {leak.get('kind')} ({verdict}): {len(shared)} shared by {first} and {second}: {named}."
 
 
 def of_evaluation(evaluation):

@@ -96,7 +96,7 @@ def from_probabilities(ids, speakers, emotions, classes, probabilities):
 
 
 def write_predictions(path, predictions):
-    """Write `predictions.tsv` atomically; numbers have 9 significant digits, so that float32 survives exactly."""
+    """Write `predictions.tsv` atomically; numbers have 12 significant digits."""
     if isinstance(predictions, ClassPredictions):
         header = ["id", "speaker", "emo", "emo_pred", *(PREFIX + name for name in predictions.classes)]
         texts = zip(predictions.ids, predictions.speakers, predictions.emotions, predictions.predicted, strict=True)
@@ -110,7 +110,7 @@ def write_predictions(path, predictions):
         for text, row in zip(texts, numbers, strict=True):
             if any(c in field for field in text for c in "\t\r\n"):
                 raise InputError(f"{path}: the id, speaker or class {text!r} holds a tab or line break; rename it in the manifest")
-            f.write("\t".join([*text, *(f"{value:.9g}" for value in row)]) + "\n")
+            f.write("\t".join([*text, *(f"{value:.12g}" for value in row)]) + "\n")
 
 
 def read_predictions(path):

@@ -242,8 +242,8 @@ def _results(run, name, content, budget):
     shown = []
     if folder in _result_folders(run) and name == next(n for n in run.results if (run.folder / n).parent == folder):
         shown = [budget.picture(path, _caption(path.stem), run.name_of(path)) for path in _pictures(folder)]
-    shown_content = _systems(content["systems"]) if _has_systems(content) else _json(content)
-    return join([tag("h2", _title(name, content)), shown_content, tag("div", *shown, class_="figures large") if shown else ""])
+    reader = _systems if _has_systems(content) else _comparison if _has_tests(content) else _json
+    return join([tag("h2", _title(name, content)), reader(content), tag("div", *shown, class_="figures large") if shown else ""])
 
 
 def _title(name, content):
@@ -259,9 +259,30 @@ def _has_systems(content):
     return all(isinstance(v, list) and all(x is None or is_number(x) for x in v) for s in systems for v in s["scores"].values())
 
 
-def _systems(systems):
+def _has_tests(content):
+    """Whether this is a comparison of tools/evaluate.py --compare."""
+    tests = content.get("tests") if isinstance(content, dict) else None
+    return isinstance(tests, dict) and all(isinstance(test, dict) for test in tests.values()) and isinstance(content.get("left_out"), dict)
+
+
+def _comparison(content):
+    counts = ", ".join(f"{name.replace('_', ' ')} {_cell(n)}" for name, n in content["left_out"].items())
+    said = f"{_cell(content.get('n'))} utterances of {_cell(content.get('speakers'))} speakers; left out: {counts}."
+    rows = [(name, *(number(test.get(k)) for k in ("this", "other")), *_test(test)) for name, test in content["tests"].items()]
+    header = ("score", "this", "other", "difference", "interval", "p", "speakers")
+    parts = [tag("p", said), table(header, rows, numbers=range(1, 7))]
+    mcnemar = content.get("mcnemar")
+    if isinstance(mcnemar, dict):
+        only, other = (_cell(mcnemar.get(key)) for key in ("only_this", "only_other"))
+        parts.append(
+            tag("p", f"McNemar: {only} right only here, {other} only there, p {number(mcnemar.get('p'))} (utterances as independent).")
+        )
+    return join(parts)
+
+
+def _systems(content):
     """A table for each set of scores; several runs of a system are mean ± standard deviation."""
-    parts = []
+    parts, systems = [], content["systems"]
     for scores in dict.fromkeys(tuple(s["scores"]) for s in systems):
         rows = []
         for s in systems:
@@ -450,7 +471,7 @@ FACTS = (
 def _training(training, budget):
     parts = [tag("h2", f"Training: {training.name}")]
     parts.append(_list_own(findings.of_training(training)))
-    rows = [(label, _cell(training.get(path))) for label, path in FACTS if training.get(path) not in (None, "", [])]
+    rows = [(label, _cell(training.get(path))) for label, path in FACTS if training.get(path) not in (None, "", [], 0)]
     if training.curves:
         rows.append(("updates made", training.last_update()))
     if chosen := chosen_update(training.curves):

@@ -69,7 +69,7 @@ def _cells(system):
 
 def _spread(values, score):
     digits = 1 if score.endswith("%") else 3
-    mean, std = metrics.mean_std(values)
+    mean, std, _ = metrics.mean_std(values)
     return f"{mean:.{digits}f}" if len(values) == 1 else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 

@@ -43,7 +43,7 @@ class Evaluation:
     def is_training_split(self):
         """Whether the scored split is one that was trained on, by its name."""
         split = self.scores.get("split")
-        return (Path(split).stem if isinstance(split, str) else self.folder.name).startswith("train")
+        return Path(split).stem.startswith("train") if isinstance(split, str) else self.folder.name == "train"
 
     @property
     def is_classification(self):

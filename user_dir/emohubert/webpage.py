@@ -31,6 +31,7 @@ th, td { padding: 6px 12px; text-align: left; vertical-align: top; border-bottom
 tr:last-child td { border-bottom: 0; }
 th { background: #eef2f6; font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td a { white-space: nowrap; }
 td.wide { min-width: 12ch; overflow-wrap: anywhere; }
 ul.findings { list-style: none; padding: 0; margin: 8px 0; }
 ul.findings li { background: #fff; border: 1px solid var(--line); border-left: 5px solid var(--blue); border-radius: 8px;

@@ -82,8 +82,7 @@ def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
         start = min(max(first - context, 0), frames - window)  # the last piece is a whole window too
         end = start + window
         last = frames if end >= frames else end - context
-        stop = int(n_samples) if end >= frames else (end - 1) * hop + audio.RECEPTIVE_FIELD
-        found.append(Piece(utterance, start * hop, stop, first, last, first - start))
+        found.append(Piece(utterance, start * hop, (end - 1) * hop + audio.RECEPTIVE_FIELD, first, last, first - start))
         first = last
     return found
 

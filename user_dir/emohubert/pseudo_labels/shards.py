@@ -167,9 +167,7 @@ def merge_labels(folder, split, nshard, utterances=None):
                 first, last = shard_range(utterances, nshard, rank)
                 known = last - first
             if not ended or count == 0 or count != (known or count):
-                raise InputError(
-                    f"{path}: {count} lines{f' of {known}' if known else ''}, interrupted; dump this shard again"
-                )
+                raise InputError(f"{path}: {count} lines{f' of {known}' if known else ''}, interrupted; dump this shard again")
             lines += count
     return folder / f"{split}.km", lines
 

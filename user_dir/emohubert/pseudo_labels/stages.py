@@ -107,9 +107,7 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
     lengths = np.concatenate([shard.lengths for shard in shards])
     chosen = choose_recordings(list(range(len(lengths))), lengths, max_memory // (4 * width), seed)
     if not chosen:
-        raise InputError(
-            f"{folder}: no recording of “{split}” has a frame and fits into --max-memory; allow more memory"
-        )
+        raise InputError(f"{folder}: no recording of “{split}” has a frame and fits into --max-memory; allow more memory")
     frames = np.empty((int(lengths[chosen].sum()), width), dtype=np.float32)
     wanted, row, number = set(chosen), 0, 0
     for shard in shards:
@@ -158,7 +156,7 @@ def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
     stamp.clear()
     write_dictionary(path.with_name("dict.km.txt"), model)
     assigner = kmeans.Assigner(model.centroids, model.metric)
-    lines = (label_line(assigner.labels(np.ascontiguousarray(frames)).numpy()) for frames in shard.utterances())
+    lines = (label_line(assigner.labels(np.array(frames)).numpy()) for frames in shard.utterances())
     write_lines(path, progress(lines, f"{split}: labels", len(shard), "utterances"))
     stamp.write()
     return path

@@ -1,32 +1,13 @@
-"""What the tasks share: one-line errors on the command line, and speakers as rows of a table."""
+"""What the tasks share: speakers as rows of a table."""
 
-import functools
 import logging
-import sys
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 
 from ..errors import InputError
 from ..manifest import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)
-
-
-def exit_on_input_error(method):
-    """Under `fairseq-hydra-train`, turn bad input into one line `error: …` and exit status 2; elsewhere raise it as it is."""
-
-    @functools.wraps(method)
-    def wrapped(*args, **kwargs):
-        try:
-            return method(*args, **kwargs)
-        except InputError as error:
-            if not HydraConfig.initialized():
-                raise
-            print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
-
-    return wrapped
 
 
 def speaker_rows(split, speakers, suffix, required):

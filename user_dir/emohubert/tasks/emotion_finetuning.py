@@ -15,10 +15,10 @@ from omegaconf import II, MISSING, open_dict
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..data.frame_labelled import Masking
 from ..data.utterance_labelled import UtteranceLabelledSpeech
-from ..errors import InputError
+from ..errors import InputError, exit_on_input_error
 from ..manifest import NO_EMOTION, read_corpus, read_dictionary, read_split
 from ..models.emotion import resolve_backbone
-from .common import exit_on_input_error, speaker_rows
+from .common import speaker_rows
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from omegaconf import II, MISSING
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech, Masking
-from ..errors import InputError
+from ..errors import InputError, exit_on_input_error
 from ..manifest import read_dictionary, read_split
 from ..pseudo_labels.alignment import read_frame_labels
-from .common import exit_on_input_error, speaker_rows
+from .common import speaker_rows
 
 logger = logging.getLogger(__name__)
 

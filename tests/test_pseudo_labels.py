@@ -1,0 +1,538 @@
+"""Labels from audio: the features of fairseq's scripts, independent of batches, order and interruptions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simple_kmeans
+import soundfile
+import torch
+from corpus import make_corpus
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripts import ROOT, run
+
+from emohubert import audio
+from emohubert.checkpoints import load_encoder
+from emohubert.errors import InputError
+from emohubert.manifest import read_split
+from emohubert.pseudo_labels import features as features_module
+from emohubert.pseudo_labels import make
+from emohubert.pseudo_labels.benchmark import write_random_hubert
+from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, pieces
+from emohubert.pseudo_labels.kmeans import KMeans
+from emohubert.pseudo_labels.make import LabelMaker, agreement, choose_recordings
+
+TINY = {
+    "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
+    "encoder_layers": 4,
+    "encoder_embed_dim": 48,
+    "encoder_ffn_embed_dim": 96,
+    "encoder_attention_heads": 4,
+    "final_dim": 24,
+}
+LARGE = {**TINY, "extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), seconds=(0.1, 1.5), train=18, valid=5, test=5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_random_hubert(tmp_path_factory.mktemp("base") / "hubert.pt", seed=1, **TINY)
+
+
+@pytest.fixture(scope="module")
+def large_checkpoint(tmp_path_factory):
+    return write_random_hubert(tmp_path_factory.mktemp("large") / "hubert.pt", seed=2, normalize=True, **LARGE)
+
+
+def extract(features, split, indices=None, **options):
+    """All features: {(utterance, name): array}, from pieces in whatever order they come."""
+    found = {}
+    indices = np.arange(len(split)) if indices is None else indices
+
+    def keep(extracted):
+        for name, values in extracted.features.items():
+            found.setdefault((extracted.piece.utterance, name), []).append((extracted.piece.first, values.numpy().copy()))
+
+    for _ in features.extract(split, indices, keep, **options):
+        pass
+    return {key: np.concatenate([v for _, v in sorted(parts, key=lambda p: p[0])]) for key, parts in found.items()}
+
+
+def label_files(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")
+    }
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_mfccs_are_fairseqs_bit_for_bit(manifest):
+    split = read_split(manifest, "train")
+    reader = simple_kmeans.load("dump_mfcc_feature").MfccFeatureReader(16_000)
+    found = extract(MfccFeatures(), split)
+    for i in range(len(split)):
+        assert np.array_equal(found[i, "mfcc"], reader.get_feats(str(split.audio(i))).numpy())
+
+
+def test_mfccs_of_a_long_recording_in_parts(tmp_path):
+    manifest = make_corpus(tmp_path, seconds=(7.0, 8.0), train=2, valid=1, test=1)
+    split = read_split(manifest, "train")
+    whole, parts = extract(MfccFeatures(), split), extract(MfccFeatures(max_chunk_seconds=1.3), split)
+    for key in whole:
+        assert whole[key].shape == parts[key].shape == (audio.n_frames(split.n_samples[key[0]], 160), 39)
+        assert np.abs(whole[key] - parts[key]).max() < 1e-4 * np.abs(whole[key]).max()
+
+
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_layers_are_fairseqs(manifest, kind, request, monkeypatch):
+    path = request.getfixturevalue("checkpoint" if kind == "base" else "large_checkpoint")
+    split = read_split(manifest, "valid")
+    found = extract(EncoderFeatures(load_encoder(path), [1, 3, 4]), split)
+    for layer in (1, 3, 4):
+        stock = simple_kmeans.hubert_features(monkeypatch, path, layer, [split.audio(i) for i in range(len(split))])
+        for i, features in enumerate(stock):
+            assert found[i, f"L{layer}"].shape == features.shape
+            assert np.abs(found[i, f"L{layer}"] - features).max() < 1e-5
+
+
+def test_features_alone_do_not_depend_on_batches_workers_or_padding(manifest, checkpoint):
+    split, encoder = read_split(manifest, "train"), load_encoder(checkpoint)
+    reference = extract(EncoderFeatures(encoder, [2, 4], workers=1), split)
+    for options in ({"batch_seconds": 1}, {"workers": 3}, {"padded": True}):
+        found = extract(EncoderFeatures(encoder, [2, 4], **options), split, alone=True)
+        assert all(np.array_equal(found[key], reference[key]) for key in reference)
+
+
+def test_padded_batches_are_within_the_noise_that_rechecks_allow_for(manifest, checkpoint):
+    split, encoder = read_split(manifest, "train"), load_encoder(checkpoint)
+    reference = extract(EncoderFeatures(encoder, [2, 4]), split)
+    padded = extract(EncoderFeatures(encoder, [2, 4], padded=True, batch_seconds=20), split)
+    worst = 0.0
+    for key, alone in reference.items():
+        worst = max(worst, float((np.linalg.norm(padded[key] - alone, axis=1) / np.linalg.norm(alone, axis=1)).max()))
+    assert 0 < worst < features_module.NOISE / 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(samples=st.integers(0, 500_000), window=st.integers(6_400, 60_000), context=st.integers(0, 6_000), hop=st.sampled_from([160, 320]))
+def test_pieces_hold_every_frame_once(samples, window, context, hop):
+    context = min(context, window // 4)
+    found = pieces(7, samples, window, context, hop)
+    frames = audio.n_frames(samples, hop)
+    assert [p.first for p in found] == [0, *(p.last for p in found[:-1])][: len(found)]
+    assert sum(p.last - p.first for p in found) == frames
+    for p in found:
+        assert p.samples <= window
+        assert 0 <= p.start < p.stop <= samples
+        assert p.start == (p.first - p.skip) * hop
+        assert p.skip + p.last - p.first <= audio.n_frames(p.samples, hop)
+        assert p.first == 0 or p.skip >= context // hop
+        assert (
+            p.last == frames or (p.stop - audio.RECEPTIVE_FIELD) // hop - (p.start // hop + p.skip + p.last - p.first - 1) >= context // hop
+        )
+
+
+def test_seams_of_a_long_recording(tmp_path, large_checkpoint, checkpoint):
+    """Frames of the convolutions are those of the whole recording; later layers differ, least far from the seam."""
+    manifest = make_corpus(tmp_path, seconds=(11.0, 12.0), train=1, valid=1, test=1)
+    split = read_split(manifest, "train")
+    for path in (large_checkpoint, checkpoint):
+        encoder = load_encoder(path)
+        whole = extract(EncoderFeatures(encoder, [1, 4]), split)
+        cut = extract(EncoderFeatures(encoder, [1, 4], max_chunk_seconds=5), split)
+        for key in whole:
+            assert whole[key].shape == cut[key].shape == (audio.n_frames(split.n_samples[0]), 48)
+            cosine = (whole[key] * cut[key]).sum(1) / np.linalg.norm(whole[key], axis=1) / np.linalg.norm(cut[key], axis=1)
+            assert cosine.min() > 0.98
+    waveform = torch.from_numpy(audio.normalise(audio.read(split.audio(0))))
+    model = load_encoder(large_checkpoint).model
+    with torch.inference_mode():
+        frames = model.feature_extractor(waveform[None], [len(waveform)])[0].T
+        for piece in pieces(0, len(waveform), 80_000, 20_000):
+            part = model.feature_extractor(waveform[None, piece.start : piece.stop], [piece.samples])[0].T
+            kept = slice(piece.skip, piece.skip + piece.last - piece.first)
+            assert (part[kept] - frames[piece.first : piece.last]).abs().max() < 1e-5
+
+
+def test_a_recording_in_pieces_is_normalised_as_a_whole(tmp_path, large_checkpoint):
+    manifest = make_corpus(tmp_path, seconds=(6.0, 7.0), train=1, valid=1, test=1)
+    split = read_split(manifest, "train")
+    wave = audio.read(split.audio(0)) * np.linspace(0.1, 1, int(split.n_samples[0]), dtype=np.float32)
+    soundfile.write(split.audio(0), wave, 16_000, subtype="FLOAT")
+    expected = audio.normalise(wave)
+    statistics = features_module._Statistics(split)
+    for start, stop in ((0, 30_000), (50_000, len(wave))):
+        assert np.abs(statistics.normalise(wave[start:stop], 0) - expected[start:stop]).max() < 1e-6
+
+
+def test_damaged_audio_and_broken_weights_are_errors(tmp_path, checkpoint):
+    manifest = make_corpus(tmp_path, train=3, valid=1, test=1)
+    split = read_split(manifest, "train")
+    encoder = load_encoder(checkpoint)
+    with torch.no_grad():
+        encoder.model.encoder.layers[1].fc1.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"train00\d.wav: its features are not finite"):
+        extract(EncoderFeatures(encoder, [4]), split)
+    split.audio(1).write_bytes(split.audio(1).read_bytes()[:-2000])
+    for features in (MfccFeatures(), EncoderFeatures(load_encoder(checkpoint), [1], padded=True)):
+        threads = torch.get_num_threads()
+        with pytest.raises(InputError, match=r"train001.wav: truncated WAV"):
+            extract(features, split)
+        assert torch.get_num_threads() == threads
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def make_labels(manifest, out, checkpoint, clusters=(5, 9), layers=(2, 4), **options):
+    extraction = {k: options.pop(k) for k in ("batch_seconds", "padded", "workers", "max_chunk_seconds") if k in options}
+    maker = LabelMaker(manifest, out, EncoderFeatures(load_encoder(checkpoint), layers, **extraction), clusters, **options)
+    maker.run()
+    return maker
+
+
+@pytest.fixture(scope="module")
+def labels(manifest, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("labels")
+    make_labels(manifest, out, checkpoint)
+    return out
+
+
+def test_what_is_written(labels, manifest, checkpoint):
+    found = label_files(labels)
+    assert sorted(found) == sorted(
+        f"L{layer}/km{k}/{name}"
+        for layer in (2, 4)
+        for k in (5, 9)
+        for name in ("train.km", "valid.km", "test.km", "dict.km.txt", "kmeans.npz")
+    )
+    split, encoder = read_split(manifest, "test"), load_encoder(checkpoint)
+    features = extract(EncoderFeatures(encoder, [4]), split)
+    model = KMeans.load(labels / "L4" / "km9" / "kmeans.npz")
+    assert model.features == {
+        "kind": "encoder",
+        "checkpoint": encoder.sha256,
+        "layer": 4,
+        "width": 48,
+        "sample_rate": 16_000,
+        "hop": 320,
+        "normalise": False,
+    }
+    assert model.fit["split"] == "train"
+    for i, line in enumerate((labels / "L4" / "km9" / "test.km").read_text().splitlines()):
+        distances = ((features[i, "L4"][:, None].astype(np.float64) - model.centroids) ** 2).sum(-1)
+        assert np.array_equal(np.array(line.split(), int), distances.argmin(1))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seconds=st.sampled_from([0.2, 1, 3, 10, 100]), padded=st.booleans(), workers=st.integers(1, 3))
+def test_labels_do_not_depend_on_batches(labels, manifest, checkpoint, tmp_path_factory, seconds, padded, workers):
+    out = tmp_path_factory.mktemp("again")
+    make_labels(manifest, out, checkpoint, batch_seconds=seconds, padded=padded, workers=workers)
+    assert label_files(out) == label_files(labels)
+
+
+def test_a_label_in_doubt_is_decided_by_the_piece_alone(labels, manifest, checkpoint, tmp_path, monkeypatch):
+    """Were the noise of batches large, labels would still be those of pieces alone, at the price of extracting twice."""
+    original = EncoderFeatures._forward
+
+    def noisy(self, split, batch, *rest):
+        result = original(self, split, batch, *rest)
+        if len(batch) > 1:
+            for features in result:
+                for name, values in features.items():
+                    steps = torch.randn_like(values)
+                    features[name] = values + 0.05 * values.norm(dim=1, keepdim=True) * steps / steps.norm(dim=1, keepdim=True)
+        return result
+
+    monkeypatch.setattr(EncoderFeatures, "_forward", noisy)
+    careless = make_labels(manifest, tmp_path / "careless", checkpoint, padded=True)
+    assert label_files(tmp_path / "careless") != label_files(labels)
+    monkeypatch.setattr(make, "NOISE", 0.05)
+    careful = make_labels(manifest, tmp_path / "careful", checkpoint, padded=True)
+    assert label_files(tmp_path / "careful") == label_files(labels)
+    assert careful.rechecked > 0
+    assert careless.rechecked == 0
+
+
+def test_labels_do_not_depend_on_the_order_of_the_manifest(labels, manifest, checkpoint, tmp_path):
+    order = np.random.default_rng(0).permutation(18)
+    shuffled = tmp_path / "manifest"
+    shuffled.mkdir()
+    for path in manifest.iterdir():
+        lines = path.read_text().splitlines()
+        if path.name.startswith("train."):
+            head = 1 if path.name in ("train.tsv", "train.dim", "train.meta.tsv") else 0
+            lines = lines[:head] + [lines[head:][i] for i in order]
+        (shuffled / path.name).write_text("\n".join(lines) + "\n")
+    make_labels(shuffled, tmp_path / "out", checkpoint)
+    for folder in ("L2/km5", "L4/km9"):
+        assert (tmp_path / "out" / folder / "kmeans.npz").read_bytes() == (labels / folder / "kmeans.npz").read_bytes()
+        before = (labels / folder / "train.km").read_text().splitlines()
+        assert (tmp_path / "out" / folder / "train.km").read_text().splitlines() == [before[i] for i in order]
+
+
+def test_two_passes_in_small_windows_give_the_same_labels(labels, manifest, checkpoint, tmp_path, monkeypatch):
+    """Labels of recordings in memory and of recordings read again are the same, in one window or many."""
+    for folder in ("L2/km5", "L2/km9", "L4/km5", "L4/km9"):
+        (tmp_path / folder).mkdir(parents=True)
+        for path in (labels / folder).iterdir():
+            if path.name in ("kmeans.npz", ".kmeans.stamp", "dict.km.txt"):
+                (tmp_path / folder / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(make, "_WINDOW_SECONDS", 2)
+    make_labels(manifest, tmp_path, checkpoint)
+    assert label_files(tmp_path) == label_files(labels)
+
+
+def count_reads(monkeypatch):
+    seen = []
+    original = audio.read
+    monkeypatch.setattr(audio, "read", lambda path, *a, **k: (seen.append(Path(path).name), original(path, *a, **k))[1])
+    return seen
+
+
+def test_each_recording_is_read_once_for_all_layers_and_clusters(manifest, checkpoint, tmp_path, monkeypatch):
+    seen = count_reads(monkeypatch)
+    make_labels(manifest, tmp_path / "all", checkpoint)
+    assert sorted(seen) == sorted(set(seen))
+    assert len(seen) == 28
+    seen.clear()
+    make_labels(manifest, tmp_path / "part", checkpoint, max_memory=4 * 96 * 300)
+    assert len(seen) == 28  # recordings of the fit are labelled from memory
+    model = KMeans.load(tmp_path / "part" / "L2" / "km5" / "kmeans.npz")
+    assert 200 < model.fit["frames"] <= 300
+    assert model.fit["recordings"] < 18
+
+
+def test_whole_sets_are_skipped_and_what_changed_is_made_again(manifest, checkpoint, tmp_path, monkeypatch):
+    make_labels(manifest, tmp_path, checkpoint)
+    before = label_files(tmp_path)
+    seen = count_reads(monkeypatch)
+    make_labels(manifest, tmp_path, checkpoint)
+    assert seen == []
+    (tmp_path / "L4" / "km5" / "valid.km").unlink()
+    make_labels(manifest, tmp_path, checkpoint)
+    assert len(seen) == 5
+    assert label_files(tmp_path) == before
+    seen.clear()
+    (tmp_path / "L4" / "km5" / "kmeans.npz").unlink()
+    make_labels(manifest, tmp_path, checkpoint)
+    assert label_files(tmp_path) == before
+    assert len(seen) == 18  # the same centroids again, so the labels stay
+    make_labels(manifest, tmp_path, checkpoint, seed=2)
+    assert label_files(tmp_path) != before
+    make_labels(manifest, tmp_path, checkpoint, seed=1, overwrite=True)
+    assert label_files(tmp_path) == before
+
+
+def test_given_centroids_are_applied(labels, manifest, checkpoint, tmp_path, capsys):
+    centroids = labels / "L4" / "km9" / "kmeans.npz"
+    options = (manifest, tmp_path, "--checkpoint", checkpoint, "--centroids", centroids, "--splits", "valid")
+    assert run("tools/make_labels.py", *options, "--layers", 4) == 0
+    assert (tmp_path / "L4" / "km9" / "valid.km").read_bytes() == (labels / "L4" / "km9" / "valid.km").read_bytes()
+    assert run("tools/make_labels.py", *options, "--layers", 2) == 2
+    assert "fitted on features with layer = 4, but these have layer = 2" in capsys.readouterr().err
+
+
+def test_choice_of_recordings():
+    frames = np.array([10, 0, 30, 20, 40])
+    names = ["e", "d", "c", "b", "a"]
+    assert choose_recordings(names, frames, 100, seed=1) == [4, 3, 2, 0]
+    chosen = {tuple(choose_recordings(names, frames, 60, seed)) for seed in range(30)}
+    assert len(chosen) > 2
+    assert all(0 < frames[list(c)].sum() <= 60 and 1 not in c for c in chosen)
+    order = [3, 0, 4, 1, 2]
+    again = choose_recordings([names[i] for i in order], frames[order], 60, seed=3)
+    assert [order[i] for i in again] == choose_recordings(names, frames, 60, seed=3)
+    assert choose_recordings(names, frames, 5, seed=1) == []
+
+
+def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, capsys, monkeypatch):
+    encoder = load_encoder(checkpoint)
+    reduced = EncoderFeatures(encoder, [4], precision="bf16")
+    maker = LabelMaker(manifest, tmp_path, reduced, [60])
+    maker.run()
+    shares, frames = agreement(maker, reduced, EncoderFeatures(encoder, [4]))
+    assert frames > 500
+    assert 0.8 < shares["L4/km60"] < 1
+    monkeypatch.setattr(features_module, "_cpu_flags", lambda: [])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    options = (
+        manifest,
+        tmp_path / "x",
+        "--checkpoint",
+        checkpoint,
+        "--layers",
+        4,
+        "--clusters",
+        5,
+        "--precision",
+        "bf16",
+        "--device",
+        "cpu",
+    )
+    assert run("tools/make_labels.py", *options) == 2
+    assert "cpu has no bf16 arithmetic; use --precision float32" in capsys.readouterr().err
+    monkeypatch.setattr(features_module, "_cpu_flags", lambda: ["avx512_bf16"])
+    assert run("tools/make_labels.py", *options) == 0
+    assert "L4/km5: bf16 gives the float32 label on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mfcc", "--layers", "3", "--clusters", "4"], "--mfcc: MFCCs have no --layers"),
+        (["--mfcc", "--clusters", "0"], "not a whole number of at least 1"),
+        (["--mfcc", "--clusters", "4", "--max-memory", "much"], "not an amount of memory"),
+        (["--mfcc", "--clusters", "4", "--max-memory", "10"], "no recording has a frame"),
+        (["--mfcc", "--clusters", "4", "--splits", "dev"], "dev.tsv: no such file"),
+        (["--mfcc", "--clusters", "4", "--fit-split", "dev"], "dev.tsv: no such file"),
+        (["--mfcc", "--clusters", "100000"], "frames cannot make 100000 clusters"),
+        (["--mfcc", "--clusters", "4", "--pieces", "9", "--splits", "valid"], "name it in --splits too"),
+        (["--mfcc"], "one of the arguments --clusters --centroids is required"),
+        (["--clusters", "4"], "one of the arguments --mfcc --checkpoint is required"),
+        (["--checkpoint", "CKPT", "--clusters", "4"], "name the layers with --layers"),
+        (["--checkpoint", "CKPT", "--layers", "5", "--clusters", "4"], "layers 1 to 4"),
+        (["--checkpoint", "CKPT", "--layers", "1", "2", "--centroids", "KM"], "given centroids label one layer"),
+        (["--checkpoint", "nothing.pt", "--layers", "1", "--clusters", "4"], "nothing.pt: no such checkpoint"),
+        (["--mfcc", "--clusters", "4", "--batch-seconds", "0"], "not a number above 0"),
+    ],
+)
+def test_bad_usage_is_one_line(manifest, checkpoint, labels, tmp_path, capsys, arguments, message):
+    given = {"CKPT": checkpoint, "KM": labels / "L2" / "km5" / "kmeans.npz"}
+    assert run("tools/make_labels.py", manifest, tmp_path / "out", *(given.get(a, a) for a in arguments)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_no_manifest_no_labels(tmp_path, capsys):
+    for folder, message in ((tmp_path / "none", "no such manifest directory"), (tmp_path, "holds none of train.tsv")):
+        assert run("tools/make_labels.py", folder, tmp_path / "out", "--mfcc", "--clusters", 3) == 2
+        assert message in capsys.readouterr().err
+
+
+# --- interruptions and memory -----------------------------------------------------------------------------------------
+
+RUNNER = """
+import sys
+sys.path[:0] = [{tests!r}, {user_dir!r}]
+from emohubert.pseudo_labels import make
+from scripts import load
+make._WINDOW_SECONDS = 3
+load("tools/make_labels.py").main(sys.argv[1:])
+"""
+
+
+def command(*arguments):
+    code = RUNNER.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"))
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_and_run_again(tmp_path):
+    """kill -9 at twelve moments: the files are those of a run without interruption; what was finished is not redone."""
+    manifest = make_corpus(tmp_path, seconds=(0.5, 2.0), train=60, valid=10, test=10)
+    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **TINY)
+    options = ("--checkpoint", checkpoint, "--layers", 2, 4, "--clusters", 20, 60, "--pieces", 80, "--workers", 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = time.monotonic()
+    subprocess.run(command(manifest, tmp_path / "whole", *options), check=True, env=environment, capture_output=True)
+    duration = time.monotonic() - start
+    rng = np.random.default_rng(0)
+    stages = set()
+    for attempt, share in enumerate(np.sort(rng.uniform(0.3, 1.0, size=12))):
+        out = tmp_path / f"killed{attempt % 3}"  # three folders, each killed four times, later and later
+        process = subprocess.Popen(command(manifest, out, *options), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(share * duration)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        stages.add(sum(p.suffix in (".km", ".npz") for p in out.rglob("*")) if out.is_dir() else 0)
+        whole = label_files(tmp_path / "whole")
+        for name, content in (label_files(out) if out.is_dir() else {}).items():
+            if not name.endswith(".tmp") and ".parts" not in name:
+                assert content == whole[name]  # whatever has its final name is whole
+    assert len(stages) > 2
+    for i in range(3):
+        out = tmp_path / f"killed{i}"
+        finished = {p: p.stat().st_mtime_ns for p in out.rglob("kmeans.npz") if (p.parent / ".kmeans.stamp").is_file()}
+        subprocess.run(command(manifest, out, *options), check=True, env=environment, capture_output=True)
+        assert label_files(out) == label_files(tmp_path / "whole")
+        assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
+        assert not list(out.rglob("*.parts"))
+
+
+def test_a_part_that_is_done_is_not_redone(manifest, checkpoint, labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "_WINDOW_SECONDS", 2)
+    original = make.LabelMaker._label_window
+    windows = []
+
+    def stopping(self, split, window, jobs, description):
+        windows.append((split.name, int(window[0])))
+        if len(windows) == 4:
+            raise KeyboardInterrupt
+        original(self, split, window, jobs, description)
+
+    monkeypatch.setattr(make.LabelMaker, "_label_window", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make_labels(manifest, tmp_path, checkpoint)
+    done = windows[:3]
+    make_labels(manifest, tmp_path, checkpoint)
+    assert not set(done) & set(windows[4:])
+    assert windows[4] == windows[3]
+    assert label_files(tmp_path) == label_files(labels)
+
+
+PEAK = """
+import resource, sys
+sys.path[:0] = [{tests!r}, {user_dir!r}]
+from emohubert.pseudo_labels import make
+from scripts import load
+make._WINDOW_SECONDS = 120
+load("tools/make_labels.py").main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_ten_times_the_audio_does_not_take_more_memory(tmp_path):
+    manifest = make_corpus(tmp_path, seconds=(1.0, 6.0), train=60, valid=1, test=1)
+    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **TINY)
+    lines = (manifest / "train.tsv").read_text().splitlines()
+    tenfold = tmp_path / "tenfold"
+    tenfold.mkdir()
+    (tenfold / "train.tsv").write_text("\n".join(lines[:1] + lines[1:] * 10) + "\n")
+    single = tmp_path / "single"
+    single.mkdir()
+    (single / "train.tsv").write_text("\n".join(lines) + "\n")
+    peaks = []
+    code = PEAK.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"))
+    for folder in (single, tenfold):
+        arguments = [
+            folder,
+            tmp_path / f"out-{folder.name}",
+            "--checkpoint",
+            checkpoint,
+            "--layers",
+            2,
+            4,
+            "--clusters",
+            20,
+            "--max-memory",
+            "2M",
+        ]
+        result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True)
+        peaks.append(int(result.stdout.split()[-1]))
+    assert peaks[1] < 1.1 * peaks[0], json.dumps(peaks)
