@@ -125,7 +125,10 @@ def test_spacing(tmp_path, text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(st.tuples(st.text(" \t\r\v\f", min_size=1, max_size=3), st.integers(0, 9)), max_size=9), min_size=1, max_size=5), st.integers(1, 30))
+@given(
+    st.lists(st.lists(st.tuples(st.text(" \t\r\v\f", min_size=1, max_size=3), st.integers(0, 9)), max_size=9), min_size=1, max_size=5),
+    st.integers(1, 30),
+)
 def test_parsing_equals_splitting(rows, block):
     lines = ["".join(f"{space}{label}" for space, label in row) for row in rows]
     data = "\n".join(lines).encode() + b"\n"
@@ -226,7 +229,9 @@ def test_malformed_label_files(tmp_path, text, expected):
 def test_a_dictionary_of_other_labels(tmp_path, symbols):
     """fairseq would train on <unk> everywhere, with a loss of zero."""
     path = write(tmp_path / "x.km", [[1, 2, 3], [4, 5], [6, 7, 8]])
-    assert f"x.km:1: the label “1” is not among the {len(symbols)} of the dictionary (8 such labels in all)" in error_of(path, symbols, LENGTHS)
+    assert f"x.km:1: the label “1” is not among the {len(symbols)} of the dictionary (8 such labels in all)" in error_of(
+        path, symbols, LENGTHS
+    )
 
 
 def test_files_that_are_not_there(tmp_path):

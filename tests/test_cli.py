@@ -77,7 +77,7 @@ def test_logging_goes_to_standard_error(capsys):
 def program(tmp_path):
     """A small program as tools are written."""
     path = tmp_path / "program.py"
-    path.write_text(f'''
+    path.write_text(f"""
 import sys, types
 package = types.ModuleType("emohubert"); package.__path__ = [{str(USER_DIR / "emohubert")!r}]; sys.modules["emohubert"] = package
 from emohubert.cli import Parser, command
@@ -95,10 +95,12 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
-''')
+""")
 
     def start(*arguments, environment=None):
-        return subprocess.Popen([sys.executable, path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        return subprocess.Popen(
+            [sys.executable, path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
 
     return start
 

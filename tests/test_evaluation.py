@@ -96,7 +96,7 @@ HEADER = "id\tspeaker\temo\temo_pred\tp_a\tp_b\n"
         (HEADER + "u\ts\ta\tb\t0.5\tx\n", "p.tsv:2: p_b is “x”, not a number"),
         (HEADER + "u\ts\ta\tb\t0.5\t0.1\n", "p.tsv:2: the probabilities [0.5, 0.1] do not sum to 1"),
         (HEADER + "u\ts\ta\tb\tnan\t1\n", "p.tsv:2: the probabilities"),
-        (HEADER + "u\ts\ta\ta\t0.5\t0.5\nv\ts\tc\ta\t0.5\t0.5\n", "p.tsv:3: emo is “c”, which is not among the classes a b"),
+        (HEADER + "u\ts\ta\ta\t0.5\t0.5\nv\ts\ta\tc\t0.5\t0.5\n", "p.tsv:3: emo_pred is “c”, which is not among the classes a b"),
         (HEADER + "u\ts\ta\t-\t0.5\t0.5\n", "p.tsv:2: emo_pred is “-”"),
         (HEADER + "u\ts\ta\ta\t0.5\t0.5\nu\ts\ta\ta\t0.5\t0.5\n", "p.tsv:3: the utterance “u” is listed twice"),
         ("id\tspeaker\temo\temo_pred\tq_a\tp_b\nu\ts\ta\ta\t1\t0\n", "p.tsv:1: expected a column p_CLASS"),

@@ -201,7 +201,12 @@ def test_make_folder_where_nobody_can_write():
 
 
 def test_json(tmp_path):
-    value = {"a": [1, 2.5, None, True, "é"], 3: {"nan": float("nan"), "inf": [float("inf")]}, "numpy": np.float64("nan"), "M\udcfcller": "\udcfc"}
+    value = {
+        "a": [1, 2.5, None, True, "é"],
+        3: {"nan": float("nan"), "inf": [float("inf")]},
+        "numpy": np.float64("nan"),
+        "M\udcfcller": "\udcfc",
+    }
     files.write_json(tmp_path / "a.json", value)
     expected = {"a": [1, 2.5, None, True, "é"], "3": {"nan": None, "inf": [None]}, "numpy": None, "M\\udcfcller": "\\udcfc"}
     assert files.read_json(tmp_path / "a.json") == expected
@@ -211,7 +216,9 @@ def test_json(tmp_path):
     assert listing(tmp_path) == ["a.json"]
 
 
-@pytest.mark.parametrize(("content", "expected"), [(None, "no such file"), (b"{", "not a JSON file"), (b"", "not a JSON file"), (b"\xff\xfe", "not a JSON file")])
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "no such file"), (b"{", "not a JSON file"), (b"", "not a JSON file"), (b"\xff\xfe", "not a JSON file")]
+)
 def test_json_that_cannot_be_read(tmp_path, content, expected):
     path = tmp_path / "a.json"
     if content is not None:

@@ -126,7 +126,9 @@ def test_equals_fairseq_hubert_in_published_sizes(architecture):
     assert abs(ours / size - theirs / size) < 1e-5
 
 
-@pytest.mark.parametrize("variant", [{}, PRE_NORM, {"untie_final_proj": True}, {"target_glu": True}], ids=["base", "large", "untied", "glu"])
+@pytest.mark.parametrize(
+    "variant", [{}, PRE_NORM, {"untie_final_proj": True}, {"target_glu": True}], ids=["base", "large", "untied", "glu"]
+)
 def test_loss_and_gradients_equal_fairseqs(variant):
     sets = (7, 11)
     model = build(sets, **SMALL, **NO_DROPOUT, **variant).train()
@@ -140,7 +142,9 @@ def test_loss_and_gradients_equal_fairseqs(variant):
     theirs.backward()
     expected = dict(twin.named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * float(expected[name].grad.abs().max()) + 1e-6)
+        torch.testing.assert_close(
+            parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-4 * float(expected[name].grad.abs().max()) + 1e-6
+        )
 
 
 def test_layer_features_equal_fairseqs_output_layers():
@@ -278,7 +282,9 @@ def test_layer_drop_depends_on_torchs_seed_alone():
     assert torch.equal(run(1), run(2))
 
 
-@pytest.mark.parametrize("text", ["__import__('os').getcwd()", "[(512,10,5)] + open('x')", "[(1,2)]", "(", "[(512,10,5)]", "[(2,2,2)] * 999999999"])
+@pytest.mark.parametrize(
+    "text", ["__import__('os').getcwd()", "[(512,10,5)] + open('x')", "[(1,2)]", "(", "[(512,10,5)]", "[(2,2,2)] * 999999999"]
+)
 def test_conv_layers_are_read_not_evaluated(text):
     with pytest.raises(InputError):
         parse_conv_layers(text)

@@ -101,7 +101,13 @@ def test_the_files_by_hand(directory, tmp_path):
 
 def test_fairseq_reads_the_list_and_the_dictionaries(directory, tmp_path):
     root, names, kept, total, sizes = load_audio(directory / "train.tsv", None, None)
-    assert (root, names, kept, total, sizes) == (str(tmp_path), ["a/one.wav", "a/two.wav", "three.flac"], [0, 1, 2], 3, [16_000, 32_000, 400])
+    assert (root, names, kept, total, sizes) == (
+        str(tmp_path),
+        ["a/one.wav", "a/two.wav", "three.flac"],
+        [0, 1, 2],
+        3,
+        [16_000, 32_000, 400],
+    )
     dictionary = Dictionary.load(str(directory / "dict.spk.txt"))
     assert dictionary.symbols[dictionary.nspecial :] == read_dictionary(directory / "dict.spk.txt")
 

@@ -206,7 +206,9 @@ def test_bad_input_is_one_line_and_exit_2(corpus, tmp_path, what):
         _edit(tsv, 0, lambda _: str(tmp_path / "audio"))
     break_it, expected = BAD_INPUT[what]
     break_it(tmp_path)
-    run = train("hubert_tiny", *MICRO, *data(tmp_path), "task.speakers=spk", "model.speaker_position=input", f"checkpoint.save_dir={tmp_path}/run")
+    run = train(
+        "hubert_tiny", *MICRO, *data(tmp_path), "task.speakers=spk", "model.speaker_position=input", f"checkpoint.save_dir={tmp_path}/run"
+    )
     errors = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
     assert run.returncode == 2, run.stdout[-2000:]
     assert len(errors) == 1 and expected in errors[0], errors
@@ -215,7 +217,10 @@ def test_bad_input_is_one_line_and_exit_2(corpus, tmp_path, what):
 
 def test_the_command_itself_says_it_in_one_line(corpus, tmp_path):
     """The installed program, in a process that a user starts."""
-    argv = [str(Path(sys.executable).with_name("fairseq-hydra-train")), *arguments("hubert_tiny", "task.data=/nowhere", "task.label_dir=/nowhere")]
+    argv = [
+        str(Path(sys.executable).with_name("fairseq-hydra-train")),
+        *arguments("hubert_tiny", "task.data=/nowhere", "task.label_dir=/nowhere"),
+    ]
     run = subprocess.run([*argv, f"checkpoint.save_dir={tmp_path}/run"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 2
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [run.stderr.splitlines()[-1]]

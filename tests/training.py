@@ -37,7 +37,9 @@ def arguments(config, *overrides, config_dir="config"):
 
 def start(config, *overrides, cwd=ROOT, config_dir="config", output=os.devnull):
     """Start a training run in a process of its own; returns the process."""
-    process = _server.Process(target=_fairseq_hydra_train, args=(arguments(config, *overrides, config_dir=config_dir), str(cwd), str(output)))
+    process = _server.Process(
+        target=_fairseq_hydra_train, args=(arguments(config, *overrides, config_dir=config_dir), str(cwd), str(output))
+    )
     process.start()
     return process
 

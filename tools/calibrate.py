@@ -129,7 +129,10 @@ def main(argv=None):
     embeddings = read_embeddings(args.train_embeddings)
     fitted = calibration_report.fit(train, embeddings, predictions, settings, train_predictions, args.train_embeddings)
     embeddings = read_embeddings(args.test_embeddings)
-    report = calibration_report.save(args.out_dir, fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings)
+    origin = calibration_report.origin_of(args.predictions)
+    report = calibration_report.save(
+        args.out_dir, fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origin
+    )
     stamp.write()
     print_report(report)
     print(f"{args.out_dir}: predictions.tsv, metrics.json, metrics_before.json, speakers.tsv, figures/")

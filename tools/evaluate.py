@@ -39,7 +39,9 @@ def main(argv=None):
     parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
-    parser.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it")
+    parser.add_argument(
+        "--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read audio")
     parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
     parser.add_seed()

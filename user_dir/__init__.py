@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import emohubert  # noqa: E402, F401
+import emohubert  # noqa: F401

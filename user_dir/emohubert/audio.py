@@ -52,6 +52,7 @@ class AudioInfo:
 
     @property
     def n_samples(self):
+        """Length at 16 kHz."""
         return resampled_length(self.frames, self.rate)
 
 

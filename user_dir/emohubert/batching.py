@@ -34,8 +34,7 @@ def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, b
     for index in order:
         grown = max(longest, lengths[index])
         while batch and (
-            (budget is not None and grown * (len(batch) + 1) > budget)
-            or (max_utterances is not None and len(batch) >= max_utterances)
+            (budget is not None and grown * (len(batch) + 1) > budget) or (max_utterances is not None and len(batch) >= max_utterances)
         ):  # twice, where what is over a multiple does not go with the next utterance either
             keep = len(batch) - len(batch) % multiple if len(batch) > multiple else len(batch)
             batches.append(batch[:keep])

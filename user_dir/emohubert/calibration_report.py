@@ -6,6 +6,7 @@ The references of the predictions are read for the scores before and after, and 
 import logging
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .calibration import (
 )
 from .calibration import save as save_calibration
 from .errors import InputError
-from .files import atomic, make_folder, write_json
+from .files import atomic, make_folder, read_json, write_json
 from .manifest import NO_EMOTION
 from .predictions import ClassPredictions, write_predictions
 
@@ -186,7 +187,7 @@ def gain_by_utterances(calibration, embeddings, predictions, draws=5, seed=1):
     return curve
 
 
-def save(directory, calibration, embeddings, predictions, split=None, repeats=2000, seed=1, where="test embeddings"):
+def save(directory, calibration, embeddings, predictions, split=None, repeats=2000, seed=1, where="test embeddings", origin=None):
     """Calibrate, evaluate before and after, and write everything `tools/calibrate.py` promises.
 
     Args:
@@ -197,6 +198,7 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
         split: the manifest split of the predictions, for its metadata columns, or None.
         repeats, seed: of the bootstrap over speakers, and the draws of `gain_by_utterances`.
         where: file of the embeddings, for messages.
+        origin: what is known of the predictions (checkpoint, split, setting): goes into both files of scores.
 
     Returns:
         The content of `calibration.json`: `settings`, `k`, `trust`, …, `scores` (measure → before, after), `worse`, `gain`.
@@ -218,8 +220,9 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     write_predictions(directory / "predictions.tsv", after)
     save_calibration(directory / "calibration.npz", calibration)
     scores = [evaluation.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
-    write_json(directory / "metrics_before.json", scores[0])
-    write_json(directory / "metrics.json", scores[1])
+    origin = origin or {}
+    write_json(directory / "metrics_before.json", {**origin, **scores[0]})
+    write_json(directory / "metrics.json", {**origin, "calibrated": True, **scores[1]})
     rows = speaker_table(calibration, predictions, *scores, estimates, corrections)
     worse = sorted((row for row in rows if row["gain"] < -1e-9), key=lambda row: row["gain"])
     _write_rows(directory / "speakers.tsv", rows)
@@ -241,6 +244,13 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     write_json(directory / "calibration.json", report)
     calibration_figures.draw(make_folder(directory / "figures"), calibration, vectors, estimates, rows, report)
     return report
+
+
+def origin_of(predictions):
+    """What the `metrics.json` beside a predictions file says of them: checkpoint, split, setting; {} without one."""
+    path = Path(predictions).with_name("metrics.json")
+    known = read_json(path) if path.is_file() else {}
+    return {key: known[key] for key in ("checkpoint", "split", "setting", "speaker_embedding") if key in known}
 
 
 def describe(calibration):

@@ -173,7 +173,9 @@ def initialise(model, pretrained):
     _fit_speakers(model, own, source, pretrained, report)
     wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
     if wrong:
-        raise InputError(f"{pretrained.path}: the encoder does not fit the model: {_mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}")
+        raise InputError(
+            f"{pretrained.path}: the encoder does not fit the model: {_mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
+        )
     fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
     report.skipped += [n for n in source if n not in fitting]
     report.new += [n for n in own if n not in fitting]
@@ -234,7 +236,11 @@ def _fit_speakers(model, own, source, pretrained, report):
     if wanted != list(range(len(source[name]))):
         source[name] = source[name][wanted]
         report.resized.append(name)
-        logger.info("speakers: %d of %d known to the checkpoint, the others start as the unknown speaker", sum(w > 0 for w in wanted), len(model.speakers))
+        logger.info(
+            "speakers: %d of %d known to the checkpoint, the others start as the unknown speaker",
+            sum(w > 0 for w in wanted),
+            len(model.speakers),
+        )
 
 
 def encoder_config(pretrained, **changes):

@@ -46,12 +46,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message):
+        """Say what is wrong with the usage, and exit."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 
     def add_overwrite(self):
         """--overwrite, with its one meaning."""
-        self.add_argument("--overwrite", action="store_true", help="make everything again, even what is whole and made with the same settings")
+        self.add_argument(
+            "--overwrite", action="store_true", help="make everything again, even what is whole and made with the same settings"
+        )
 
     def add_device(self):
         """--device auto|cpu|cuda[:N]."""

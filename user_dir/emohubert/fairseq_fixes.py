@@ -39,7 +39,9 @@ def refused_checkpoint(path, error):
     """The InputError for a checkpoint that torch refused to unpickle."""
     found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
     what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
-    return InputError(f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it")
+    return InputError(
+        f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it"
+    )
 
 
 def refuse_hostile_checkpoints():

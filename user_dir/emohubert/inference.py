@@ -11,7 +11,7 @@ from .batching import by_length
 from .cli import progress
 from .errors import InputError
 from .manifest import NO_EMOTION
-from .predictions import DimensionPredictions, from_probabilities
+from .predictions import DimensionPredictions, from_probabilities, known_references
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,13 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     kept = dataset.kept
     values, embeddings = np.stack([outputs[i] for i in kept]), np.stack([embeddings[i] for i in kept])
     if not np.isfinite(values).all():
-        raise InputError(f"{split.audio(kept[~np.isfinite(values).all(axis=1)][0])}: the model's output is not finite; check the checkpoint")
+        raise InputError(
+            f"{split.audio(kept[~np.isfinite(values).all(axis=1)][0])}: the model's output is not finite; check the checkpoint"
+        )
     ids = [split.ids[i] for i in kept]
     speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
     if task.classes:
-        emotions = [split.emotions[i] if split.emotions else NO_EMOTION for i in kept]
+        emotions = known_references([split.emotions[i] if split.emotions else NO_EMOTION for i in kept], task.classes, split.tsv)
         return from_probabilities(ids, speakers, emotions, task.classes, values), embeddings
     references = np.full(values.shape, np.nan)
     for column, name in enumerate(task.dimensions):

@@ -47,6 +47,7 @@ class Utterance:
 
     @property
     def id(self):
+        """The path without its ending."""
         return Path(self.path).with_suffix("").as_posix()
 
 
@@ -79,6 +80,7 @@ class Split:
 
     @property
     def tsv(self):
+        """The audio list."""
         return self.directory / f"{self.name}.tsv"
 
     @property

@@ -4,6 +4,7 @@ Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`. Re
 every dimension. A reference that does not exist is `-` (class) or `nan` (dimension): such an utterance is predicted, not scored.
 """
 
+import logging
 import zipfile
 import zlib
 from collections import Counter
@@ -14,6 +15,8 @@ import numpy as np
 from .errors import InputError
 from .files import atomic
 from .manifest import NO_EMOTION, read_table
+
+logger = logging.getLogger(__name__)
 
 PREFIX, SUFFIX = "p_", "_pred"
 
@@ -95,6 +98,21 @@ def from_probabilities(ids, speakers, emotions, classes, probabilities):
     return ClassPredictions(list(ids), list(speakers), list(emotions), predicted, list(classes), probabilities)
 
 
+def known_references(emotions, classes, where):
+    """References that can be scored: a class that the model does not know becomes "-", and is counted in the log.
+
+    Args:
+        emotions: reference classes.
+        classes: those of the model.
+        where: the file they come from, for the message.
+    """
+    unknown = Counter(e for e in emotions if e not in classes and e != NO_EMOTION)
+    if unknown:
+        names = ", ".join(f"{name} {n}" for name, n in unknown.most_common(5))
+        logger.warning("%s: %d references are no class of the model and are not scored (%s)", where, unknown.total(), names)
+    return [e if e in classes else NO_EMOTION for e in emotions]
+
+
 def write_predictions(path, predictions):
     """Write `predictions.tsv` atomically; numbers have 12 significant digits."""
     if isinstance(predictions, ClassPredictions):
@@ -147,13 +165,10 @@ def _read_classes(path, table):
     for number, row in enumerate(probabilities, 2):
         if not ((row >= 0).all() and abs(row.sum() - 1) <= 0.01):  # NaN fails the first
             raise InputError(f"{path}:{number}: the probabilities {row.round(4).tolist()} do not sum to 1; write them again")
-    for column, allowed in (("emo", {*classes, NO_EMOTION}), ("emo_pred", set(classes))):
-        for number, value in enumerate(table[column], 2):
-            if value not in allowed:
-                raise InputError(
-                    f"{path}:{number}: {column} is “{value}”, which is not among the classes {' '.join(classes)}; map it to one of them"
-                    + (f" or to “{NO_EMOTION}” (not scored)" if column == "emo" else "")
-                )
+    for number, value in enumerate(table["emo_pred"], 2):
+        if value not in classes:
+            raise InputError(f"{path}:{number}: emo_pred is “{value}”, which is not among the classes {' '.join(classes)}; correct it")
+    table["emo"] = known_references(table["emo"], classes, path)
     return ClassPredictions(table["id"], table["speaker"], table["emo"], table["emo_pred"], classes, probabilities)
 
 

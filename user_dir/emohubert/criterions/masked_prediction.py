@@ -21,7 +21,9 @@ class MaskedPredictionConfig(FairseqDataclass):
     pred_masked_weight: float = field(default=1.0, metadata={"help": "weight of masked frames: α of the HuBERT paper"})
     pred_nomask_weight: float = field(default=0.0, metadata={"help": "weight of unmasked frames: 1 - α"})
     features_pen_weight: float = field(default=10.0, metadata={"help": "weight of the mean square of the convolutional features"})
-    label_weights: Optional[List[float]] = field(default=None, metadata={"help": "weight of each label set, in the order of task.labels (default: 1 each)"})
+    label_weights: Optional[List[float]] = field(
+        default=None, metadata={"help": "weight of each label set, in the order of task.labels (default: 1 each)"}
+    )
 
 
 @register_criterion("masked_prediction", dataclass=MaskedPredictionConfig)
@@ -39,7 +41,9 @@ class MaskedPrediction(FairseqCriterion):
         self.names = [s.name for s in task.label_sets]
         self.label_weights = list(label_weights or [1.0] * len(self.names))
         if len(self.label_weights) != len(self.names):
-            raise InputError(f"criterion.label_weights has {len(self.label_weights)} values for {len(self.names)} label sets; give one each")
+            raise InputError(
+                f"criterion.label_weights has {len(self.label_weights)} values for {len(self.names)} label sets; give one each"
+            )
 
     def forward(self, model, sample, reduce=True):
         """Loss of a batch.
@@ -109,9 +113,7 @@ def _statistics(name, loss, logits, targets):
         f"loss_{name}": loss.detach().double(),
         f"count_{name}": labelled.sum(),
         f"correct_{name}": ((predicted == targets) & labelled).sum(),
-        f"codes_{name}": torch.zeros(logits.size(-1), dtype=torch.double, device=logits.device).index_add_(
-            0, predicted, labelled.double()
-        ),
+        f"codes_{name}": torch.zeros(logits.size(-1), dtype=torch.double, device=logits.device).index_add_(0, predicted, labelled.double()),
     }
 
 

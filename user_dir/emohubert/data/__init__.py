@@ -1,0 +1,1 @@
+"""Datasets: speech with frame labels (pretraining) and with utterance labels (fine-tuning)."""

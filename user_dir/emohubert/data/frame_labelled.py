@@ -25,7 +25,11 @@ class Masking:
     def of(cls, model_cfg):
         """From a HubertConfig."""
         return cls(
-            model_cfg.mask_prob, model_cfg.mask_length, model_cfg.mask_channel_prob, model_cfg.mask_channel_length, model_cfg.encoder_embed_dim
+            model_cfg.mask_prob,
+            model_cfg.mask_length,
+            model_cfg.mask_channel_prob,
+            model_cfg.mask_channel_length,
+            model_cfg.encoder_embed_dim,
         )
 
 

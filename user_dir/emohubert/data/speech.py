@@ -47,7 +47,14 @@ class SpeechDataset(FairseqDataset):
             raise InputError(f"{self.split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
         if len(left_out):
             names = ", ".join(self.split.paths[i] for i in left_out[:5]) + (", …" if len(left_out) > 5 else "")
-            logger.warning("%s: %d of %d utterances are under %d samples and left out: %s", self.split.tsv, len(left_out), len(self.split), min_samples, names)
+            logger.warning(
+                "%s: %d of %d utterances are under %d samples and left out: %s",
+                self.split.tsv,
+                len(left_out),
+                len(self.split),
+                min_samples,
+                names,
+            )
 
     def check_audio(self):
         """Read the headers of the audio files (of a sample, in a very large corpus), so that training does not die of one later.

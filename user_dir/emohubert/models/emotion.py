@@ -36,7 +36,9 @@ class EmotionHubertConfig(FairseqDataclass):
     speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
         default="inherit", metadata={"help": "where the encoder hears the speaker (inherit: as in the checkpoint)"}
     )
-    speaker_dropout: float = field(default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding"})
+    speaker_dropout: float = field(
+        default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding"}
+    )
     dropout: float = field(default=0.1, metadata={"help": "in the Transformer"})
     attention_dropout: float = field(default=0.1, metadata={"help": "of attention weights"})
     activation_dropout: float = field(default=0.0, metadata={"help": "after the activation of the feed-forward layers"})

@@ -228,9 +228,7 @@ class SpeakerHubertModel(HubertModel):
             "padding_mask": padding_mask,
         }
 
-    def layer_features(
-        self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None
-    ):
+    def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
         """Outputs of several Transformer layers in one pass.
 
         Args:
@@ -337,7 +335,9 @@ def _mean_square(features, valid):
 
 def _with(cfg, **changes):
     """A copy of a configuration (a dataclass or a DictConfig) with some values changed."""
-    cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(cfg) if not OmegaConf.is_config(cfg) else cfg, resolve=True, enum_to_str=True))
+    cfg = OmegaConf.create(
+        OmegaConf.to_container(OmegaConf.structured(cfg) if not OmegaConf.is_config(cfg) else cfg, resolve=True, enum_to_str=True)
+    )
     with open_dict(cfg):
         cfg.update(changes)
     return cfg
@@ -355,4 +355,6 @@ def _refuse_inexact(cfg):
     }
     for name, (value, supported) in wrong.items():
         if getattr(value, "value", value) != supported:
-            raise InputError(f"model.{name}={value} is not supported (it is not exact under padding, or broken in fairseq); use {supported}")
+            raise InputError(
+                f"model.{name}={value} is not supported (it is not exact under padding, or broken in fairseq); use {supported}"
+            )

@@ -69,7 +69,9 @@ def read_frame_labels(path, symbols, n_samples):
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels") from error
+        raise InputError(
+            f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct task.label_dir and task.labels") from error
     blocks = list(_blocks(data))

@@ -2,11 +2,9 @@
 
 import argparse
 import logging
-import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +24,17 @@ from .features import audio_fingerprint
 from .kmeans import BLOCK, Assigner, cores
 
 logger = logging.getLogger("emohubert")
+
+_MEASURE = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as f:
+    json.dump([time.perf_counter() - start, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)], f)
+sys.exit(1 if status else 0)
+"""
+"""Runs a command from a process that is itself small: a child's peak memory starts at that of its parent."""
 
 
 def write_random_hubert(path, seed=1, clusters=100, normalize=False, **architecture):
@@ -172,17 +181,16 @@ class Benchmark:
         make_folder(folder)
         logger.info("%s …", name)
         log = measured.with_suffix(".log")
-        start = time.perf_counter()
+        result = self.out / "steps" / "last.json"
         with log.open("wb") as f:
-            process = subprocess.Popen([sys.executable, *command], stdout=f, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
-        if process.returncode:
+            code = subprocess.run(
+                [sys.executable, "-S", "-c", _MEASURE, result, sys.executable, *command], stdout=f, stderr=subprocess.STDOUT
+            )
+        if code.returncode:
             last = (log.read_text(errors="replace").strip().splitlines() or ["nothing printed"])[-1]
             raise InputError(f"{log}: the step “{name}” failed: {last[:200]}")
+        seconds, peak = read_json(result)
         sizes = {p: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         step = Step(name, seconds, peak, sum(sizes.values()), sum(n for p, n in sizes.items() if p.suffix == ".npy"))
         write_json(measured, asdict(step))
         stamp.write()

@@ -40,5 +40,10 @@ def speaker_rows(split, speakers, suffix, required):
             f"({len(unknown)} such speakers); add it there or make the manifest again"
         )
     if unknown:
-        logger.info("%s: %d of %d speakers are not in the table and heard as the unknown speaker", split.name, len(unknown), len(set(split.speakers)))
+        logger.info(
+            "%s: %d of %d speakers are not in the table and heard as the unknown speaker",
+            split.name,
+            len(unknown),
+            len(set(split.speakers)),
+        )
     return rows

@@ -28,11 +28,19 @@ class EmotionFinetuningConfig(FairseqDataclass):
     """What is learned from."""
 
     data: str = field(default=MISSING, metadata={"help": "manifest directory"})
-    target: Any = field(default="emo", metadata={"help": "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]"})
-    speakers: Optional[str] = field(default="spk", metadata={"help": "ending of the speaker sidecar; used where the encoder hears the speaker"})
+    target: Any = field(
+        default="emo", metadata={"help": "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]"}
+    )
+    speakers: Optional[str] = field(
+        default="spk", metadata={"help": "ending of the speaker sidecar; used where the encoder hears the speaker"}
+    )
     normalize: Optional[bool] = field(default=None, metadata={"help": "normalise waveforms (default: as the encoder was trained)"})
-    max_sample_size: Optional[int] = field(default=None, metadata={"help": "crop longer training utterances to so many samples; null: never"})
-    min_sample_size: int = field(default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"})
+    max_sample_size: Optional[int] = field(
+        default=None, metadata={"help": "crop longer training utterances to so many samples; null: never"}
+    )
+    min_sample_size: int = field(
+        default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"}
+    )
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
 
@@ -133,7 +141,9 @@ class EmotionFinetuningTask(FairseqTask):
         """
         if not self.dimensions:
             if split.emotions is None:
-                raise InputError(f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes")
+                raise InputError(
+                    f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes"
+                )
             table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
             for i, emotion in enumerate(split.emotions):
                 if emotion not in table:
@@ -194,7 +204,9 @@ class EmotionFinetuningTask(FairseqTask):
         if self.cfg.check_audio:
             dataset.check_audio()
         hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
-        logger.info("%s: %d utterances, %.2f hours, targets: %s", split, len(dataset.kept), hours, ", ".join(self.classes or self.dimensions))
+        logger.info(
+            "%s: %d utterances, %.2f hours, targets: %s", split, len(dataset.kept), hours, ", ".join(self.classes or self.dimensions)
+        )
         self.datasets[split] = dataset
 
     def max_positions(self):

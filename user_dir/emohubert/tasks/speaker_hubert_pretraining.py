@@ -30,13 +30,21 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     label_dir: Optional[str] = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
     labels: List[str] = field(
         default_factory=lambda: ["km"],
-        metadata={"help": "label sets: the ending of files in label_dir (km: train.km, dict.km.txt), or a folder in it that holds such files (L9/km50)"},
+        metadata={
+            "help": "label sets: the ending of files in label_dir (km: train.km, dict.km.txt), or a folder in it that holds such files (L9/km50)"
+        },
     )
-    speakers: Optional[str] = field(default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"})
+    speakers: Optional[str] = field(
+        default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"}
+    )
     sample_rate: int = field(default=SAMPLE_RATE, metadata={"help": "16000; audio of other rates is resampled while it is read"})
     normalize: bool = field(default=False, metadata={"help": "zero mean and unit variance for every waveform (HuBERT large)"})
-    max_sample_size: Optional[int] = field(default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"})
-    min_sample_size: int = field(default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"})
+    max_sample_size: Optional[int] = field(
+        default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"}
+    )
+    min_sample_size: int = field(
+        default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"}
+    )
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
 
@@ -104,9 +112,7 @@ class SpeakerHubertPretrainingTask(FairseqTask):
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split with its labels and check everything that can be checked before training."""
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
-        labels = [
-            read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets
-        ]
+        labels = [read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets]
         rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
         dataset = FrameLabelledSpeech(
             utterances,
@@ -123,7 +129,13 @@ class SpeakerHubertPretrainingTask(FairseqTask):
         if self.cfg.check_audio:
             dataset.check_audio()
         hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
-        logger.info("%s: %d utterances, %.2f hours, %s", split, len(dataset.kept), hours, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))
+        logger.info(
+            "%s: %d utterances, %.2f hours, %s",
+            split,
+            len(dataset.kept),
+            hours,
+            ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets),
+        )
         self.datasets[split] = dataset
 
     def max_positions(self):
