@@ -7,7 +7,7 @@
 # CORPUS       name of a script in manifests/ (default: synthetic)
 # CORPUS_DIR   its audio (default: where the generated corpus goes)
 # OUT          output folder (default: demo/$CORPUS)
-# UPDATES      updates of the first pretraining (default: 300); SEED (default: 1)
+# UPDATES      updates of the first pretraining (default: 600); SEED (default: 1)
 #
 # Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
 # is to be seen is every step at work, and which setting each number comes from.
@@ -19,7 +19,7 @@ set -euo pipefail
 
 CORPUS=${CORPUS:-synthetic}
 OUT=${OUT:-demo/$CORPUS}
-UPDATES=${UPDATES:-300}
+UPDATES=${UPDATES:-600}
 SEED=${SEED:-1}
 [[ $CORPUS == synthetic || -n ${CORPUS_DIR:-} ]] || fail "CORPUS_DIR is empty; give the folder of the corpus $CORPUS"
 CORPUS_DIR=${CORPUS_DIR:-$OUT/audio}
@@ -31,8 +31,10 @@ started=$SECONDS
 common=(common.seed="$SEED" task.data="$manifest")
 
 if stage 1 "corpus and manifests; no file and no audio in two splits, speakers of test in no other"; then
-    tool "manifests/$CORPUS" "$CORPUS_DIR" "$manifest" --protocol both --seed "$SEED"
-    tool tools/check_manifest "$manifest" --allow speaker --json "$OUT/check_manifest.json"
+    options=()
+    [[ $CORPUS != synthetic ]] || options=(--utterances 30)
+    tool "manifests/$CORPUS" "$CORPUS_DIR" "$manifest" --protocol both --seed "$SEED" "${options[@]}"
+    tool tools/check_manifest "$manifest" --allow speaker:valid,speaker:test_seen --json "$OUT/check_manifest.json"
 fi
 
 if stage 2 "pseudo-labels: 50 k-means clusters of MFCCs, fitted on the training split"; then
@@ -70,9 +72,8 @@ if stage 7 "evaluation: speakers seen in training, and unseen ones"; then
     for target in "${targets[@]}"; do
         for system in tapt papt; do
             model=$OUT/${target}_$system
-            for split in test_seen test; do
-                tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" "$split" "$model/$split" --embeddings --seed "$SEED"
-            done
+            tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test_seen "$model/test_seen" --seed "$SEED"
+            tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test "$model/test" --embeddings --seed "$SEED"
         done
     done
 fi

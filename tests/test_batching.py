@@ -58,6 +58,11 @@ def test_what_is_over_a_multiple_does_not_break_the_budget():
     assert [b.tolist() for b in batches] == [[0, 1], [2], [3]]
 
 
+def test_what_is_over_a_multiple_counts_in_the_next_batch():
+    """The third of ten seconds sets the length of the batch it goes into: four would be forty seconds."""
+    assert [b.tolist() for b in by_length([10, 10, 10, 7, 7, 7], 30, multiple=2)] == [[0, 1], [2, 3], [4, 5]]
+
+
 @given(lengths=LENGTHS, budget=st.integers(1, 5000))
 def test_sorted_batches_are_as_full_as_they_can_be(lengths, budget):
     batches = by_length(lengths, budget)

@@ -162,7 +162,7 @@ def test_layer_features_equal_fairseqs_output_layers():
 def test_features_of_a_batch_equal_those_of_single_utterances(variant, mode):
     """20 utterances of 0.3 to 12 s; in training mode with the same masks."""
     model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position="prefix", speakers=["a", "b", "c"]).train(mode == "train")
-    torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.3)
+    torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.05)
     lengths = np.random.default_rng(1).integers(4_800, 192_000, 20).tolist()
     lengths[0], lengths[1] = 4_800, 192_000
     singles, together = batch(lengths)
@@ -178,7 +178,7 @@ def test_features_of_a_batch_equal_those_of_single_utterances(variant, mode):
 def test_loss_and_gradients_of_a_batch_are_the_sums_over_its_utterances(variant, position):
     model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position=position, speakers=["a", "b", "c"]).train()
     if position != "none":
-        torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.3)
+        torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.05)
     singles, together = batch([4_800, 40_000, 16_123, 9_999, 30_001, 700])
     speakers = torch.arange(6) % 4
     total, size, _ = loss_of(model, {**together, "speaker": speakers}, pred_nomask_weight=0.5)

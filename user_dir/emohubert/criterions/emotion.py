@@ -32,10 +32,11 @@ class EmotionClassification(FairseqCriterion):
     def __init__(self, task, class_weights="none", label_smoothing=0.0):
         super().__init__(task)
         self.label_smoothing = label_smoothing
-        self.class_weights = None
+        weights = None
         if str(class_weights) == "balanced":
             counts = torch.tensor(task.class_counts, dtype=torch.float).clamp(min=1)
-            self.register_buffer("class_weights", counts.mean() / counts, persistent=False)
+            weights = counts.mean() / counts
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""

@@ -65,8 +65,8 @@ def resolve_backbone(cfg):
     if not cfg.init_from:
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
     pretrained = read_pretrained(cfg.init_from)
-    changes = {name: cfg[name] for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")}
-    changes |= {name: cfg[name] for name in ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")}
+    changes = {name: getattr(cfg, name) for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")}
+    changes |= {name: getattr(cfg, name) for name in ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")}
     layers = pretrained.config.get("encoder_layers", 12)
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= layers:

@@ -194,7 +194,7 @@ class SpeakerHubertModel(HubertModel):
             mask_indices: (batch, frames) bool, the frames to mask.
             mask_channel_indices: (batch, width) bool, the channels to set to zero.
             speaker: (batch,) rows of the speaker table; None: the unknown speaker.
-            speaker_vectors: (batch, width) used instead of the table.
+            speaker_vectors: (batch, width), or (batch, 2 × width) for film: heard instead of the table's.
             masked, unmasked: for which frames predictions are computed.
 
         Returns:
@@ -253,10 +253,9 @@ class SpeakerHubertModel(HubertModel):
 
     def vectors_of(self, speaker, batch):
         """Speaker vectors (batch, width) of table rows, the unknown speaker's for None."""
-        table = self.speaker_conditioning.embedding
         if speaker is None:
-            speaker = torch.zeros(batch, dtype=torch.long, device=table.weight.device)
-        return table(speaker)
+            speaker = torch.zeros(batch, dtype=torch.long, device=self.mask_emb.device)
+        return self.speaker_conditioning.vectors(speaker)
 
     def _lengths(self, source, padding_mask, lengths):
         if lengths is None:

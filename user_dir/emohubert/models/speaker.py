@@ -1,5 +1,7 @@
 """A learned embedding per speaker, and the places where the encoder can hear it (Tran, Yin & Soleymani 2023)."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -21,6 +23,9 @@ class SpeakerConditioning(nn.Module):
 
     All vectors start at zero, so that training starts at exactly the pretrained model for input, output and film. A
     prefix token cannot be a no-op, whatever its value: attention gives it some weight. Zero disturbs least.
+
+    What the encoder hears is the table's row times √width, as of word embeddings in Transformers (Vaswani et al. 2017,
+    section 3.4): Adam moves every parameter by about the learning rate, and a speaker has to be learned from few updates.
     """
 
     def __init__(self, position, n_speakers, width):
@@ -28,8 +33,13 @@ class SpeakerConditioning(nn.Module):
         if position not in POSITIONS[1:]:
             raise InputError(f"model.speaker_position={position}: unknown; use one of {', '.join(POSITIONS)}")
         self.position = position
+        self.scale = math.sqrt(width)
         self.embedding = nn.Embedding(n_speakers + 1, 2 * width if position == "film" else width)
         nn.init.zeros_(self.embedding.weight)
+
+    def vectors(self, rows):
+        """Vectors of table rows, as the encoder hears them. rows: (batch,) long → (batch, width) or, for film, (batch, 2 × width)."""
+        return self.embedding(rows) * self.scale
 
     def before_encoder(self, x, padding_mask, vectors):
         """Condition the encoder's input.
@@ -66,4 +76,4 @@ class SpeakerConditioning(nn.Module):
 
     def mean_norm(self):
         """Mean Euclidean norm of the known speakers' vectors (a scalar tensor): how far they have moved from nothing."""
-        return self.embedding.weight[1:].detach().float().norm(dim=-1).mean()
+        return self.embedding.weight[1:].detach().float().norm(dim=-1).mean() * self.scale

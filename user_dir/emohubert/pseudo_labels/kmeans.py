@@ -156,26 +156,37 @@ class Assigner:
         if len(self.exact) == 1:
             return nearest, False
         margin = scores.scatter_(1, nearest[:, None], float("inf")).amin(1) - best
-        tolerance = self._rounding * (norms * self._radius + self._offset)
-        close = torch.nonzero(~(margin > tolerance))[:, 0]
-        if len(close):
-            scores[close, nearest[close]] = best[close]
-            rows, candidates = torch.nonzero(~(scores[close] > (best + tolerance)[close][:, None]), as_tuple=True)
-            nearest[close] = self._exactly_nearest(block[close], rows, candidates)
-        return nearest, noise > 0 and bool((~(margin > tolerance + 2 * noise * norms * self._radius)).any())
+        limit = self._rounding * (norms * self._radius + self._offset) + 2 * noise * norms * self._radius
+        close = torch.nonzero(~(margin > limit))[:, 0]
+        if not len(close):
+            return nearest, False
+        scores[close, nearest[close]] = best[close]
+        rows, candidates = torch.nonzero(~(scores[close] > (best + limit)[close][:, None]), as_tuple=True)
+        nearest[close], doubtful = self._compare_exactly(block[close].double(), rows, candidates, noise)
+        return nearest, doubtful
 
-    def _exactly_nearest(self, frames, rows, candidates):
-        """Of the candidates of each frame, the nearest in float64; (rows, candidates) are ordered pairs."""
-        distances = torch.cat(
-            [self._distances(frames[r].double(), self.exact[c]) for r, c in zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True)]
-        )
+    def _compare_exactly(self, frames, rows, candidates, noise):
+        """The nearest of the candidates of each frame in float64, and whether noise could make it another.
+
+        Args:
+            frames: the frames.
+            rows, candidates: pairs of a frame and one of its candidates, in order.
+            noise: relative precision of the frames.
+        """
+        pairs = list(zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True))
+        distances = torch.cat([self._half_distances(frames[r], self.exact[c]) for r, c in pairs])
         least = torch.full((len(frames),), float("inf"), dtype=torch.float64, device=self.device).scatter_reduce(0, rows, distances, "amin")
         tied = distances == least[rows]
-        first = torch.full((len(frames),), len(self.exact), device=self.device)
-        return first.scatter_reduce(0, rows[tied], candidates[tied], "amin")
+        nearest = torch.full((len(frames),), len(self.exact), device=self.device)
+        nearest = nearest.scatter_reduce(0, rows[tied], candidates[tied], "amin")
+        if not noise:
+            return nearest, False
+        apart = torch.cat([(self.exact[c] - self.exact[nearest[r]]).norm(dim=1) for r, c in pairs])
+        within = distances - least[rows] <= noise * frames.norm(dim=1)[rows] * apart
+        return nearest, bool((within & (candidates != nearest[rows])).any())
 
-    def _distances(self, frames, centroids):
-        return (frames - centroids).pow(2).sum(1) if self.metric == "euclidean" else -(frames * centroids).sum(1)
+    def _half_distances(self, frames, centroids):
+        return (frames - centroids).pow(2).sum(1) / 2 if self.metric == "euclidean" else -(frames * centroids).sum(1)
 
 
 def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):

@@ -1,0 +1,320 @@
+"""Fine-tuning and evaluation: exact pooling, correct losses, and the whole way from a pretrained checkpoint to metrics.json."""
+
+import argparse
+import json
+import shutil
+
+import audmetric
+import numpy as np
+import pytest
+import torch
+from corpus import CLASSES, make_corpus, make_labels
+from fairseq.logging import meters, metrics
+from scripts import run
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from torch import distributed, multiprocessing
+from torch.nn import functional as F
+from training import MICRO, train
+
+from emohubert.checkpoints import load_state, load_trained, read_pretrained
+from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
+from emohubert.errors import InputError
+from emohubert.inference import predict_split
+from emohubert.manifest import read_split
+from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
+from emohubert.models.heads import HEADS
+from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
+from emohubert.predictions import read_embeddings, read_predictions
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    make_labels(make_corpus(folder, seconds=(0.3, 1.0), valid=16, test=16), folder / "labels")
+    overrides = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", "task.speakers=spk", "model.speaker_position=input"]
+    pretraining = train("hubert_tiny", *MICRO, *overrides, f"checkpoint.save_dir={folder}/hubert", "optimization.max_update=2")
+    assert pretraining.returncode == 0, pretraining.stdout[-3000:]
+    return folder
+
+
+def checkpoint(corpus):
+    return corpus / "hubert" / "checkpoint_last.pt"
+
+
+def finetune(corpus, kind, *overrides):
+    options = [f"task.data={corpus}/manifest", f"model.init_from={checkpoint(corpus)}", f"checkpoint.save_dir={corpus}/{kind}"]
+    return train(f"ser_{kind}_tiny", *options, "model.mask_channel_length=4", "optimization.lr=[0.003]", *overrides)
+
+
+@pytest.fixture(scope="module")
+def classifier(corpus):
+    finished = finetune(corpus, "classification", "optimization.max_epoch=12", "model.freeze=none")
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    return corpus / "classification" / "checkpoint_best.pt"
+
+
+@pytest.fixture(scope="module")
+def regressor(corpus):
+    finished = finetune(corpus, "regression", "task.target=[arousal,valence]", "optimization.max_epoch=12", "model.freeze=none")
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    assert '"valid_ccc_arousal"' in finished.stdout
+    return corpus / "regression" / "checkpoint_best.pt"
+
+
+def build(corpus, outputs=4, **values):
+    cfg = EmotionHubertConfig(init_from=str(checkpoint(corpus)), **values)
+    cfg.backbone, pretrained = resolve_backbone(cfg)
+    model = EmotionHubertModel(cfg, outputs, pretrained.speakers)
+    model.start_from(pretrained)
+    return model
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_mixed_batch_gives_what_single_utterances_give(corpus, pooling, head):
+    torch.manual_seed(0)
+    model = build(corpus, pooling=pooling, head=head, layer_weighting=head == "linear").eval()
+    lengths = [5_000, 16_000, 400, 9_123]
+    waves = [torch.randn(n) for n in lengths]
+    source = torch.stack([F.pad(w, (0, max(lengths) - len(w))) for w in waves])
+    speaker = torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        together = model(source, lengths, speaker=speaker)
+        for i, wave in enumerate(waves):
+            alone = model(wave[None], [len(wave)], speaker=speaker[i : i + 1])
+            for name in ("output", "embedding"):
+                assert (together[name][i] - alone[name][0]).abs().max() < 1e-5, name
+
+
+def test_attention_pooling_is_the_papers_equation():
+    """FLEA, equations 2 and 3, one utterance at a time in numpy."""
+    torch.manual_seed(0)
+    pooling = AttentionPooling(6)
+    x, valid = torch.randn(3, 9, 6), torch.arange(9) < torch.tensor([[9], [4], [1]])
+    found = pooling(x, valid).detach().numpy()
+    w = pooling.attention.weight.detach().numpy()[0]
+    for i, n in enumerate((9, 4, 1)):
+        frames = x[i, :n].numpy()
+        a = np.exp(np.tanh(frames @ w))
+        np.testing.assert_allclose(found[i], (a / a.sum()) @ frames, atol=1e-6)
+
+
+def test_pooling_ignores_padding_and_counts_the_last_frame():
+    x = torch.arange(12.0).view(1, 4, 3)
+    valid = torch.tensor([[True, True, True, False]])
+    assert torch.equal(make_pooling("mean", 3)(x, valid), x[:, :3].mean(dim=1))
+    x[:, 3] = float("nan")
+    for name in POOLINGS:
+        assert make_pooling(name, 3)(x, valid).isfinite().all()
+
+
+def test_freezing(corpus):
+    def trained(what):
+        return {n.split(".")[1] for n, p in build(corpus, freeze=what).named_parameters() if p.requires_grad and n.startswith("backbone.")}
+
+    assert "feature_extractor" in trained("none")
+    assert "feature_extractor" not in trained("cnn") and "encoder" in trained("cnn")
+    assert trained("encoder") == {"speaker_conditioning"} and trained("all") == set()
+    frozen = build(corpus, freeze="encoder").train()
+    assert not frozen.backbone.training and frozen.head.training
+
+
+def test_fewer_layers(corpus):
+    model = build(corpus, num_layers=1)
+    assert len(model.backbone.encoder.layers) == 1
+    with pytest.raises(InputError, match="has 2 layers"):
+        build(corpus, num_layers=3)
+
+
+def test_ccc_equals_audmetrics_and_its_gradient_finite_differences():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)), rng.normal(0.3, 2, size=(20, 3))
+    found = ccc(torch.from_numpy(x), torch.from_numpy(y))
+    for d in range(3):
+        assert abs(found[d].item() - audmetric.concordance_cc(y[:, d], x[:, d])) < 1e-9
+    assert torch.autograd.gradcheck(lambda p: (1 - ccc(p, torch.from_numpy(y))).mean(), torch.from_numpy(x).requires_grad_())
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_ccc_of_tiny_and_constant_batches_is_finite(n):
+    for x, y in ((torch.zeros(n, 2), torch.zeros(n, 2)), (torch.ones(n, 2), torch.rand(n, 2))):
+        x.requires_grad_()
+        loss = (1 - ccc(x, y)).mean()
+        loss.backward()
+        assert loss.isfinite() and x.grad.isfinite().all()
+
+
+class Fixed(torch.nn.Module):
+    """A model whose outputs are its parameters."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = torch.nn.Parameter(output)
+
+    def forward(self, rows):
+        return {"output": self.output[rows]}
+
+
+def batches(target, sizes):
+    start = 0
+    for n in sizes:
+        rows = torch.arange(start, start + n)
+        yield {"net_input": {"rows": rows}, "target": target[rows], "ntokens": n, "nsentences": n}
+        start += n
+
+
+def epoch(criterion, model, samples):
+    """What fairseq logs for an epoch of these batches."""
+    with metrics.aggregate("test", new_root=True) as found:
+        for sample in samples:
+            _, size, log = criterion(model, sample)
+            type(criterion).reduce_metrics([log])
+        return found.get_smoothed_values()
+
+
+def test_ua_wa_and_f1_are_those_of_the_epoch_not_of_its_batches():
+    rng = np.random.default_rng(0)
+    target, output = torch.from_numpy(rng.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1])), torch.from_numpy(rng.normal(size=(50, 4)))
+    task = argparse.Namespace(class_counts=[1] * 4)
+    found = epoch(EmotionClassification(task).eval(), Fixed(output), batches(target, [7, 20, 1, 22]))
+    predicted = output.argmax(1)
+    assert found["ua"] == pytest.approx(balanced_accuracy_score(target, predicted), abs=1e-4)
+    assert found["wa"] == pytest.approx(float((target == predicted).float().mean()), abs=1e-4)
+    assert found["macro_f1"] == pytest.approx(f1_score(target, predicted, average="macro"), abs=1e-4)
+    assert found["loss"] == pytest.approx(F.cross_entropy(output, target).item(), abs=1e-3)
+
+
+def test_ccc_is_that_of_the_epoch():
+    rng = np.random.default_rng(0)
+    target = torch.from_numpy(rng.uniform(size=(50, 2)))
+    output = target + torch.from_numpy(rng.normal(0.2, 0.3, size=(50, 2)))
+    task = argparse.Namespace(dimensions=["arousal", "valence"])
+    found = epoch(EmotionRegression(task).eval(), Fixed(output), batches(target, [7, 20, 1, 22]))
+    for d, name in enumerate(task.dimensions):
+        assert found[f"ccc_{name}"] == pytest.approx(audmetric.concordance_cc(target[:, d].numpy(), output[:, d].numpy()), abs=1e-4)
+    assert found["ccc"] == pytest.approx((found["ccc_arousal"] + found["ccc_valence"]) / 2, abs=1e-4)
+
+
+def test_balanced_class_weights():
+    target, output = torch.tensor([0, 0, 0, 1]), torch.randn(4, 2)
+    criterion = EmotionClassification(argparse.Namespace(class_counts=[3, 1]), class_weights="balanced")
+    loss, size, _ = criterion(Fixed(output), next(batches(target, [4])))
+    expected = F.cross_entropy(output, target, weight=torch.tensor([2 / 3, 2.0]), reduction="sum")
+    assert size == 4 and torch.allclose(loss, expected)
+
+
+def _rank(rank, folder, output, target):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = Fixed(output).train()
+    criterion = EmotionRegression(argparse.Namespace(dimensions=["a"])).train()
+    rows = torch.arange(3) if rank == 0 else torch.arange(3, 10)
+    loss, size, _ = criterion(model, {"net_input": {"rows": rows}, "target": target[rows], "ntokens": 1, "nsentences": 1})
+    loss.backward()
+    total = torch.tensor(float(size))
+    distributed.all_reduce(model.output.grad)
+    distributed.all_reduce(total)
+    torch.save({"loss": loss.detach() / total, "gradient": model.output.grad / total}, f"{folder}/rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
+    torch.manual_seed(0)
+    output, target = torch.randn(10, 1), torch.randn(10, 1)
+    multiprocessing.spawn(_rank, args=(str(tmp_path), output, target), nprocs=2)
+    whole = output.clone().requires_grad_()
+    expected = 1 - ccc(whole, target).mean()
+    expected.backward()
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["loss"], expected.detach())
+        torch.testing.assert_close(found["gradient"], whole.grad)
+
+
+def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path, capsys):
+    assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "out", "--embeddings", "--repeats", "50") == 0
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    predictions = read_predictions(tmp_path / "out" / "predictions.tsv")
+    split = read_split(corpus / "manifest", "test")
+    assert predictions.ids == split.ids and predictions.speakers == split.speakers and predictions.emotions == split.emotions
+    assert scores["UA"] == pytest.approx(balanced_accuracy_score(predictions.emotions, predictions.predicted))
+    assert scores["classes"] == list(CLASSES) and scores["n"] == 16 and set(scores["by"]["sex"]) == {"female", "male"}
+    assert scores["UA"] > 0.7, "four tones are easy"
+    assert scores["setting"] == "seen (4 speakers)" and scores["speaker_embedding"] == "speaker embedding at the input"
+    embeddings = read_embeddings(tmp_path / "out" / "embeddings.npz")
+    assert embeddings.ids == split.ids and embeddings.values.shape == (16, 32)
+    assert f"UA {scores['UA']:.3f}" in capsys.readouterr().out
+    before = (tmp_path / "out" / "predictions.tsv").stat().st_mtime_ns
+    assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "out", "--embeddings", "--repeats", "50") == 0
+    assert (tmp_path / "out" / "predictions.tsv").stat().st_mtime_ns == before, "made again although nothing changed"
+
+
+def test_regression_from_checkpoint_to_metrics(corpus, regressor, tmp_path):
+    assert run("tools/evaluate.py", regressor, corpus / "manifest", "test", tmp_path / "out", "--repeats", "50") == 0
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    predictions = read_predictions(tmp_path / "out" / "predictions.tsv")
+    assert predictions.dims == ["arousal", "valence"]
+    expected = audmetric.concordance_cc(predictions.references[:, 0], predictions.predicted[:, 0])
+    assert scores["dims"]["arousal"]["ccc"] == pytest.approx(expected)
+    assert scores["dims"]["arousal"]["ccc"] > 0.4
+
+
+def test_predictions_depend_on_neither_batches_nor_references(corpus, classifier):
+    task, model = load_trained(classifier)
+    split = read_split(corpus / "manifest", "test")
+    one, vectors = predict_split(task, model, split, batch_seconds=0.1)
+    split.emotions = ["-"] * len(split)
+    many, other_vectors = predict_split(task, model, split, batch_seconds=100)
+    np.testing.assert_allclose(one.probabilities, many.probabilities, atol=1e-5)
+    np.testing.assert_allclose(vectors, other_vectors, atol=1e-4)
+    assert one.predicted == many.predicted
+
+
+def test_unknown_speakers_and_short_files(corpus, classifier, caplog):
+    task, model = load_trained(classifier)
+    split = read_split(corpus / "manifest", "test")
+    split.speakers = ["somebody else"] * len(split)
+    split.n_samples = split.n_samples.copy()
+    split.n_samples[3] = 300
+    predictions, _ = predict_split(task, model, split)
+    assert len(predictions) == 15 and split.ids[3] not in predictions.ids
+    assert split.paths[3] in caplog.text
+
+
+def test_a_fine_tuned_checkpoint_stands_alone_and_can_be_continued_from(corpus, classifier, tmp_path):
+    moved = shutil.copy(classifier, tmp_path / "moved.pt")
+    state = torch.load(moved, weights_only=True)
+    state["cfg"]["task"]["data"] = state["cfg"]["model"]["init_from"] = "/nowhere"
+    torch.save(state, moved)
+    task, model = load_trained(moved)
+    assert task.classes == list(CLASSES) and task.training_speakers == ["anna", "ben", "cleo", "dan"]
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(classifier) == []
+    pretrained = read_pretrained(moved)
+    assert pretrained.family == "emotion_hubert" and pretrained.speakers == task.speakers
+    assert torch.equal(pretrained.weights["encoder.layers.0.fc1.weight"], model.backbone.encoder.layers[0].fc1.weight)
+    assert "speaker_conditioning.embedding.weight" in pretrained.weights
+
+
+def test_the_speakers_of_pretraining_are_carried_over(corpus, classifier):
+    before, after = load_state(checkpoint(corpus))["model"], load_state(classifier)["model"]
+    assert after["backbone.speaker_conditioning.embedding.weight"].shape == before["speaker_conditioning.embedding.weight"].shape
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["task.target=[tension]"], "no column “tension”"),
+        (["model.init_from=/nowhere.pt"], "/nowhere.pt: no such checkpoint"),
+        (["model.num_layers=9"], "has 2 layers"),
+        (["task.data=/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(corpus, overrides, expected):
+    finished = finetune(corpus, "classification", f"checkpoint.save_dir={corpus}/bad", *overrides)
+    errors = [line for line in finished.stdout.splitlines() if line.startswith("error: ")]
+    assert finished.returncode == 2 and len(errors) == 1 and expected in errors[0], finished.stdout[-2000:]
+
+
+def test_meters_of_an_interrupted_epoch_are_plain_values(classifier):
+    """What fairseq keeps of the metrics in a checkpoint must load safely."""
+    assert isinstance(load_state(classifier)["extra_state"]["metrics"], (dict, list))
+    assert issubclass(meters.MetersDict, dict)
