@@ -21,7 +21,8 @@ from ..files import Stamp, atomic, make_folder, read_json, sha256, write_json
 from ..manifest import read_split
 from .centroids import load_centroids
 from .features import audio_fingerprint
-from .kmeans import BLOCK, Assigner, cores
+from .kmeans import BLOCK, Assigner
+from .threads import cores
 
 logger = logging.getLogger("emohubert")
 

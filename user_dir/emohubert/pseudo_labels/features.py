@@ -8,9 +8,10 @@ rounding of float32, and `Extracted.alone` gives the latter where the last bit d
 """
 
 import contextlib
+import os
 import threading
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .. import audio
 from ..batching import by_length
 from ..errors import InputError
 from ..files import fingerprint
-from .kmeans import cores, one_thread
+from .threads import cores, one_thread, pool
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
@@ -155,6 +156,7 @@ class EncoderFeatures:
 
     def __init__(self, encoder, layers, batch_seconds=100.0, workers=None, precision="float32", max_chunk_seconds=100.0, padded=None):
         encoder.check_layers(layers)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
         self.encoder, self.precision = encoder, precision
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
         self.workers = workers or cores()
@@ -343,30 +345,31 @@ class _Statistics:
 def _in_threads(process, found, workers, budget):
     """Run `process` on pieces in threads, at most `budget` samples at once; yields seconds done."""
     waiting, running = deque(found), {}
-    pool = ThreadPoolExecutor(workers)
     try:
         while waiting or running:
             in_flight = sum(p.samples for p in running.values())
             while waiting and len(running) < workers and (not running or budget is None or in_flight + waiting[0].samples <= budget):
                 piece = waiting.popleft()
-                running[pool.submit(process, piece)] = piece
+                running[pool(workers).submit(process, piece)] = piece
                 in_flight += piece.samples
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 piece = running.pop(future)
                 future.result()
                 yield piece.samples / audio.SAMPLE_RATE
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        wait(running)
 
 
 def _read_ahead(load, batches, workers):
     """`load(batch)` for each batch in order, in threads, two batches ahead."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting, pending = deque(batches), deque()
+    waiting, pending = deque(batches), deque()
+    try:
         while waiting or pending:
             while waiting and len(pending) < 3:
-                pending.append(pool.submit(load, waiting.popleft()))
+                pending.append(pool(workers).submit(load, waiting.popleft()))
             yield pending.popleft().result()
+    finally:
+        wait(pending)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,8 @@ frames whose two nearest centroids are too close for its rounding are compared a
 threads nor the size of a block decides about a label, here or in fitting.
 """
 
-import contextlib
 import json
-import os
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import torch
 
 from ..errors import InputError
 from ..files import atomic
+from .threads import cores, one_thread, pool
 
 METRICS = ("euclidean", "cosine")
 BLOCK = 4096
@@ -213,8 +211,8 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
     if len(frames) < clusters:
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
     best = None
-    with one_thread(), ThreadPoolExecutor(workers or cores()) as pool:
-        data = _Frames(frames, metric, device, pool)
+    with one_thread():
+        data = _Frames(frames, metric, device, pool(workers or cores()))
         for restart in range(restarts):
             centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, restart])), iterations)
             inertia = float(data.distances(centroids, labels).sum()) / len(frames)
@@ -232,10 +230,10 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
 class _Frames:
     """The frames of a fit, taken block by block in threads; unit vectors where the metric is cosine."""
 
-    def __init__(self, frames, metric, device, pool):
-        self.frames, self.metric, self.device, self._pool = torch.as_tensor(frames), metric, torch.device(device), pool
+    def __init__(self, frames, metric, device, threads):
+        self.frames, self.metric, self.device, self._pool = torch.as_tensor(frames), metric, torch.device(device), threads
         self._parts = [slice(start, start + BLOCK) for start in range(0, len(self.frames), BLOCK)]
-        self._norms = list(pool.map(lambda part: self.take(part).norm(dim=1), self._parts))
+        self._norms = list(threads.map(lambda part: self.take(part).norm(dim=1), self._parts))
         if not all(torch.isfinite(norms).all() for norms in self._norms):
             raise InputError("features hold values that are not finite numbers; look for damaged audio or a damaged checkpoint")
 
@@ -333,22 +331,6 @@ def _fill_empty(data, centroids, labels, sums):
         sizes[cluster] = 1
         labels[row] = cluster
     return len(empty)
-
-
-def cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-@contextlib.contextmanager
-def one_thread():
-    """One thread per torch operation: work is shared out to threads in whole blocks, so that every sum has one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _first_line(error):

@@ -256,14 +256,16 @@ class LabelMaker:
         jobs = []
         for s in self.sets:
             stamp = Stamp(s.folder / f".{split.name}.stamp", self._label_settings(s, split), [s.folder / f"{split.name}.km"])
-            if self.overwrite or not stamp.is_current():
+            current = not self.overwrite and stamp.is_current()
+            _clear(s.folder, split, None if current or self.overwrite else stamp)
+            if not current:
                 jobs.append(_SplitLabels(s, split, stamp, self.features.device))
         if not jobs:
             logger.info("%s: its labels are whole and made with these settings", split.name)
         else:
             windows = _windows(split.n_samples)
             for job in jobs:
-                job.open(self.overwrite)
+                job.open()
             for number, window in enumerate(windows):
                 undone = [job for job in jobs if not job.part(number).is_file()]
                 if undone:
@@ -307,6 +309,8 @@ class LabelMaker:
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()
         settings = {"units": self._label_settings(s, self.fit_split), "pieces": size}
         fit = Stamp(folder / ".pieces.stamp", settings, [folder / "pieces.model", folder / "dict.km.txt"])
         if self.overwrite or not fit.is_current():
@@ -345,13 +349,10 @@ class _SplitLabels:
     def __init__(self, label_set, split, stamp, device):
         self.set, self.split, self.stamp = label_set, split, stamp
         self._assigner = kmeans.Assigner(label_set.model.centroids, label_set.model.metric, device)
-        self._folder = label_set.folder / f".{split.name}.{fingerprint(stamp.settings)}.parts"
+        self._folder = _parts(label_set.folder, split, stamp)
 
-    def open(self, overwrite):
+    def open(self):
         self.stamp.clear()
-        for other in self.set.folder.glob(f".{self.split.name}.*.parts"):
-            if overwrite or other != self._folder:
-                shutil.rmtree(other)
         self._folder.mkdir(exist_ok=True)
 
     def part(self, number):
@@ -379,6 +380,20 @@ class _SplitLabels:
                     shutil.copyfileobj(f, out, 1 << 20)
         self.stamp.write()
         shutil.rmtree(self._folder)
+
+
+def _parts(folder, split, stamp):
+    """Where the parts of labels with these settings wait until they are all there."""
+    return folder / f".{split.name}.{fingerprint(stamp.settings)}.parts"
+
+
+def _clear(folder, split, stamp):
+    """Remove what killed runs left behind; parts made with the settings of `stamp` stay."""
+    for parts in folder.glob(f".{split.name}.*.parts"):
+        if stamp is None or parts != _parts(folder, split, stamp):
+            shutil.rmtree(parts)
+    for unfinished in [*folder.glob(".*.tmp"), *folder.glob(".*.parts/.*.tmp")]:
+        unfinished.unlink()
 
 
 def _windows(n_samples):
