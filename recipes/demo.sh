@@ -7,7 +7,7 @@
 # CORPUS       name of a script in manifests/ (default: synthetic)
 # CORPUS_DIR   its audio (default: where the generated corpus goes)
 # OUT          output folder (default: demo/$CORPUS)
-# UPDATES      updates of the first pretraining (default: 600); SEED (default: 1)
+# UPDATES      updates of the first pretraining (default: 450); SEED (default: 1)
 #
 # Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
 # is to be seen is every step at work, and which setting each number comes from.
@@ -19,7 +19,7 @@ set -euo pipefail
 
 CORPUS=${CORPUS:-synthetic}
 OUT=${OUT:-demo/$CORPUS}
-UPDATES=${UPDATES:-600}
+UPDATES=${UPDATES:-450}
 SEED=${SEED:-1}
 [[ $CORPUS == synthetic || -n ${CORPUS_DIR:-} ]] || fail "CORPUS_DIR is empty; give the folder of the corpus $CORPUS"
 CORPUS_DIR=${CORPUS_DIR:-$OUT/audio}
@@ -53,8 +53,12 @@ fi
 if stage 5 "continued pretraining: with speaker embeddings (PAPT), and without for comparison (TAPT)"; then
     continued=("${common[@]}" task.label_dir="$OUT/labels/L3/km50" model.init_from="$OUT/hubert/checkpoint_last.pt"
         optimization.max_update=$((UPDATES / 3)))
-    train papt_tiny "$OUT/papt" "${continued[@]}"
-    train papt_tiny "$OUT/tapt" "${continued[@]}" model.speaker_position=none task.speakers=null
+    pretrain_further() {
+        local without=()
+        [[ $1 == papt ]] || without=(model.speaker_position=none task.speakers=null)
+        train papt_tiny "$OUT/$1" "${continued[@]}" "${without[@]}"
+    }
+    each pretrain_further papt tapt
 fi
 
 targets=(classification)
@@ -62,9 +66,10 @@ targets=(classification)
 
 if stage 6 "fine-tuning for emotion on the training speakers"; then
     for target in "${targets[@]}"; do
-        for system in tapt papt; do
-            train "ser_${target}_tiny" "$OUT/${target}_$system" "${common[@]}" model.init_from="$OUT/$system/checkpoint_last.pt"
-        done
+        finetune() {
+            train "ser_${target}_tiny" "$OUT/${target}_$1" "${common[@]}" model.init_from="$OUT/$1/checkpoint_last.pt"
+        }
+        each finetune papt tapt
     done
 fi
 

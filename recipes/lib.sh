@@ -25,6 +25,21 @@ tool() {
     "$PYTHON" "$ROOT/$name.py" "$@"
 }
 
+# each FUNCTION ARGUMENT…: FUNCTION for every argument, all at the same time, each on its share of the cores; fails if one fails.
+each() {
+    local function=$1 argument pid pids=() status=0 threads
+    shift
+    threads=$(($(nproc 2>/dev/null || echo 2) / $#))
+    for argument in "$@"; do
+        OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) "$function" "$argument" &
+        pids+=("$!")
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" || status=$?
+    done
+    ((status == 0)) || exit "$status"
+}
+
 # train CONFIG DIR key=value …: fairseq-hydra-train into DIR. Done already: skipped. Interrupted: goes on where it stopped.
 train() {
     local config=$1 dir=$2 wanted log

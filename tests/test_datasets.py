@@ -1,7 +1,10 @@
 """Datasets: batches hold what single utterances give, epochs change what they should, and nothing depends on who loads."""
 
+import gc
 import logging
+import multiprocessing
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -406,6 +409,25 @@ def test_fairseq_with_workers_and_a_buffer_gives_the_same(corpus):
         alone = batches_of(data, epoch)
         assert equal(batches_of(data, epoch, num_workers=2, data_buffer_size=4), alone)
         assert equal(batches_of(data, epoch, data_buffer_size=4), alone)
+
+
+def test_workers_end_with_their_epoch(corpus):
+    """At once, and without garbage collection (which takes five seconds for each worker)."""
+    data = dataset(corpus, max_samples=12_000)
+    before = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        for epoch in (1, 2):
+            batches = iterator(data, epoch, num_workers=2)
+            for _ in batches.next_epoch_itr():
+                pass
+            assert len(set(multiprocessing.active_children()) - before) == 2
+            start = time.monotonic()
+            del batches
+            assert not set(multiprocessing.active_children()) - before
+            assert time.monotonic() - start < 4
+    finally:
+        gc.enable()
 
 
 def test_pickling(corpus):

@@ -448,28 +448,29 @@ def test_kill_at_any_moment_and_run_again(tmp_path):
     checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **TINY)
     options = ("--checkpoint", checkpoint, "--layers", 2, 4, "--clusters", 20, 60, "--pieces", 80, "--workers", 1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = time.monotonic()
     subprocess.run(command(manifest, tmp_path / "whole", *options), check=True, env=environment, capture_output=True)
-    duration = time.monotonic() - start
+    whole = label_files(tmp_path / "whole")
     rng = np.random.default_rng(0)
-    stages = set()
-    for attempt, share in enumerate(np.sort(rng.uniform(0.3, 1.0, size=12))):
+    moments = set()
+    for attempt, files in enumerate((0, 1, 2, 5, 8, 12, 20, 30, 40, 50, 60, 70)):  # killed when so many files are there
         out = tmp_path / f"killed{attempt % 3}"  # three folders, each killed four times, later and later
         process = subprocess.Popen(command(manifest, out, *options), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(share * duration)
+        while process.poll() is None and sum(p.is_file() for p in out.rglob("*")) < files:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        stages.add(sum(p.suffix in (".km", ".npz") for p in out.rglob("*")) if out.is_dir() else 0)
-        whole = label_files(tmp_path / "whole")
-        for name, content in (label_files(out) if out.is_dir() else {}).items():
-            if not name.endswith(".tmp") and ".parts" not in name:
+        found = label_files(out) if out.is_dir() else {}
+        moments.add(len(found))
+        for name, content in found.items():
+            if ".parts" not in name:
                 assert content == whole[name]  # whatever has its final name is whole
-    assert len(stages) > 2
+    assert len(moments) > 4
     for i in range(3):
         out = tmp_path / f"killed{i}"
         finished = {p: p.stat().st_mtime_ns for p in out.rglob("kmeans.npz") if (p.parent / ".kmeans.stamp").is_file()}
         subprocess.run(command(manifest, out, *options), check=True, env=environment, capture_output=True)
-        assert label_files(out) == label_files(tmp_path / "whole")
+        assert label_files(out) == whole
         assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
         assert not [p for p in out.rglob(".*") if not p.name.endswith(".stamp")]
 

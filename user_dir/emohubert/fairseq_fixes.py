@@ -7,10 +7,12 @@ import os
 import pickle
 import re
 import shutil
+import weakref
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data.dictionary import Dictionary
+from fairseq.data.iterators import FrozenBatchSampler
 from fairseq.file_io import PathManager
 from hydra.core.hydra_config import HydraConfig
 
@@ -24,6 +26,7 @@ def apply():
     refuse_hostile_checkpoints()
     copy_checkpoints_whole()
     prepare_output_folder()
+    end_workers_with_their_epoch()
 
 
 def allow_checkpoint_classes():
@@ -62,6 +65,15 @@ def prepare_output_folder():
     _wrap(checkpoint_utils, "verify_checkpoint_directory", _making_folder)
 
 
+def end_workers_with_their_epoch():
+    """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it, whenever that comes.
+
+    By then the queues to its worker processes are closed, and torch waits five seconds for each worker before it kills it:
+    half a minute for six workers, in every epoch. The sampler must not hold the iterator.
+    """
+    _wrap(FrozenBatchSampler, "__init__", _holding_weakly)
+
+
 def _wrap(owner, name, wrapper, static=False):
     original = getattr(owner, name)
     if not hasattr(original, "__wrapped__"):
@@ -89,6 +101,14 @@ def _atomically(copy):
         return True
 
     return copy_whole
+
+
+def _holding_weakly(init):
+    def initialise(self, ordered_batches, *args, **kwargs):
+        method = weakref.WeakMethod(ordered_batches)
+        init(self, lambda *values: method()(*values), *args, **kwargs)
+
+    return initialise
 
 
 def _making_folder(_):
