@@ -16,8 +16,8 @@ from fairseq.tasks.fairseq_task import FairseqTask
 
 from emohubert import audio
 from emohubert.data import speech
-from emohubert.data.frame_labelled import FrameLabelledSpeech, Masking
-from emohubert.data.masking import rng_for, span_mask
+from emohubert.data.frame_labelled import FrameLabelledSpeech
+from emohubert.data.masking import Masking, rng_for, span_mask
 from emohubert.data.speech import SpeechDataset, pad_frames
 from emohubert.errors import InputError
 from emohubert.manifest import read_dictionary, read_split

@@ -1,5 +1,7 @@
 """Which frames (or channels) of an utterance are masked: a function of a seed and the utterance, of nothing else."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -40,3 +42,33 @@ def span_mask(n, probability, length, rng, min_spans=2):
         start = rng.integers(starts)
         mask[start : start + length] = False
     return mask
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How frames and channels are masked (the `mask_*` values of a model's configuration)."""
+
+    probability: float
+    length: int
+    channel_probability: float = 0.0
+    channel_length: int = 10
+    width: int = 0
+
+    @classmethod
+    def of(cls, model_cfg):
+        """From a HubertConfig."""
+        return cls(
+            model_cfg.mask_prob,
+            model_cfg.mask_length,
+            model_cfg.mask_channel_prob,
+            model_cfg.mask_channel_length,
+            model_cfg.encoder_embed_dim,
+        )
+
+    def frames(self, n, rng):
+        """Mask of n frames: bool (n,)."""
+        return span_mask(n, self.probability, self.length, rng)
+
+    def channels(self, rng):
+        """Mask of the channels: bool (width,)."""
+        return span_mask(self.width, self.channel_probability, self.channel_length, rng, min_spans=0)

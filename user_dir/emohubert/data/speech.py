@@ -19,10 +19,13 @@ MOST_HEADERS = 20_000
 
 
 class SpeechDataset(FairseqDataset):
-    """Waveforms of one split.
+    """Waveforms of one split, with masks and speakers that depend on (seed, epoch, utterance) alone.
 
     Args:
         split: a `manifest.Split`.
+        masking: a `Masking`, or None.
+        speaker_rows: row of the speaker table for each utterance, or None.
+        speaker_dropout: probability of the unknown speaker (row 0) instead, in training.
         seed: of batches, crops and masks.
         training: batches and crops change from epoch to epoch.
         normalise: bring every waveform to zero mean and unit variance (after the crop).
@@ -32,8 +35,21 @@ class SpeechDataset(FairseqDataset):
 
     can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
 
-    def __init__(self, split, seed=1, training=True, normalise=False, max_samples=None, min_samples=audio.RECEPTIVE_FIELD):
+    def __init__(
+        self,
+        split,
+        masking=None,
+        speaker_rows=None,
+        speaker_dropout=0.0,
+        seed=1,
+        training=True,
+        normalise=False,
+        max_samples=None,
+        min_samples=audio.RECEPTIVE_FIELD,
+    ):
         self.split, self.seed, self.training, self.normalise = split, seed, training, normalise
+        self.masking, self.speaker_rows = masking, speaker_rows
+        self.speaker_dropout = speaker_dropout if training else 0.0
         self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
         self.sizes = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
         min_samples = max(int(min_samples), audio.RECEPTIVE_FIELD)
@@ -102,25 +118,46 @@ class SpeechDataset(FairseqDataset):
         samples = audio.read(self.split.audio(index), start, stop, n_samples=int(self.split.n_samples[index]))
         return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)
 
-    def collate_audio(self, items):
-        """Pad waveforms with zeros.
-
-        Args:
-            items: dicts with `id` and `source`.
+    def drawn(self, index, frames):
+        """What chance adds to an utterance in this epoch.
 
         Returns:
-            {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of int}}
+            dict: `mask`, bool (frames,), where frames are masked; in training `channels`, bool (width,), where channels
+            are; `speaker`, a row of the speaker table, where there is one.
+        """
+        item = {}
+        if self.masking is not None and self.masking.probability > 0:
+            item["mask"] = self.masking.frames(frames, self.rng(index, "mask"))
+        if self.masking is not None and self.masking.channel_probability > 0 and self.training:
+            item["channels"] = self.masking.channels(self.rng(index, "channels"))
+        if self.speaker_rows is not None:
+            dropped = self.speaker_dropout > 0 and self.rng(index, "speaker").random() < self.speaker_dropout
+            item["speaker"] = 0 if dropped else int(self.speaker_rows[index])
+        return item
+
+    def collate_inputs(self, items):
+        """What a model is given: waveforms padded with zeros, and what was drawn.
+
+        Args:
+            items: dicts with `id`, `source`, and what `drawn` returns.
+
+        Returns:
+            {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of
+            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,)}}
         """
         lengths = [len(item["source"]) for item in items]
         source = torch.zeros(len(items), max(lengths))
         for row, item in zip(source, items, strict=True):
             row[: len(item["source"])] = item["source"]
-        return {
-            "id": torch.tensor([item["id"] for item in items]),
-            "nsentences": len(items),
-            "ntokens": sum(lengths),
-            "net_input": {"source": source, "lengths": lengths},
-        }
+        net_input = {"source": source, "lengths": lengths}
+        if "mask" in items[0]:
+            net_input["mask_indices"] = pad_frames([item["mask"] for item in items], audio.n_frames(max(lengths)), False)
+        if "channels" in items[0]:
+            net_input["mask_channel_indices"] = torch.from_numpy(np.stack([item["channels"] for item in items]))
+        if "speaker" in items[0]:
+            net_input["speaker"] = torch.tensor([item["speaker"] for item in items])
+        ids = torch.tensor([item["id"] for item in items])
+        return {"id": ids, "nsentences": len(items), "ntokens": sum(lengths), "net_input": net_input}
 
     def __len__(self):
         return len(self.split)

@@ -1,13 +1,37 @@
-"""What the tasks share: speakers as rows of a table."""
+"""What the tasks share."""
 
 import logging
+import sys
 
 import numpy as np
+from fairseq.tasks import FairseqTask
 
 from ..errors import InputError
 from ..manifest import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)
+
+
+class SpeechTask(FairseqTask):
+    """A task whose input is audio and whose labels are its own: nothing is dropped by length, and there are no dictionaries."""
+
+    def max_positions(self):
+        """No limit: long utterances are cropped by the dataset."""
+        return sys.maxsize
+
+    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
+        """Nothing is dropped by length here."""
+        return np.asarray(indices)
+
+    @property
+    def source_dictionary(self):
+        """None: the input is audio."""
+        return None
+
+    @property
+    def target_dictionary(self):
+        """None: labels are kept in the task's state."""
+        return None
 
 
 def speaker_rows(split, speakers, suffix, required):

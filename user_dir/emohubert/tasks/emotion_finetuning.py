@@ -2,23 +2,22 @@
 
 import dataclasses
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from ..data.frame_labelled import Masking
+from ..data.masking import Masking
 from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..errors import InputError, exit_on_input_error
 from ..manifest import NO_EMOTION, read_corpus, read_dictionary, read_split
 from ..models.emotion import resolve_backbone
-from .common import speaker_rows
+from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
-class EmotionFinetuningTask(FairseqTask):
+class EmotionFinetuningTask(SpeechTask):
     """Reads a manifest directory. Its state (classes, speakers, scales of dimensions) is kept in checkpoints as plain values."""
 
     def __init__(self, cfg):
@@ -175,10 +174,11 @@ class EmotionFinetuningTask(FairseqTask):
                 split = dataclasses.replace(split, speakers=list(speaker_ids))
             rows = speaker_rows(split, self.speakers, self.cfg.speakers, required=False)
         cfg = self.model_cfg
+        width = cfg.backbone["encoder_embed_dim"]
         return UtteranceLabelledSpeech(
             split,
             targets,
-            Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, cfg.backbone["encoder_embed_dim"]),
+            Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, width) if training else None,
             rows,
             cfg.speaker_dropout,
             labelled_only=training,
@@ -208,21 +208,3 @@ class EmotionFinetuningTask(FairseqTask):
             "%s: %d utterances, %.2f hours, targets: %s", split, len(dataset.kept), hours, ", ".join(self.classes or self.dimensions)
         )
         self.datasets[split] = dataset
-
-    def max_positions(self):
-        """No limit."""
-        return sys.maxsize
-
-    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
-        """Nothing is dropped by length here."""
-        return np.asarray(indices)
-
-    @property
-    def source_dictionary(self):
-        """None: the input is audio."""
-        return None
-
-    @property
-    def target_dictionary(self):
-        """None: classes are the task's own."""
-        return None

@@ -1,23 +1,22 @@
 """Task: masked prediction of frame labels, with speakers (continued pretraining: PAPT, TAPT, P-TAPT, FLEA)."""
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 
-import numpy as np
 from fairseq.dataclass import FairseqDataclass
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import LabelSet, initialise, read_pretrained
-from ..data.frame_labelled import FrameLabelledSpeech, Masking
+from ..data.frame_labelled import FrameLabelledSpeech
+from ..data.masking import Masking
 from ..errors import InputError, exit_on_input_error
 from ..manifest import read_dictionary, read_split
 from ..pseudo_labels.alignment import read_frame_labels
-from .common import speaker_rows
+from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
 
 
 @register_task("speaker_hubert_pretraining", dataclass=SpeakerHubertPretrainingConfig)
-class SpeakerHubertPretrainingTask(FairseqTask):
+class SpeakerHubertPretrainingTask(SpeechTask):
     """Reads a manifest directory and label files. Its state (labels' symbols, speakers) is kept in checkpoints as plain lists."""
 
     def __init__(self, cfg):
@@ -137,21 +136,3 @@ class SpeakerHubertPretrainingTask(FairseqTask):
             ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets),
         )
         self.datasets[split] = dataset
-
-    def max_positions(self):
-        """No limit: long utterances are cropped by the dataset."""
-        return sys.maxsize
-
-    def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
-        """Nothing is dropped by length here."""
-        return np.asarray(indices)
-
-    @property
-    def source_dictionary(self):
-        """None: the input is audio."""
-        return None
-
-    @property
-    def target_dictionary(self):
-        """None: labels have their own sets."""
-        return None
