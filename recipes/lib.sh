@@ -5,6 +5,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=/dev/null
 . "$ROOT/tools/setup_env.sh"
+# Threads that wait for each other without spinning: on a shared machine the difference is severalfold.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export EMOHUBERT_USER_DIR="$ROOT/user_dir" PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} MPLBACKEND=Agg
 
 fail() {

@@ -4,13 +4,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=../tools/setup_env.sh
+# shellcheck source=/dev/null
 . "$root/tools/setup_env.sh"
 cd "$root"
 
-# Small models and tests of several processes: more than two threads each cost more than they bring.
-threads=$(nproc 2>/dev/null || echo 2)
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads < 2 ? threads : 2))}
+# One process for each of two cores, and one thread in each: small models gain nothing from more.
+processes=$(nproc 2>/dev/null || echo 2)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE
 export MPLBACKEND=Agg HF_HUB_OFFLINE=1
 
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n $((processes < 2 ? 1 : 2)) --dist loadfile "$@"

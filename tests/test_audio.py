@@ -90,6 +90,7 @@ def recordings(tmp_path_factory):
     return paths
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(RATES), st.sampled_from((1, 2)), st.floats(0, 1), st.floats(0, 1))
 def test_a_part_equals_the_slice_of_the_whole_resampled_by_scipy(recordings, rate, channels, a, b):

@@ -288,6 +288,7 @@ def calibrated(seed, settings=None, **kwargs):
     return *scores(predicted), *scores(result.predicted[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(), Settings("mean-std"), Settings(top_k=5, weighting="similarity")], ids=str)
 def test_a_known_shift_is_recovered_in_every_seed(settings):
     results = np.array([calibrated(seed, settings, shift=1.0) for seed in range(20)])
@@ -296,6 +297,7 @@ def test_a_known_shift_is_recovered_in_every_seed(settings):
     assert speakers.mean() > 0.1 and overall.mean() > 0.18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [Settings(), Settings("mean-std"), Settings(top_k=5, weighting="similarity")], ids=str)
 def test_without_a_shift_next_to_nothing_changes(settings):
     results = np.array([calibrated(seed, settings, shift=0.0) for seed in range(20)])
@@ -308,6 +310,7 @@ def test_the_published_form_does_change_much_without_a_shift():
     assert (results[:, 2] - results[:, 0]).min() < -0.02
 
 
+@pytest.mark.slow
 def test_a_shift_that_the_model_hears_itself_is_mostly_left_alone():
     results = np.array([calibrated(seed, shift=1.0, heard=1.0) for seed in range(15)])
     published = np.array([calibrated(seed, Settings(shrinkage="none"), shift=1.0, heard=1.0) for seed in range(15)])
@@ -405,6 +408,7 @@ def simulate_classes(seed, shift, training=30, unseen=10, utterances=20, width=1
     return group(training, "train"), group(unseen, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["neighbours", "em"])
 def test_class_frequencies_that_follow_the_voice_are_recovered(prior):
     gains, losses = [], []
@@ -457,6 +461,7 @@ CHOICES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(situations(), CHOICES, st.sampled_from(["mean", "mean-std"]))
 @settings(max_examples=60, deadline=None)
 def test_dimensions_are_always_numbers_and_order_does_not_matter(situation, choices, match):
@@ -739,6 +744,7 @@ def test_program_with_classes(files, tmp_path, more):
     assert (out / "figures" / "nearest_speakers.png").is_file() and (out / "figures" / "before_after_UA.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["d", "c"])
 def test_test_labels_never_matter(files, tmp_path, kind):
     """References replaced by garbage: the same predictions and the same calibration, byte for byte."""
@@ -766,6 +772,7 @@ def test_predictions_without_any_reference(files, tmp_path):
     assert len((tmp_path / "out" / "worse_speakers.tsv").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_second_run_skips_and_other_settings_do_not(files, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_calibrate(files["d"], out) == 0
@@ -829,6 +836,7 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, change, message):
     assert not (tmp_path / "out" / "predictions.tsv").exists()
 
 
+@pytest.mark.slow
 def test_only_the_training_splits_embeddings_are_used(files, tmp_path):
     """A file with every utterance of the corpus, test speakers included, gives what the training split's own file gives."""
     assert run_calibrate(files["d"], tmp_path / "own") == 0
@@ -840,6 +848,7 @@ def test_only_the_training_splits_embeddings_are_used(files, tmp_path):
     assert (tmp_path / "own" / "predictions.tsv").read_bytes() == (tmp_path / "all" / "predictions.tsv").read_bytes()
 
 
+@pytest.mark.slow
 def test_ids_that_are_not_the_manifests_are_taken_by_speaker(files, tmp_path):
     assert run_calibrate(files["d"], tmp_path / "own") == 0
     arrays = dict(np.load(files["d"]["--train-embeddings"]))

@@ -65,6 +65,7 @@ def test_what_is_whole_passes_with_a_table(good, capsys):
     assert json.loads((good / "report.json").read_text())["ok"] is True
 
 
+@pytest.mark.slow
 def test_as_a_program_from_any_folder(good, tmp_path):
     soundfile.write(good.parent / "audio/test/eva_0.wav", np.ones(9000) / 2, 16_000)
     done = subprocess.run(

@@ -105,6 +105,7 @@ if __name__ == "__main__":
     return start
 
 
+@pytest.mark.slow
 def test_a_whole_program(program):
     started = [program(argument) for argument in ("3", "-2", "M\udcfcller")]
     results = [(*process.communicate(timeout=120), process.returncode) for process in started]

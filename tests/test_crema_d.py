@@ -67,6 +67,7 @@ def everything(directory):
     return rows
 
 
+@pytest.mark.slow
 def test_all_official_names_and_classes(independent):
     names = [n[:-4] for n in (TABLES / "AudioWAV.txt").read_text().split()]
     rows = everything(independent)
@@ -129,6 +130,7 @@ def test_speaker_independent_split_keeps_sex_and_race_in_proportion(independent,
             assert abs(sum(group[s] == key for s in who[name]) - share * total) < 2, (name, key)
 
 
+@pytest.mark.slow
 def test_random_split_shares_its_speakers_and_the_crowd_names_the_classes(release, tmp_path):
     assert run("manifests/crema_d.py", release, tmp_path, "--protocol", "random", "--labels", "crowd") == 0
     rows = everything(tmp_path)
@@ -219,6 +221,7 @@ def test_damaged_tables_are_one_line(what, small, tmp_path, capsys):
     assert error.startswith("error: ") and message in error and ";" in error
 
 
+@pytest.mark.slow
 def test_tables_may_lie_elsewhere(small, tmp_path, capsys):
     (tmp_path / "tables").mkdir()
     for file in small.glob("*.csv"):

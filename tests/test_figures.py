@@ -74,6 +74,7 @@ def drawn(monkeypatch, tmp_path):
     return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 4, 8, 12])
 def test_confusion(drawn, k):
     names = [f"{LONG[i % 8]}{i // 8 or ''}" for i in range(k)]
@@ -100,6 +101,7 @@ def test_reliability(drawn, n):
     drawn(figures.reliability, metrics.reliability(rng.uniform(0.25, 1, n), rng.integers(0, 2, n), 10), 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 12, 40, 400])
 @pytest.mark.parametrize("label", ["UA", "CCC of arousal"])
 def test_bars(drawn, n, label):
@@ -147,6 +149,7 @@ def test_embedding_map_of_numbers(drawn):
     drawn(figures.embedding_map, np.random.default_rng(0).normal(size=(30, 2)), values, "arousal", ["component 1", "component 2"], of=30)
 
 
+@pytest.mark.slow
 def test_lines(drawn):
     titles = {"ylabel": "UA", "title": "Robustness"}
     noise = ["clean", "20 dB", "10 dB", "0 dB"]

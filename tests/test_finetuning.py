@@ -217,6 +217,7 @@ def _rank(rank, folder, output, target):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
     torch.manual_seed(0)
     output, target = torch.randn(10, 1), torch.randn(10, 1)

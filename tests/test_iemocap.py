@@ -92,6 +92,7 @@ def check_folds(directory, names, everything):
     return folds
 
 
+@pytest.mark.slow
 def test_the_5531_standard_utterances(tmp_path):
     rows = official()
     release(tmp_path / "release", rows, distractors=3, line_end="\r\n")

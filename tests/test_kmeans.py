@@ -53,6 +53,7 @@ def test_cosine_labels_have_the_largest_cosine():
     assert np.array_equal(Assigner(centroids, "cosine").labels(frames).numpy(), cosine.argmax(1))
 
 
+@pytest.mark.slow
 def test_doubt_covers_every_label_that_noise_can_change():
     rng = np.random.default_rng(3)
     frames, centroids, noise = blobs(4000, seed=3, spread=2.0), blobs(40, seed=4), 1e-2

@@ -57,6 +57,7 @@ def error_of(function, *arguments, **options):
 # -------------------------------------------------------------------------------------------------------- round trips
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(UTTERANCES)
 def test_what_is_written_is_read(tmp_path_factory, utterances):

@@ -52,6 +52,7 @@ def collections(draw, min_utterances=1):
     return utterances
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(utterances=collections(), k=st.integers(3, 6), seed=st.integers(0, 99))
 def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k, seed):
@@ -338,6 +339,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 # --- RAVDESS --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ravdess_folds_on_the_recordings(ravdess, tmp_path):
     assert run("manifests/ravdess.py", ravdess, tmp_path / "m") == 0
     everything = read_split(tmp_path / "m", "all")
@@ -383,6 +385,7 @@ def synthetic(tmp_path, *more, out="m", audio="a"):
     return run("manifests/synthetic.py", tmp_path / audio, tmp_path / out, *arguments)
 
 
+@pytest.mark.slow
 def test_synthetic_is_reproducible_and_valid(tmp_path):
     assert synthetic(tmp_path) == 0
     assert synthetic(tmp_path, out="m2", audio="a2") == 0

@@ -19,6 +19,7 @@ def spans_of(mask):
     return edges[1::2] - edges[::2]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 300), st.floats(0, 3), st.integers(1, 400), st.integers(0, 5), st.integers(0, 10**6))
 def test_something_is_masked_and_something_is_not(n, probability, length, min_spans, seed):
@@ -55,6 +56,7 @@ def test_probabilities_above_one(n, probability):
         assert 0 < mask.sum() < n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "probability", "length", "min_spans"), [
     (1500, 0.8, 10, 2),  # HuBERT
     (500, 0.8, 10, 2),

@@ -480,11 +480,11 @@ def test_a_part_that_is_done_is_not_redone(manifest, checkpoint, labels, tmp_pat
     original = make.LabelMaker._label_window
     windows = []
 
-    def stopping(self, split, window, jobs, description):
+    def stopping(self, split, window, jobs):
         windows.append((split.name, int(window[0])))
         if len(windows) == 4:
             raise KeyboardInterrupt
-        original(self, split, window, jobs, description)
+        yield from original(self, split, window, jobs)
 
     monkeypatch.setattr(make.LabelMaker, "_label_window", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -289,6 +289,7 @@ def test_metrics_of_the_contract_alone_are_enough(tmp_path):
     assert "0.750" in text and "0.500" in text and "Lowest recall: “b”, 1 of 2 found" in text
 
 
+@pytest.mark.slow
 def test_figures_beyond_the_budget_are_named(tmp_path, monkeypatch):
     save(tmp_path, some_classes(20))
     sizes = {p.name: p.stat().st_size for p in (tmp_path / "figures").glob("*.png")}

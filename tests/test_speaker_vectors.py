@@ -194,6 +194,7 @@ def test_audio_shorter_than_a_frame_is_named(tmp_path):
         mfcc_means(read_split(manifest, "train"), workers=1)
 
 
+@pytest.mark.slow
 def test_scaled_mfcc_vectors_of_real_speakers_tell_the_sexes_apart(emodb):
     files = sorted(emodb.glob("**/*.flac"))
     speakers = [path.name[:2] for path in files]

@@ -169,6 +169,7 @@ def test_voices_differ_and_are_half_women(n):
     assert max(v.f0 for v in voices if v.sex == "male") < min(v.f0 for v in voices if v.sex == "female")
 
 
+@pytest.mark.slow
 def test_emotion_is_recognised_in_unseen_speakers_but_not_trivially(corpus):
     features, classes, speakers = corpus
     model = make_pipeline(StandardScaler(), SVC(C=3))

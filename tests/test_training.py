@@ -99,12 +99,14 @@ def test_a_checkpoint_stands_alone(corpus, personalised, tmp_path):
     assert load_encoder(moved).speakers == task.speakers
 
 
+@pytest.mark.slow
 def test_the_installed_package_is_a_user_dir_too(corpus, pretrained):
     overrides = [*MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/installed", "optimization.max_update=2"]
     run = train("hubert_tiny", *overrides, f"common.user_dir={ROOT}/user_dir/emohubert")
     assert run.returncode == 0, run.stdout[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epochs_and_workers_change_nothing(corpus, workers):
     """The same run twice, once with worker processes that read the audio: bit for bit the same weights."""

@@ -242,13 +242,11 @@ class LabelMaker:
             for name, features in extracted.features.items():
                 memory[name][first : first + len(features)] = features.cpu().numpy()
 
-        self._extract(split, self.sample, keep, names, f"{split.name}: features to fit on", alone=True)
-        return memory
-
-    def _extract(self, split, indices, consume, names, description, alone=False):
-        durations = self.features.extract(split, indices, consume, names, alone=alone)
-        for _ in progress(each_second(durations), description, int(split.n_samples[indices].sum() / audio.SAMPLE_RATE), "s"):
+        durations = self.features.extract(split, self.sample, keep, names, alone=True)
+        seconds = int(split.n_samples[self.sample].sum() / audio.SAMPLE_RATE)
+        for _ in progress(each_second(durations), f"{split.name}: features to fit on", seconds, "s"):
             pass
+        return memory
 
     # --- labelling ----------------------------------------------------------------------------------------------------
 
@@ -262,23 +260,31 @@ class LabelMaker:
                 jobs.append(_SplitLabels(s, split, stamp, self.features.device))
         if not jobs:
             logger.info("%s: its labels are whole and made with these settings", split.name)
-        else:
-            windows = _windows(split.n_samples)
-            for job in jobs:
-                job.open()
-            for number, window in enumerate(windows):
-                undone = [job for job in jobs if not job.part(number).is_file()]
-                if undone:
-                    self._label_window(split, window, undone, f"{split.name}: labels, part {number + 1} of {len(windows)}")
-                    for job in undone:
-                        job.save(number)
-            for job in jobs:
-                job.finish(len(windows))
+            return
+        for job in jobs:
+            job.open()
+        windows = _windows(split.n_samples)
+        seconds = int(split.n_samples.sum() / audio.SAMPLE_RATE)
+        for _ in progress(each_second(self._label_windows(split, windows, jobs)), f"{split.name}: labels", seconds, "s"):
+            pass
+        for job in jobs:
+            job.finish(len(windows))
+
+    def _label_windows(self, split, windows, jobs):
+        """Make the missing parts of the labels; yields the seconds done."""
+        for number, window in enumerate(windows):
+            undone = [job for job in jobs if not job.part(number).is_file()]
+            if undone:
+                yield from self._label_window(split, window, undone)
+                for job in undone:
+                    job.save(number)
+            else:
+                yield split.n_samples[window].sum() / audio.SAMPLE_RATE
 
     def _label_settings(self, s, split):
         return {"fit": s.fit_stamp.settings, "audio": self._audio(split), **self.features.settings}
 
-    def _label_window(self, split, window, jobs, description):
+    def _label_window(self, split, window, jobs):
         frames = audio.n_frames(split.n_samples[window], self.features.hop)
         for job in jobs:
             job.start(window, frames)
@@ -289,6 +295,7 @@ class LabelMaker:
             for i in sorted(known):
                 for job in jobs:
                     job.label(i, 0, self._memory[job.set.feature][self._rows[i]])
+                yield split.n_samples[i] / audio.SAMPLE_RATE
 
         def consume(extracted):
             noise = NOISE if extracted.alone else 0.0
@@ -301,8 +308,7 @@ class LabelMaker:
                     job.label(piece.utterance, piece.first, features[job.set.feature])
 
         rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
-        if len(rest):
-            self._extract(split, rest, consume, names, description)
+        yield from self.features.extract(split, rest, consume, names)
 
     # --- acoustic pieces ----------------------------------------------------------------------------------------------
 
