@@ -7,6 +7,7 @@
 # CORPUS       name of a script in manifests/ (default: synthetic)
 # CORPUS_DIR   its audio (default: where the generated corpus goes)
 # OUT          output folder (default: demo/$CORPUS)
+# FIRST, LAST  first and last stage to run (default: all nine)
 # UPDATES      updates of the first pretraining (default: 450); SEED (default: 1)
 #
 # Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what

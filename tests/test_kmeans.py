@@ -11,7 +11,6 @@ from sklearn.cluster import MiniBatchKMeans
 from emohubert.errors import InputError
 from emohubert.pseudo_labels import kmeans
 from emohubert.pseudo_labels.kmeans import Assigner, KMeans, fit
-from emohubert.pseudo_labels.threads import pool
 
 
 def blobs(n=3000, width=16, centres=12, seed=0, spread=0.7, offset=0.0):
@@ -121,7 +120,7 @@ def test_restarts_keep_the_best():
 def test_an_empty_cluster_moves_to_the_farthest_frame():
     frames = np.concatenate([np.zeros((50, 2)), np.ones((50, 2)), [[100.0, 100.0], [3.0, 3.0]]]).astype(np.float32)
     start = torch.tensor([[0.0, 0], [1, 1], [500, 500], [600, 600]], dtype=torch.float64)  # nothing is nearest to the last two
-    data = kmeans._Frames(frames, "euclidean", "cpu", pool(1))
+    data = kmeans._Frames(frames, "euclidean", "cpu")
     centroids, labels, _ = kmeans._lloyd(data, start, 100)
     assert np.array_equal(centroids.numpy(), [[0, 0], [1, 1], [100, 100], [3, 3]])
     assert np.array_equal(np.bincount(labels), [50, 50, 1, 1])

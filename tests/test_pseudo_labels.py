@@ -337,6 +337,16 @@ def test_whole_sets_are_skipped_and_what_changed_is_made_again(manifest, checkpo
     assert label_files(tmp_path) == before
 
 
+def test_labels_of_other_centroids_do_not_stay_behind(manifest, checkpoint, tmp_path):
+    make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])
+    before = label_files(tmp_path)
+    assert len(before) == 5 + 5
+    make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], seed=2, splits=["train"], pieces=[9])
+    assert sorted(p for p in label_files(tmp_path) if p.endswith(".km")) == ["L2/km5-pieces9/train.km", "L2/km5/train.km"]
+    make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])
+    assert label_files(tmp_path) == before
+
+
 def test_given_centroids_are_applied(labels, manifest, checkpoint, tmp_path, capsys):
     centroids = labels / "L4" / "km9" / "kmeans.npz"
     options = (manifest, tmp_path, "--checkpoint", checkpoint, "--centroids", centroids, "--splits", "valid")

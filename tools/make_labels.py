@@ -48,7 +48,6 @@ def main(argv=None):
         type=options.positive_int,
         nargs="+",
         metavar="N",
-        default=[],
         help="numbers of acoustic pieces (SentencePiece over the clusters): a set of labels for each",
     )
     parser.add_seed()
@@ -65,7 +64,7 @@ def main(argv=None):
         seed=args.seed,
         max_memory=args.max_memory,
         centroids=args.centroids,
-        pieces=args.pieces,
+        pieces=args.pieces or (),
         overwrite=args.overwrite,
         **options.kmeans_options(args),
     )

@@ -212,7 +212,7 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
     best = None
     with one_thread():
-        data = _Frames(frames, metric, device, pool(workers or cores()))
+        data = _Frames(frames, metric, device, workers or cores())
         for restart in range(restarts):
             centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, restart])), iterations)
             inertia = float(data.distances(centroids, labels).sum()) / len(frames)
@@ -230,10 +230,11 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
 class _Frames:
     """The frames of a fit, taken block by block in threads; unit vectors where the metric is cosine."""
 
-    def __init__(self, frames, metric, device, threads):
-        self.frames, self.metric, self.device, self._pool = torch.as_tensor(frames), metric, torch.device(device), threads
+    def __init__(self, frames, metric, device, workers=1):
+        self.frames, self.metric, self.device = torch.as_tensor(frames), metric, torch.device(device)
+        self._map = pool(workers).map if workers > 1 else map
         self._parts = [slice(start, start + BLOCK) for start in range(0, len(self.frames), BLOCK)]
-        self._norms = list(threads.map(lambda part: self.take(part).norm(dim=1), self._parts))
+        self._norms = list(self._map(lambda part: self.take(part).norm(dim=1), self._parts))
         if not all(torch.isfinite(norms).all() for norms in self._norms):
             raise InputError("features hold values that are not finite numbers; look for damaged audio or a damaged checkpoint")
 
@@ -248,12 +249,12 @@ class _Frames:
     def labels(self, centroids):
         """The nearest centroid of every frame."""
         assigner = Assigner(centroids, self.metric, self.device)
-        found = self._pool.map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)
+        found = self._map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)
         return torch.cat(list(found))
 
     def distances(self, centroids, labels):
         """Squared distance of each frame to its centroid, float64."""
-        found = self._pool.map(lambda part: (self.take(part) - centroids[labels[part]]).double().pow(2).sum(1), self._parts)
+        found = self._map(lambda part: (self.take(part) - centroids[labels[part]]).double().pow(2).sum(1), self._parts)
         return torch.cat(list(found))
 
     def add(self, sums, labels, rows=None, sign=1):

@@ -8,6 +8,7 @@ run that was killed goes on where it was and ends with the same bytes.
 import logging
 import shutil
 import time
+from concurrent.futures import as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,14 @@ import numpy as np
 from .. import audio
 from ..cli import progress
 from ..errors import InputError
-from ..files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
+from ..files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
 from ..manifest import read_split, splits_of
 from . import kmeans
 from .centroids import load_centroids
 from .features import NOISE, audio_fingerprint, short_recordings
 from .pieces import AcousticPieces
 from .shards import label_line, write_dictionary
+from .threads import cores, one_thread, pool
 
 logger = logging.getLogger("emohubert")
 
@@ -208,24 +210,41 @@ class LabelMaker:
             return
         names = [name for name in self.features.names if any(s.feature == name for s in wanting)]
         self._memory = self._extract_sample(names)
-        for s in wanting:
-            start = time.perf_counter()
-            s.fit_stamp.clear()
-            frames = self._memory[s.feature]
-            if len(frames) < _FEW_FRAMES * s.clusters:
-                logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
-            s.model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, **self.options)
+        for s, model, seconds in self._fits(wanting):
+            s.model = model
             s.model.features = self.features.describe(s.feature)
             s.model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
+            s.fit_stamp.clear()
             self._save(s)
             logger.info(
                 "%s: inertia %.4f a frame, %d iterations, clusters of %d to %d frames, %.1f s",
-                s.name, s.model.fit["inertia"], s.model.fit["iterations"], s.model.sizes.min(), s.model.sizes.max(),
-                time.perf_counter() - start,
+                s.name, model.fit["inertia"], model.fit["iterations"], model.sizes.min(), model.sizes.max(), seconds,
             )  # fmt: skip
+
+    def _fits(self, wanting):
+        """Fit sets; yields (set, KMeans, seconds) as they are done. Where there are enough sets, each has a core of its own."""
+        if len(wanting) < cores() or self.features.device.type != "cpu":
+            yield from (self._fit_one(s, cores()) for s in wanting)
+            return
+        with one_thread():
+            running = [pool(cores()).submit(self._fit_one, s, 1) for s in wanting]
+            try:
+                yield from (fit.result() for fit in as_completed(running))
+            finally:
+                for fit in running:
+                    fit.cancel()
+                wait(running)
+
+    def _fit_one(self, s, workers):
+        start, frames = time.perf_counter(), self._memory[s.feature]
+        if len(frames) < _FEW_FRAMES * s.clusters:
+            logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
+        model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=workers, **self.options)
+        return s, model, time.perf_counter() - start
 
     @staticmethod
     def _save(s):
+        _remove_stale(s.folder, "fit", s.fit_stamp.settings)
         write_dictionary(s.folder / "dict.km.txt", s.model)
         s.model.save(s.centroids)
         s.fit_stamp.write()
@@ -328,6 +347,7 @@ class LabelMaker:
             counts = np.zeros(size, dtype=np.int64)
             for line in _read_label_lines(s.folder / f"{self.fit_split.name}.km"):
                 counts += np.bincount(pieces.labels(line), minlength=size)
+            _remove_stale(folder, "units", settings["units"])
             write_lines(folder / "dict.km.txt", [f"{i} {max(n, 1)}" for i, n in enumerate(counts)])
             with atomic(folder / "pieces.model", "wb") as f:
                 f.write(pieces.model)
@@ -390,7 +410,7 @@ class _SplitLabels:
 
 def _parts(folder, split, stamp):
     """Where the parts of labels with these settings wait until they are all there."""
-    return folder / f".{split.name}.{fingerprint(stamp.settings)}.parts"
+    return folder / f".{split.name}.{fingerprint([stamp.settings, _WINDOW_SECONDS])}.parts"
 
 
 def _clear(folder, split, stamp):
@@ -400,6 +420,17 @@ def _clear(folder, split, stamp):
             shutil.rmtree(parts)
     for unfinished in [*folder.glob(".*.tmp"), *folder.glob(".*.parts/.*.tmp")]:
         unfinished.unlink()
+
+
+def _remove_stale(folder, key, settings):
+    """Remove labels of other centroids or pieces than are about to be written: they would not fit the dictionary."""
+    for labels in folder.glob("*.km"):
+        stamp = folder / f".{labels.stem}.stamp"
+        made = read_json(stamp).get("settings", {}).get(key) if stamp.is_file() else None
+        if fingerprint(made) != fingerprint(settings):
+            stamp.unlink(missing_ok=True)
+            labels.unlink()
+            logger.info("%s: removed, it was made with other centroids", labels)
 
 
 def _windows(n_samples):
