@@ -25,7 +25,6 @@ setup(
     python_requires=">=3.11,<3.13",
     install_requires=[
         "fairseq-fixed>=0.12.3.1,<0.13",  # imported as fairseq; 0.12.2 of fairseq itself does not run on Python 3.11
-        "faiss-cpu>=1.9",
         "hydra-core>=1.3.2,<1.4",
         "joblib>=1.3.2",
         "matplotlib>=3.9",

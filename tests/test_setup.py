@@ -22,7 +22,6 @@ BASH = shutil.which("bash")
 BASE_PYTHON = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
 BUILD_ONLY = {"setuptools", "wheel", "cython"}
 MODULES = {
-    "faiss-cpu": "faiss",
     "fairseq-fixed": "fairseq",
     "hydra-core": "hydra",
     "pyyaml": "yaml",
@@ -294,9 +293,9 @@ def test_run_sh_passes_its_options_on(project):
         "import os, sys\nprint(sys.argv[1:], os.getcwd(), os.environ['OMP_NUM_THREADS'])\nsys.exit(5)\n"
     )
     result = project.run(BASH, str(project.root / "tests/run.sh"), "-m", "not slow", "-q")
-    threads = min(2, len(os.sched_getaffinity(0)))
-    assert (result.returncode, result.stdout) == (5, f"['-m', 'not slow', '-q'] {project.root} {threads}\n"), result.stderr
-    assert project.run(BASH, str(project.root / "tests/run.sh"), OMP_NUM_THREADS="1").stdout.endswith(" 1\n")
+    processes = ["-n", str(min(2, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
+    assert (result.returncode, result.stdout) == (5, f"{[*processes, '-m', 'not slow', '-q']} {project.root} 1\n"), result.stderr
+    assert project.run(BASH, str(project.root / "tests/run.sh"), OMP_NUM_THREADS="3").stdout.endswith(" 3\n")
 
 
 @pytest.mark.parametrize("broken", [None, "ruff", "shellcheck", "pytest"])

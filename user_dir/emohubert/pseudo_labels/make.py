@@ -31,7 +31,7 @@ logger = logging.getLogger("emohubert")
 _WINDOW_SECONDS = 1800
 """Audio that is labelled between two saves."""
 _FEW_FRAMES = 39
-"""Frames a cluster below which a fit is called poor (faiss's limit)."""
+"""Frames a cluster below which a fit is called poor (as faiss does)."""
 _AGREEMENT_UTTERANCES = 32
 
 
