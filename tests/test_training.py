@@ -155,6 +155,12 @@ def test_ten_kills_change_nothing(corpus):
     assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="half precision is right on a GPU")
+def test_half_precision_without_a_gpu_trains_in_float32(corpus):
+    run = train("hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/half", "optimization.max_update=1", "common.fp16=true")
+    assert run.returncode == 0 and "common.fp16 needs a GPU: training in float32" in run.stdout, run.stdout[-2000:]
+
+
 def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):
     import emohubert.fairseq_fixes as fixes
 

@@ -14,10 +14,13 @@ from fairseq import checkpoint_utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.iterators import FrozenBatchSampler
 from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
 from .errors import InputError, exit_on_input_error
 from .files import make_folder
+
+logger = logging.getLogger(__name__)
 
 
 def apply():
@@ -26,6 +29,7 @@ def apply():
     refuse_hostile_checkpoints()
     copy_checkpoints_whole()
     prepare_output_folder()
+    train_in_float32_without_a_gpu()
     end_workers_with_their_epoch()
 
 
@@ -72,6 +76,11 @@ def end_workers_with_their_epoch():
     half a minute for six workers, in every epoch. The sampler must not hold the iterator.
     """
     _wrap(FrozenBatchSampler, "__init__", _holding_weakly)
+
+
+def train_in_float32_without_a_gpu():
+    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU; float32 is what a CPU can do."""
+    _wrap(Trainer, "__init__", _in_float32_on_a_cpu)
 
 
 def _wrap(owner, name, wrapper, static=False):
@@ -121,3 +130,16 @@ def _making_folder(_):
             logging.getLogger().addHandler(handler)
 
     return verify_checkpoint_directory
+
+
+def _in_float32_on_a_cpu(init):
+    def initialise(self, cfg, *args, **kwargs):
+        if not torch.cuda.is_available() or cfg.common.cpu:
+            wanted = [name for name in ("fp16", "bf16", "amp") if cfg.common[name]]
+            for name in wanted:
+                cfg.common[name] = False
+            if wanted:
+                logger.warning("common.%s needs a GPU: training in float32", wanted[0])
+        init(self, cfg, *args, **kwargs)
+
+    return initialise
