@@ -13,15 +13,12 @@ class UtteranceLabelledSpeech(SpeechDataset):
     Args:
         split: a `manifest.Split`.
         targets: (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
-        labelled_only: leave out utterances without a target.
         options: see SpeechDataset; give a `masking` only for training.
     """
 
-    def __init__(self, split, targets, *args, labelled_only=True, **options):
+    def __init__(self, split, targets, *args, **options):
         super().__init__(split, *args, **options)
         self.targets = targets
-        if labelled_only:
-            self.kept = self.kept[self.has_target[self.kept]]
 
     @property
     def has_target(self):

@@ -1,6 +1,5 @@
 """Task: emotion classes, or dimensions such as arousal and valence, for whole utterances."""
 
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,21 +157,16 @@ class EmotionFinetuningTask(SpeechTask):
             )
         return np.stack([split.dimensions[d] for d in self.dimensions], axis=1).astype(np.float32)
 
-    def make_dataset(self, split, training, targets=None, speaker_ids=None):
+    def make_dataset(self, split, training, targets=None):
         """The dataset of a split.
 
         Args:
             split: a `manifest.Split`.
-            training: with masks and shuffling; utterances without a target are left out.
+            training: with masks and shuffling.
             targets: as from `targets`; by default those of the split.
-            speaker_ids: speakers to hear instead of the split's own.
         """
         targets = self.targets(split) if targets is None else targets
-        rows = None
-        if self.speakers:
-            if speaker_ids is not None:
-                split = dataclasses.replace(split, speakers=list(speaker_ids))
-            rows = speaker_rows(split, self.speakers, self.cfg.speakers, required=False)
+        rows = speaker_rows(split, self.speakers, self.cfg.speakers, required=False) if self.speakers else None
         cfg = self.model_cfg
         width = cfg.backbone["encoder_embed_dim"]
         return UtteranceLabelledSpeech(
@@ -181,7 +175,6 @@ class EmotionFinetuningTask(SpeechTask):
             Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, width) if training else None,
             rows,
             cfg.speaker_dropout,
-            labelled_only=training,
             seed=self.cfg.seed,
             training=training,
             normalise=self.normalise,
