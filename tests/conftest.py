@@ -5,9 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "user_dir"))
+
+# The same examples on every run: a failure is always that of the change at hand. HYPOTHESIS_PROFILE=search tries others.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("search", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 

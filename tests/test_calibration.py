@@ -507,6 +507,15 @@ def test_probabilities_always_sum_to_one(situation, choices, prior, smoothing):
     close(out.probabilities.sum(1), 1)
 
 
+def test_rounding_makes_no_negative_frequency():
+    """A class that no neighbour has has the frequency 0; it once came out as −8e-17."""
+    speakers, emotions = ["a0", "a1", "a1", "a2", "a2", "a2"], [CLASSES[i] for i in (0, 0, 1, 0, 0, 0)]
+    embeddings = np.array([[0, 0], [0, 0], [1, 1], [0, 0], [0, 1], [1, 1]], dtype=float)
+    settings = Settings("prior", weighting="similarity", shrinkage="none", smoothing=0.0)
+    fitted = ClassCalibration.fit(from_utterances(speakers, embeddings), speakers, emotions, CLASSES, settings)
+    assert (fitted.estimate(from_utterances(["b"], np.array([[-0.5, 0.0]]))).expected >= 0).all()
+
+
 def test_speakers_without_labels_are_named_and_left_out():
     labels = np.array([[1.0, 2.0], [3.0, np.nan], [2.0, 1.0], [0.0, 1.0]])
     vectors = from_utterances(["a", "b", "c", "x"], np.eye(4))

@@ -118,7 +118,8 @@ def _average(weights, values, joint):
     mean, square = (np.moveaxis(np.tensordot(weights, x, axes=(1, -2)), 0, -2) for x in (centred, centred**2))
     spread = np.maximum(square - mean**2, 0.0)
     spread[spread < 1e-12 * np.abs(values).max(initial=0.0) ** 2] = 0.0  # what is left of rounding
-    return mean + origin, spread.sum(-1, keepdims=True) if joint else spread
+    mean = np.clip(mean + origin, values.min(-2, keepdims=True), values.max(-2, keepdims=True))  # rounding leaves no average outside
+    return mean, spread.sum(-1, keepdims=True) if joint else spread
 
 
 def _disagreement(spread, usual):
