@@ -30,3 +30,12 @@ def ravdess():
     if not (DATA / "ravdess").is_dir():
         pytest.skip("the RAVDESS recordings are not here (set EMOHUBERT_DATA)")
     return DATA / "ravdess"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    from finetuning import make_pretrained_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    make_pretrained_corpus(folder)
+    return folder

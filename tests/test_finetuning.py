@@ -8,42 +8,22 @@ import audmetric
 import numpy as np
 import pytest
 import torch
-from corpus import CLASSES, make_corpus, make_labels
+from corpus import CLASSES
 from fairseq.logging import meters, metrics
+from finetuning import build, checkpoint, finetune
 from scripts import run
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
-from training import MICRO, train
 
 from emohubert.checkpoints import load_state, load_trained, read_pretrained
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.errors import InputError
 from emohubert.inference import predict_split
 from emohubert.manifest import read_split
-from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
 from emohubert.predictions import read_embeddings, read_predictions
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    make_labels(make_corpus(folder, seconds=(0.3, 1.0), valid=16, test=16), folder / "labels")
-    overrides = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", "task.speakers=spk", "model.speaker_position=input"]
-    pretraining = train("hubert_tiny", *MICRO, *overrides, f"checkpoint.save_dir={folder}/hubert", "optimization.max_update=2")
-    assert pretraining.returncode == 0, pretraining.stdout[-3000:]
-    return folder
-
-
-def checkpoint(corpus):
-    return corpus / "hubert" / "checkpoint_last.pt"
-
-
-def finetune(corpus, kind, *overrides):
-    options = [f"task.data={corpus}/manifest", f"model.init_from={checkpoint(corpus)}", f"checkpoint.save_dir={corpus}/{kind}"]
-    return train(f"ser_{kind}_tiny", *options, "model.mask_channel_length=4", "optimization.lr=[0.003]", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +39,6 @@ def regressor(corpus):
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert '"valid_ccc_arousal"' in finished.stdout
     return corpus / "regression" / "checkpoint_best.pt"
-
-
-def build(corpus, outputs=4, **values):
-    cfg = EmotionHubertConfig(init_from=str(checkpoint(corpus)), **values)
-    cfg.backbone, pretrained = resolve_backbone(cfg)
-    model = EmotionHubertModel(cfg, outputs, pretrained.speakers)
-    model.start_from(pretrained)
-    return model
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -2,7 +2,8 @@
 """One table from several evaluations, printed and written as PREFIX.md and PREFIX.json.
 
 Rows with the same NAME are one system's folds or seeds: mean ± standard deviation over them is shown. Every row says in which
-setting its speakers were met.
+setting its speakers were met. A DIR may also be an output folder of tools/run_folds.py: it stands for all its runs, and what they
+give pooled over folds is another row.
 
   tools/results.py "V-FT=results/fold1" "V-FT=results/fold2" "PAPT=results/papt1" "PAPT=results/papt2" --out results/table
 """
@@ -14,15 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import cli
 from emohubert.errors import InputError
-from emohubert.results import read_results, write_results
+from emohubert.results import of_folds, read_published, read_results, write_results
 
 
 @cli.command
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("rows", metavar="NAME=DIR", nargs="+", help="a folder that holds a metrics.json, and the system's name")
+    parser.add_argument("rows", metavar="NAME=DIR", nargs="+", help="the system's name, and a folder with a metrics.json")
     parser.add_argument("--out", required=True, metavar="PREFIX", help="output files without their endings")
     parser.add_argument("--title", default="Results", help="heading of the table; name the protocol in it")
+    parser.add_argument("--paper", metavar="FILE", help="TSV with published numbers to stand beside ours: system, scores, source")
     args = parser.parse_args(argv)
     rows = []
     for row in args.rows:
@@ -30,7 +32,7 @@ def main(argv=None):
         if not equals or not name:
             raise InputError(f"{row}: not NAME=DIR; give a name, an equals sign and a folder")
         rows.append((name, folder))
-    print("\n".join(write_results(args.out, read_results(rows), args.title)))
+    print("\n".join(write_results(args.out, read_results(of_folds(rows)), args.title, published=read_published(args.paper))))
 
 
 if __name__ == "__main__":

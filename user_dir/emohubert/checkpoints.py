@@ -1,8 +1,10 @@
 """Checkpoints, ours and others': loading them safely, starting a model from them, using one as a feature extractor."""
 
 import argparse
+import hashlib
 import logging
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +26,18 @@ logger = logging.getLogger(__name__)
 ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
 _FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "emotion_hubert")
+_CTC = ("wav2vec_ctc", "hubert_ctc")
+"""fairseq's fine-tuned models: a pretrained one inside, under `w2v_encoder.w2v_model.`."""
+_UNSUPPORTED = {
+    "layer_type": "transformer",
+    "conv_pos_batch_norm": False,
+    "quantize_input": False,
+    "pos_conv_depth": 1,
+    "crop_seq_to_multiple": 1,
+}
+"""Options of fairseq's models, and the only value under which the encoder is the one here."""
+_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")
+"""Parts of the architecture that no parameter's shape tells."""
 _STOCK_SPECIALS = 4
 """fairseq's dictionaries start with <s>, <pad>, </s> and <unk>: its label embeddings have four rows more than labels."""
 
@@ -51,6 +65,8 @@ class Pretrained:
         weights: parameter name → tensor, in HubertModel's names.
         speakers: ids of the rows of its speaker table after the unknown one.
         label_symbols: per label set its symbols, where known.
+        left_out: names of parameters that are no part of the encoder: heads, quantisers.
+        files: all that was read.
     """
 
     path: Path
@@ -60,6 +76,15 @@ class Pretrained:
     weights: dict
     speakers: list = field(default_factory=list)
     label_symbols: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)
+    files: list = field(default_factory=list)
+
+    @property
+    def sha256(self):
+        """SHA-256 of the file, or of the names and SHA-256s of several."""
+        if len(self.files) == 1:
+            return sha256(self.files[0])
+        return hashlib.sha256("".join(f"{Path(f).name} {sha256(f)}\n" for f in self.files).encode()).hexdigest()
 
 
 @dataclass
@@ -79,50 +104,78 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def load_state(path):
-    """Load a checkpoint file without running anything in it.
+def load_file(path):
+    """Load a file that torch.save wrote without running anything in it.
 
     Returns:
-        the dict it holds, tensors on the CPU.
+        what it holds, tensors on the CPU.
 
     Raises:
         InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; correct the path")
+        raise InputError(f"{path}: {'a folder, not a checkpoint file' if path.is_dir() else 'no such checkpoint'}; correct the path")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: weights without their architecture; give the folder that also holds its config.json")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         what = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: not a checkpoint, or a damaged one ({what}); copy or download it again") from error
+
+
+def load_state(path):
+    """Load a checkpoint of fairseq or ours without running anything in it.
+
+    Returns:
+        the dict it holds, tensors on the CPU.
+
+    Raises:
+        InputError: as from `load_file`, or not a checkpoint.
+    """
+    state = load_file(path)
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
     return state
 
 
 def read_pretrained(path):
-    """Read the encoder of a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style), or of one of ours.
+    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style, pretrained or
+    fine-tuned with CTC), one of ours, or a Hugging Face model folder.
 
     Raises:
-        InputError: not loadable, or another kind of model.
+        InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce.
     """
+    if Path(path).is_dir():
+        from .models.huggingface import read_folder
+
+        return read_folder(path)
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
-    weights = dict(state["model"])
+    weights, left_out = dict(state["model"]), []
+    if family in _CTC:
+        model = _inside_ctc(model, path)
+        family = model.get("_name") or model.get("arch")
+        weights, left_out = _under("w2v_encoder.w2v_model.", weights)
     if family == "emotion_hubert":
         model = {**model["backbone"], "_name": family}
-        weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
+        weights, left_out = _under("backbone.", weights)
         task = {"normalize": model.get("normalize", False)}
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
-    known = set(OmegaConf.structured(HubertConfig)) | {"speaker_position"}
+    for name, supported in _UNSUPPORTED.items():
+        if model.get(name, supported) != supported:
+            raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
+    known = (set(OmegaConf.structured(HubertConfig)) | {"speaker_position"}) - {"latent_temp"}  # legacy, and text in old checkpoints
     config = {k: v for k, v in model.items() if k in known and v is not None}
-    if family == "wav2vec2":
-        config = {k: v for k, v in config.items() if not k.startswith(("final_dim", "logit_temp", "target_glu", "latent_temp"))}
+    if family == "wav2vec2":  # its masks and prediction heads are not those of HuBERT
+        other = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_")
+        config = {k: v for k, v in config.items() if not k.startswith(other)}
+        left_out += [k for k in weights if not k.startswith((*ENCODER, "mask_emb"))]
         weights = {k: v for k, v in weights.items() if k.startswith((*ENCODER, "mask_emb"))}
     task_state = state.get("task_state") or {}
     return Pretrained(
@@ -133,6 +186,8 @@ def read_pretrained(path):
         weights=weights,
         speakers=list(task_state.get("speakers") or []),
         label_symbols=_label_symbols(task_state),
+        left_out=left_out,
+        files=[Path(path)],
     )
 
 
@@ -147,6 +202,26 @@ def _configurations(state, path):
     raise InputError(f"{path}: neither “cfg” nor “args” in this checkpoint, so its architecture is unknown; give one that fairseq wrote")
 
 
+def _under(prefix, weights):
+    """The weights under a prefix, without it, and the names of the others."""
+    inside = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+    return inside, [name for name in weights if not name.startswith(prefix)]
+
+
+def _inside_ctc(model, path):
+    """The configuration of the pretrained model inside a fine-tuned one."""
+    pretraining = model.get("w2v_args")
+    if isinstance(pretraining, Mapping):
+        pretraining = pretraining.get("model") or pretraining.get("args")
+    if isinstance(pretraining, argparse.Namespace):
+        pretraining = vars(pretraining)
+    if not isinstance(pretraining, Mapping):
+        raise InputError(
+            f"{path}: fine-tuned with CTC, without the options of its pretraining (“w2v_args”); give the pretrained checkpoint it started from"
+        )
+    return dict(pretraining)
+
+
 def _label_symbols(task_state):
     if "label_sets" in task_state:
         return [list(s["symbols"]) for s in task_state["label_sets"]]
@@ -154,7 +229,7 @@ def _label_symbols(task_state):
 
 
 def initialise(model, pretrained):
-    """Start a SpeakerHubertModel from a checkpoint.
+    """Start a SpeakerHubertModel from a pretrained encoder.
 
     Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
     dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
@@ -163,21 +238,23 @@ def initialise(model, pretrained):
         LoadReport, also logged.
 
     Raises:
-        InputError: a part of the encoder is missing or has another shape.
+        InputError: a part of the encoder is missing, has another shape or is computed with differently.
     """
     report = LoadReport()
+    _check_architecture(model, pretrained)
     own = model.state_dict()
     source = dict(pretrained.weights)
     _fit_label_embeddings(model, own, source, report)
     _fit_final_projection(model, own, source, report)
     _fit_speakers(model, own, source, pretrained, report)
     wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
+    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, len(model.encoder.layers))]
     if wrong:
         raise InputError(
             f"{pretrained.path}: the encoder does not fit the model: {_mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
         )
     fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
-    report.skipped += [n for n in source if n not in fitting]
+    report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
     report.new += [n for n in own if n not in fitting]
     report.loaded += [n for n in fitting if n not in report.resized]
     model.load_state_dict(fitting, strict=False)
@@ -185,8 +262,27 @@ def initialise(model, pretrained):
     return report
 
 
+def _check_architecture(model, pretrained):
+    theirs = encoder_config(pretrained)
+    for name in _SHAPELESS:
+        found, wanted = (str(getattr(c[name], "value", c[name])) for c in (model.cfg, theirs))
+        if found != wanted:
+            raise InputError(
+                f"{pretrained.path}: the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint; "
+                f"set model.{name}={wanted.lower() if wanted in ('True', 'False') else wanted}"
+            )
+
+
+def _is_layer_after(name, layers):
+    """Whether a parameter is of a Transformer layer that a model of so many layers does not keep."""
+    found = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return found is not None and int(found.group(1)) >= layers
+
+
 def _mismatch(wrong, own, source):
     first = wrong[0]
+    if first not in own:
+        return f"{len(wrong)} parameters differ, first {first}: the model lacks it"
     found = f"it is {tuple(source[first].shape)} in the checkpoint" if first in source else "the checkpoint lacks it"
     return f"{len(wrong)} parameters differ, first {first}: {tuple(own[first].shape)} in the model, {found}"
 
@@ -271,7 +367,7 @@ class FrozenEncoder:
     """A pretrained encoder for features: nothing masked, nothing dropped, no gradients.
 
     Attributes:
-        path, sha256: of the checkpoint.
+        path, sha256: of the checkpoint; for a folder, the hash of all that was read from it.
         normalise: whether waveforms must be normalised (`audio.normalise`) first.
         n_layers, width: of its Transformer.
         speakers: ids it has vectors for; empty without speaker conditioning.
@@ -279,7 +375,7 @@ class FrozenEncoder:
 
     def __init__(self, path, device="cpu"):
         pretrained = read_pretrained(path)
-        self.path, self.sha256 = Path(path), sha256(path)
+        self.path, self.sha256 = Path(path), pretrained.sha256
         self.device = torch.device(device)
         self.model = build_encoder(pretrained).eval().requires_grad_(False).to(self.device)
         self.normalise = pretrained.normalise
@@ -315,10 +411,10 @@ class FrozenEncoder:
 
 
 def load_encoder(path, device="cpu"):
-    """Load a checkpoint as a FrozenEncoder.
+    """Load what `read_pretrained` reads as a FrozenEncoder.
 
     Raises:
-        InputError: the file cannot be loaded, or is not a HuBERT or wav2vec 2.0.
+        InputError: it cannot be loaded, or is not a HuBERT or wav2vec 2.0.
     """
     return FrozenEncoder(path, device)
 
@@ -327,7 +423,7 @@ def load_trained(path):
     """Load one of our checkpoints with its task, as it was saved; nothing but the file is needed.
 
     Returns:
-        (task, model): the model in eval mode on the CPU.
+        (task, model): the model in eval mode on the CPU; `task.selection` is what `selection` says of the checkpoint.
 
     Raises:
         InputError: not loadable, or not one of ours.
@@ -343,4 +439,26 @@ def load_trained(path):
         warnings.simplefilter("ignore", FutureWarning)
         model = task.build_model(cfg.model, from_checkpoint=True)
     model.load_state_dict(state["model"], strict=True)
+    task.selection = selection(state)
     return task, model.eval()
+
+
+def selection(state):
+    """How far a checkpoint of ours was trained and why it was kept: `epoch`, `update`, and `selected`, a phrase for reports.
+
+    Args:
+        state: from `load_state`.
+    """
+    cfg, extra = OmegaConf.create(state["cfg"], flags={"allow_objects": True}), state.get("extra_state") or {}
+    position = extra.get("train_iterator") or {}
+    done = position.get("iterations_in_epoch", 0) == 0
+    epoch = position.get("epoch", 1) - done
+    updates = (state.get("optimizer_history") or [{}])[-1].get("num_updates")
+    metric, value, best = cfg.checkpoint.best_checkpoint_metric, extra.get("val_loss"), extra.get("best")
+    if value is None:
+        selected = f"the last epoch ({epoch}); nothing was selected on validation data"
+    elif value == best:
+        selected = f"epoch {epoch}, the best on validation data so far ({metric} {value:.3f})"
+    else:
+        selected = f"epoch {epoch}, not the best on validation data ({metric} {value:.3f}, best {best:.3f})"
+    return {"epoch": epoch, "update": updates, "selected": selected}

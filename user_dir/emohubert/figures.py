@@ -255,8 +255,8 @@ def project(embeddings, method, seed=1):
     return places, chosen, names
 
 
-def embedding_map(path, places, values, name, axis_names, of):
-    """A 2-d map of utterances, coloured by a group (legend) or by a number (viridis, colour bar).
+def embedding_map(path, places, values, name, axis_names, of, what="Utterances"):
+    """A 2-d map of utterances or speakers, coloured by a group (legend) or by a number (viridis, colour bar).
 
     Args:
         path: of the PNG.
@@ -265,6 +265,7 @@ def embedding_map(path, places, values, name, axis_names, of):
         name: what the colours mean.
         axis_names: of both axes.
         of: number of utterances the m were taken from.
+        what: is shown, for the title.
     """
     m = len(places)
     size = float(np.clip(6000 / m, 9, 34))
@@ -284,13 +285,15 @@ def embedding_map(path, places, values, name, axis_names, of):
             for i, value in enumerate(sorted(largest)):
                 members = np.array([v == value for v in values])
                 look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
-                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=_short(value), **look)
+                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=_short(value, 24), **look)
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
-            scale = max(1.0, (24 / size) ** 0.5)
-            figure.legend(loc="outside lower center", borderaxespad=0, ncols=4, handletextpad=0.2, columnspacing=1.0, markerscale=scale)
+            scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
+            figure.legend(
+                loc="outside lower center", borderaxespad=0, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale
+            )
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
-        axes.set_title(f"Utterances by {_short(name)}" + (f" ({m} of {of})" if m < of else ""))
+        axes.set_title(f"{what} by {_short(name)}" + (f" ({m} of {of})" if m < of else ""))
         return _save(figure, path)
 
 
@@ -317,6 +320,44 @@ def lines(path, x, series, xlabel, ylabel, title, categorical=False):
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid(color="#E6E6E6")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+        return _save(figure, path)
+
+
+def changes(path, groups, label, title):
+    """How scores change along conditions, a panel for each group of conditions, with intervals.
+
+    Args:
+        path: of the PNG.
+        groups: title of a panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn).
+        label: of the vertical axes, which all have the same limits.
+        title: of the figure.
+    """
+    names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
+        figure = _figure(WIDTH, 1.3 + 2.1 * rows)
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes in panels.flat[len(groups) :]:
+            axes.set_axis_off()
+        for i, (axes, (group, (conditions, series))) in enumerate(zip(panels.flat, groups.items(), strict=False)):
+            axes.axhline(0, color="black", linestyle="--", linewidth=1)
+            for score, values in series.items():
+                k = names.index(score)
+                value, low, high = np.asarray(values, dtype=np.float64).T
+                places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
+                look = {"color": COLOURS[k % 8], "marker": MARKERS[(k + k // 8) % 8], "markersize": 5, "linewidth": 1.6}
+                axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
+                axes.plot(places, value, label=_short(score, 24), **look)
+            axes.set_xticks(range(len(conditions)), [_short(c, 10) for c in conditions], fontsize=9)
+            axes.set_xlim(-0.5, len(conditions) - 0.5)
+            axes.set_title(_short(group, 30))
+            axes.grid(color="#E6E6E6", axis="y")
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            if i % columns == 0:
+                axes.set_ylabel(label)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=0, ncols=3)
         return _save(figure, path)
 
 

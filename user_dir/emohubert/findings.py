@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import metrics
-from .run_folder import is_number
+from .run_folder import is_number, is_robustness
 from .training_log import chosen_update
 from .webpage import count, number
 
@@ -32,10 +32,11 @@ class Finding:
 
 def of_run(run):
     """All findings, the most important first: leaks and problems, then where to look, then notes."""
-    found = list(_of_checks(run))
+    found = [*_of_checks(run), *_of_audits(run)]
     found += [Finding("look", "unread", f"Not in this page, since it could not be read: {why}", path) for path, why in run.unread.items()]
     found += [f for evaluation in run.evaluations for f in of_evaluation(evaluation)]
     found += [f for training in run.trainings for f in of_training(training)]
+    found += [f for name, content in run.results.items() if is_robustness(content) for f in of_robustness(content, name)]
     return sorted(found, key=lambda f: LEVELS.index(f.level))
 
 
@@ -49,6 +50,24 @@ def _of_checks(run):
         for leak in check["leaks"]:
             allowed = bool(leak.get("allowed"))
             yield Finding("note" if allowed else "problem", f"leak {leak.get('kind')} {allowed}", describe_leak(leak), name)
+
+
+def _of_audits(run):
+    for name, audit in run.audits.items():
+        for problem in audit["problems"]:
+            yield Finding("problem", "audit", f"Audit: {problem}", name)
+        for (kind, role), leaks in _allowed_leaks(audit).items():
+            message = f"Audit, allowed by the user: {kind} of the evaluation in {role}, in {count(leaks, 'evaluation')}."
+            yield Finding("note", f"audit {kind} {role}", message, name)
+
+
+def _allowed_leaks(audit):
+    """(kind, role) → evaluations that share something, as far as it is allowed."""
+    found = {}
+    for leak in audit["leaks"]:
+        if leak.get("allowed"):
+            found.setdefault((leak.get("kind"), leak.get("role")), set()).add(leak.get("evaluation"))
+    return {key: len(evaluations) for key, evaluations in found.items()}
 
 
 def describe_leak(leak):
@@ -185,6 +204,24 @@ def changes(evaluation):
         dims = [d for d in after["dims"] if d in before.get("dims", {})]
         rows = [(f"{d}: {label}", before["dims"][d].get(s), after["dims"][d].get(s), lower) for d in dims for s, label, lower in scores]
     return [Change(s, b, a, a <= b if lower else a >= b) for s, b, a, lower in rows if is_number(b) and is_number(a)]
+
+
+def of_robustness(content, where):
+    """Under which condition UA, or the CCC of each dimension, falls most, of those whose interval lies below zero."""
+    clean, *conditions = content["conditions"]
+    scores = clean["scores"]
+    for name, before in ({"UA": scores["UA"]} if "UA" in scores else scores).items():
+        falls = []
+        for condition in conditions:
+            score = condition["scores"][name]
+            ci = score["change_ci"] if isinstance(score["change_ci"], list) else []
+            if is_number(score["change"]) and len(ci) == 2 and is_number(ci[1]) and ci[1] < 0:
+                falls.append((score["change"], condition["name"], score["value"]))
+        if falls:
+            change, condition, value = min(falls)
+            message = f"{name} falls most with {condition}: {number(before['value'])} → {number(value)}"
+            message += f"; in {len(falls)} of {count(len(conditions), 'condition')} the interval of the change lies below zero."
+            yield Finding("look" if change < -0.1 else "note", f"robustness {name}", message, where)
 
 
 def of_training(training):

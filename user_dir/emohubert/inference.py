@@ -1,10 +1,14 @@
-"""Running a fine-tuned model over a manifest split."""
+"""Running a fine-tuned model over recordings."""
 
+import contextlib
 import logging
+import os
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from . import audio
 from .batching import by_length
@@ -12,19 +16,125 @@ from .cli import progress
 from .errors import InputError
 from .manifest import NO_EMOTION
 from .predictions import DimensionPredictions, from_probabilities, known_references
+from .pseudo_labels.features import exact_arithmetic
+from .pseudo_labels.threads import cores, pool
 
 logger = logging.getLogger(__name__)
 
+_READ_AHEAD = 3  # batches that are being read or wait for a GPU
 
-def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0):
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model says about one utterance of a dataset, or why it says nothing.
+
+    Attributes:
+        index: of the utterance.
+        values: float64 (classes), probabilities, or (dimensions).
+        embedding: float32 (width): the pooled vector.
+        error: InputError, or None; with one, there is nothing else.
+    """
+
+    index: int
+    values: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+    error: InputError | None = None
+
+
+def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", workers=0, padded=None):
+    """Run a model over the utterances that a dataset keeps, reading while it works.
+
+    On a CPU every utterance goes through the model alone, several at once in threads of one core each: that is faster there
+    than padded batches, and no bit depends on the batch or the number of cores. On a GPU utterances of similar length go in
+    padded batches, which give the same up to the rounding of float32.
+
+    Args:
+        task, model: from `checkpoints.load_trained`.
+        dataset: of `task.make_dataset(…, training=False)`.
+        load: index → item of the dataset, called in threads; by default its own.
+        batch_seconds: most audio in the model at once, padding counted; a longer utterance goes alone.
+        device: torch device.
+        workers: threads that read audio, and on a CPU run the model; 0: one for each core.
+        padded: padded batches instead of one utterance per thread; by default on a GPU only.
+
+    Yields:
+        An Outcome for every utterance, in the order of finishing, the longest first.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
+    device, model = torch.device(device), model.to(device).eval()
+    load = dataset.__getitem__ if load is None else load
+    padded = device.type != "cpu" if padded is None else padded
+    budget = int(batch_seconds * audio.SAMPLE_RATE)
+    batches = [dataset.kept[b] for b in by_length(dataset.sizes[dataset.kept], budget, None if padded else 1)]
+    jobs = [(batch.tolist(), int(dataset.sizes[batch].max()) * len(batch)) for batch in batches]
+
+    def read(batch):
+        items, failed = [], []
+        for index in batch:
+            try:
+                items.append(load(index))
+            except InputError as error:
+                failed.append(Outcome(index, error=error))
+        return items, failed
+
+    def forward(items):
+        return _forward(task, model, dataset, items, device) if items else []
+
+    def read_and_forward(batch):
+        items, failed = read(batch)
+        return failed + forward(items)
+
+    with exact_arithmetic(device):
+        if padded:
+            for items, failed in _in_threads(read, jobs, workers or cores(), _READ_AHEAD * budget):
+                yield from failed + forward(items)
+        else:
+            for found in _in_threads(read_and_forward, jobs, workers or cores(), budget):
+                yield from found
+
+
+def _forward(task, model, dataset, items, device):
+    batch = dataset.collater(items)
+    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch["net_input"].items()}
+    with torch.inference_mode():
+        found = model(**inputs)
+        values = found["output"].float()
+        values = (values.softmax(dim=1) if task.classes else values).double().cpu().numpy()
+        embeddings = found["embedding"].float().cpu().numpy()
+    return [_outcome(dataset, *row) for row in zip(batch["id"].tolist(), values, embeddings, strict=True)]
+
+
+def _outcome(dataset, index, values, embedding):
+    if np.isfinite(values).all() and np.isfinite(embedding).all():
+        return Outcome(index, values, embedding)
+    return Outcome(index, error=InputError(f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"))
+
+
+def _in_threads(function, jobs, workers, budget):
+    """`function(job)` for all (job, samples), in threads, in the order of finishing; at most `budget` samples at once, or one job."""
+    waiting, running = deque(jobs), {}
+    try:
+        while waiting or running:
+            in_flight = sum(running.values())
+            while waiting and len(running) < workers and (not running or in_flight + waiting[0][1] <= budget):
+                job, samples = waiting.popleft()
+                running[pool(workers).submit(function, job)] = samples
+                in_flight += samples
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                yield future.result()
+    finally:
+        wait(running)
+
+
+def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None):
     """Predict every utterance of a split, once, in batches that change nothing.
 
     Args:
         task, model: from `checkpoints.load_trained`.
         split: a `manifest.Split`; references are taken from it and seen by no part of the model.
-        batch_seconds: most audio in a batch, padding counted.
-        device: torch device.
-        workers: processes that read audio; 0: this one.
+        batch_seconds, device, workers: as for `run`.
+        transform: what is done to waveforms, as for `task.make_dataset`; or None.
 
     Returns:
         (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled
@@ -33,29 +143,17 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     Raises:
         InputError: a file cannot be read.
     """
-    dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64))
-    batches = by_length(dataset.sizes[dataset.kept], int(batch_seconds * audio.SAMPLE_RATE))
-    loader = DataLoader(
-        dataset, batch_sampler=[dataset.kept[b].tolist() for b in batches], collate_fn=dataset.collater, num_workers=workers
-    )
-    model = model.to(device).eval()
-    outputs, embeddings = [None] * len(split), [None] * len(split)
-    with torch.inference_mode():
-        for batch in progress(loader, f"predicting {split.name}", total=len(batches), unit="batches"):
-            inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch["net_input"].items()}
-            found = model(**inputs)
-            values = found["output"].float()
-            values = values.softmax(dim=1) if task.classes else values
-            for row, index in enumerate(batch["id"].tolist()):
-                outputs[index] = values[row].double().cpu().numpy()
-                embeddings[index] = found["embedding"][row].float().cpu().numpy()
+    dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64), transform=transform)
     kept = dataset.kept
-    values, embeddings = np.stack([outputs[i] for i in kept]), np.stack([embeddings[i] for i in kept])
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"{split.audio(kept[~np.isfinite(values).all(axis=1)][0])}: the model's output is not finite; check the checkpoint"
-        )
-    ids = [split.ids[i] for i in kept]
+    outcomes = [None] * len(split)
+    with contextlib.closing(run(task, model, dataset, None, batch_seconds, device, workers)) as found:
+        for outcome in progress(found, f"predicting {split.name}", total=len(kept), unit="utterances"):
+            if outcome.error is not None:
+                raise outcome.error
+            outcomes[outcome.index] = outcome
+    values, embeddings = np.stack([outcomes[i].values for i in kept]), np.stack([outcomes[i].embedding for i in kept])
+    names = split.ids
+    ids = [names[i] for i in kept]
     speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
     if task.classes:
         emotions = known_references([split.emotions[i] if split.emotions else NO_EMOTION for i in kept], task.classes, split.tsv)
@@ -67,18 +165,21 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     return DimensionPredictions(ids, speakers, task.dimensions, references, values), embeddings
 
 
-def speaker_setting(task, split):
+def speaker_setting(task, split, added=None):
     """In which setting a split's speakers are met: a sentence for reports.
 
     `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that
     they have an embedding. `inductive`: met for the first time; where the model hears speakers, as the unknown one.
+    `added`, {what: ids}: met for the first time, with embeddings that `adaptation.NewSpeakers` gave the model.
     """
     speakers = set(split.speakers or [])
-    trained, table = set(task.training_speakers), set(task.speakers)
+    new = {what: speakers & set(ids) for what, ids in (added or {}).items()}
+    trained, table = set(task.training_speakers), set(task.speakers).difference(*new.values())
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),
-        "inductive": len(speakers - table - trained),
+        **{what: len(ids) for what, ids in new.items()},
+        "inductive": len((speakers - table - trained).difference(*new.values())),
     }
-    how = f"speaker embedding at the {task.speaker_position}" if table else "no speaker embedding"
-    return {"setting": ", ".join(f"{kind} ({n} speakers)" for kind, n in kinds.items() if n) or "no speakers", "speaker_embedding": how}
+    setting = ", ".join(f"{kind} ({n} speakers)" for kind, n in kinds.items() if n) or "no speakers"
+    return {"setting": setting, "speaker_embedding": task.speaker_embedding}

@@ -252,6 +252,35 @@ def write_splits(directory, root, splits, training="train", classes=None):
         write_dictionary(directory / "dict.spk.txt", speakers)
 
 
+def write_unlabelled(directory, out, parts):
+    """Write a manifest directory of some splits' audio, speakers and sessions, without anything that says a label.
+
+    Args:
+        directory: manifest directory.
+        out: folder to write.
+        parts: new split → names of the splits it is made of; a new split of none is not written.
+
+    Returns:
+        new split → utterances.
+
+    Raises:
+        InputError: a split is missing, or an utterance would be in the new directory twice.
+    """
+    new, seen = {}, {}
+    for name, sources in parts.items():
+        for source in sources:
+            split = read_split(directory, source)
+            for i, path in enumerate(split.paths):
+                if path in seen:
+                    raise InputError(f"{split.where(i)}: {path} is in {seen[path]} too; give each utterance to one split")
+                seen[path] = split.tsv
+                speaker = split.speakers[i] if split.speakers else UNKNOWN_SPEAKER
+                meta = {"session": split.meta["session"][i]} if split.meta and "session" in split.meta else {}
+                new.setdefault(name, []).append(Utterance(path, int(split.n_samples[i]), speaker, NO_EMOTION, {}, meta))
+    write_splits(out, split.root, new)
+    return {name: len(utterances) for name, utterances in new.items()}
+
+
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, classes=None, left_out=None):
     """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`.
 

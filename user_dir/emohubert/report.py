@@ -13,7 +13,7 @@ import yaml
 
 from . import figures, findings, metrics, run_folder, webpage
 from .files import atomic, fingerprint, make_folder, sha256
-from .run_folder import discover, is_number, natural
+from .run_folder import discover, is_number, is_robustness, natural
 from .training_log import chosen_update
 from .webpage import Html, count, folded, join, number, picture, table, tag
 
@@ -33,6 +33,7 @@ CAPTIONS = {
     "nearest_speakers": "Nearest training speakers",
     "before_after": "Each speaker before and after calibration",
     "gain": "Gain of calibration over the number of utterances heard",
+    "robustness": "Change against clean recordings; lines are intervals over speakers",
 }
 BADGES = {"problem": "problem", "look": "look here", "note": "note"}
 
@@ -111,6 +112,8 @@ def _header(run):
     leaks = "not found" if not run.checks else ("passed" if all(c.get("ok") for c in run.checks.values()) else "failed")
     corpora = ", ".join(sorted({str(c.get("corpus", "?")) for c in run.corpora.values()})) or "not found"
     tiles = [("corpus", corpora), ("trainings", len(run.trainings)), ("evaluations", len(run.evaluations)), ("leak check", leaks)]
+    if run.audits:
+        tiles.append(("audit of the run", "passed" if all(a.get("ok") for a in run.audits.values()) else "failed"))
     tests = [e for e in run.evaluations if not e.is_training_split]
     if len(tests) == 1:
         only = tests[0]
@@ -242,7 +245,8 @@ def _results(run, name, content, budget):
     shown = []
     if folder in _result_folders(run) and name == next(n for n in run.results if (run.folder / n).parent == folder):
         shown = [budget.picture(path, _caption(path.stem), run.name_of(path)) for path in _pictures(folder)]
-    reader = _systems if _has_systems(content) else _comparison if _has_tests(content) else _json
+    readers = {_systems: _has_systems, _comparison: _has_tests, _robustness: is_robustness}
+    reader = next((reader for reader, fits in readers.items() if fits(content)), _json)
     return join([tag("h2", _title(name, content)), reader(content), tag("div", *shown, class_="figures large") if shown else ""])
 
 
@@ -278,6 +282,22 @@ def _comparison(content):
             tag("p", f"McNemar: {only} right only here, {other} only there, p {number(mcnemar.get('p'))} (utterances as independent).")
         )
     return join(parts)
+
+
+def _robustness(content):
+    """A line for each condition of tools/robustness.py; its p-values are in the file."""
+    names = list(content["conditions"][0]["scores"])
+    header = ["condition", *(column for name in names for column in (name, "change"))]
+    rows = []
+    for condition in content["conditions"]:
+        cells = []
+        for score in (condition["scores"][name] for name in names):
+            change, interval, p, _ = _test({**score, "difference": score["change"], "ci": score["change_ci"]})
+            cells += [number(score["value"]), f"{change} {interval}" if p != "–" else "–"]
+        rows.append((tag("span", condition["name"], style="white-space: nowrap"), *cells))
+    said = f"{_cell(content.get('n'))} utterances of {_cell(content.get('speakers'))} speakers, {_cell(content.get('split'))}."
+    note = "Change: against the clean recordings, with its interval by paired bootstrap over speakers."
+    return join([tag("p", said), table(header, rows, numbers=range(1, len(header))), tag("p", note, class_="soft small")])
 
 
 def _systems(content):
@@ -352,7 +372,7 @@ def _data(run):
     parts += [tag("h3", "Leak check"), *(_check(name, check) for name, check in run.checks.items())]
     if not run.checks:
         parts.append(tag("p", "No result of tools/check_manifest.py --json was found."))
-    return join(parts)
+    return join([*parts, *(_audit(name, audit) for name, audit in run.audits.items())])
 
 
 def _corpus(name, corpus):
@@ -383,6 +403,17 @@ def _check(name, check):
             rows.append((folder, split, *(_cell(of.get(key)) for key in ("utterances", "hours", "speakers")), classes))
     header = ("manifest", "split", "utterances", "hours", "speakers", "classes")
     parts.append(folded("splits that were checked", table(header, rows, numbers=(2, 3, 4))) if rows else "")
+    return join(parts)
+
+
+def _audit(name, audit):
+    """What evaluations share with everything that their models have seen, as tools/audit_run.py found it."""
+    verdict = "passed" if audit.get("ok") else "failed"
+    allowed = f"; allowed: {', '.join(map(str, audit['allowed']))}" if audit.get("allowed") else ""
+    counts = f": {count(len(audit['evaluations']), 'evaluation')}, {count(len(audit['problems']), 'problem')}{allowed}"
+    parts = [tag("h3", "Audit of the run"), tag("p", tag("b", verdict), counts, tag("span", f" ({name})", class_="soft small"))]
+    parts.append(tag("ul", *(tag("li", str(problem)) for problem in audit["problems"])) if audit["problems"] else "")
+    parts.append(folded("made elsewhere", tag("pre", "\n".join(map(str, audit["unknown"])))) if audit["unknown"] else "")
     return join(parts)
 
 

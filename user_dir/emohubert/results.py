@@ -5,13 +5,15 @@ from pathlib import Path
 from . import metrics
 from .errors import InputError
 from .files import make_folder, read_json, write_json, write_lines
+from .manifest import read_table
 
 
-def read_results(rows):
+def read_results(rows, macro_f1=False):
     """Collect evaluations into rows.
 
     Args:
         rows: list of (name, folder with a metrics.json); equal names are one system's folds or seeds.
+        macro_f1: of classes, also that score.
 
     Returns:
         list of {"name", "setting", "runs", "utterances", "speakers", "scores": {score: [a value per run]}}, in order. Scores are UA and WA in
@@ -27,6 +29,7 @@ def read_results(rows):
         scores = {}
         if "UA" in found:
             scores = {"UA %": 100 * found["UA"], "WA %": 100 * found["WA"]}
+            scores |= {"macro F1 %": 100 * found["macro_f1"]} if macro_f1 else {}
         for dimension, values in found.get("dims", {}).items():
             scores[f"CCC {dimension}"] = float("nan") if values["ccc"] is None else values["ccc"]
         if not scores:
@@ -41,25 +44,79 @@ def read_results(rows):
     return list(systems.values())
 
 
-def write_results(path, systems, title):
+def of_folds(rows):
+    """Rows in which a folder of tools/run_folds.py stands for its runs, and, with several folds, for what is pooled over them.
+
+    Args:
+        rows: list of (name, folder with a metrics.json, or written by tools/run_folds.py).
+
+    Returns:
+        list of (name, folder with a metrics.json).
+
+    Raises:
+        InputError: a folder is neither.
+    """
+    found = []
+    for name, folder in rows:
+        folder = Path(folder)
+        if (folder / "metrics.json").is_file():
+            found.append((name, folder))
+            continue
+        runs = read_json(folder / "results.json").get("runs")
+        if not runs:
+            raise InputError(f"{folder}: no metrics.json and no runs in results.json; give the output of tools/evaluate.py or run_folds.py")
+        found += [(name, folder / run["folder"]) for run in runs]
+        seeds = dict.fromkeys(run["seed"] for run in runs)
+        found += [(f"{name}, folds pooled", p) for seed in seeds if (p := folder / "pooled" / f"seed{seed}").is_dir()]
+    return found
+
+
+def read_published(path):
+    """Published numbers to stand beside ours: a TSV with the columns `system`, scores named as in our tables, and `source`.
+
+    Returns:
+        system → {column: text}; {} for None.
+
+    Raises:
+        InputError: not such a table.
+    """
+    if path is None:
+        return {}
+    table = read_table(path)
+    for column in ("system", "source"):
+        if column not in table:
+            raise InputError(f"{path}:1: no column “{column}”; the header is system, scores named as in our tables, source")
+    return {name: {column: values[i] for column, values in table.items()} for i, name in enumerate(table["system"])}
+
+
+def write_results(path, systems, title, notes=(), published=None, **details):
     """Write `path.md` and `path.json`; returns the table's lines.
 
     Args:
         path: without an ending.
         systems: from `read_results`.
         title: heading; say the protocol in it.
+        notes: sentences below the heading.
+        published: from `read_published`: columns with the paper's numbers, for the systems it has.
+        details: what else the JSON file is to hold.
     """
     path = Path(path)
     make_folder(path.parent)
-    lines = [f"# {title}", ""]
+    lines = []
     for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):
-        header = ["system", "setting", "runs", "utterances", *kind]
-        cells = [_cells(s) for s in systems if tuple(s["scores"]) == kind]
+        of_kind = [s for s in systems if tuple(s["scores"]) == kind]
+        beside = [score for score in kind if any((published or {}).get(s["name"], {}).get(score) for s in of_kind)]
+        header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
+        cells = [_cells(s) + [(published or {}).get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
         widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
         lines += [_line(header, widths), _line(["-" * w for w in widths], widths), *(_line(row, widths) for row in cells), ""]
-    write_json(path.with_suffix(".json"), {"title": title, "systems": systems})
-    write_lines(path.with_suffix(".md"), lines[:-1])
-    return lines[2:-1]
+    used = [published[s["name"]] for s in systems if s["name"] in (published or {})]
+    notes = [*notes, *(f"paper: {source}" for source in dict.fromkeys(row["source"] for row in used))]
+    content = {"title": title, "notes": notes, "systems": systems, **({"published": used} if used else {}), **details}
+    write_json(path.with_suffix(".json"), content)
+    head = [f"# {title}", "", *(f"- {note}" for note in notes), *[""] * bool(notes)]
+    write_lines(path.with_suffix(".md"), [*head, *lines[:-1]])
+    return lines[:-1]
 
 
 def _cells(system):

@@ -99,7 +99,7 @@ class Run:
     Attributes:
         folder: of the run.
         evaluations, trainings: in the order of their paths.
-        corpora, checks, results: path → content of corpus.json, check_manifest*.json and `RESULTS`.
+        corpora, checks, audits, results: path → content of corpus.json, check_manifest*.json, audit.json and `RESULTS`.
         unread: path → why it could not be read.
         inputs: path → hash, of everything that was read.
     """
@@ -109,6 +109,7 @@ class Run:
     trainings: list = field(default_factory=list)
     corpora: dict = field(default_factory=dict)
     checks: dict = field(default_factory=dict)
+    audits: dict = field(default_factory=dict)
     results: dict = field(default_factory=dict)
     unread: dict = field(default_factory=dict)
     inputs: dict = field(default_factory=dict)
@@ -139,6 +140,8 @@ def discover(folder):
                 _read_into(run, run.corpora, path / name, _is_corpus)
             elif re.fullmatch(r"check_manifest.*\.json", name):
                 _read_into(run, run.checks, path / name, _is_check)
+            elif name == "audit.json":
+                _read_into(run, run.audits, path / name, _is_audit)
             elif name in RESULTS:
                 _read_into(run, run.results, path / name, lambda value: isinstance(value, (dict, list)))
     if not (run.evaluations or run.trainings or run.results):
@@ -229,9 +232,27 @@ def _is_check(value):
     return leaks and all(isinstance(split, dict) for splits in value.get("splits", {}).values() for split in splits.values())
 
 
+def _is_audit(value):
+    lists = all(isinstance(value[key], list) for key in ("problems", "leaks", "unknown", "evaluations"))
+    return lists and all(isinstance(leak["shared"], list) for leak in value["leaks"])
+
+
 def _is_corpus(value):
     tables = all(isinstance(splits, dict) for splits in value.get("counts", {}).values()) and isinstance(value.get("classes", {}), dict)
     return tables and all(isinstance(paths, list) for paths in value.get("left_out", {}).values())
+
+
+def is_robustness(content):
+    """Whether this is what tools/robustness.py writes: conditions with the same scores, the clean recordings first."""
+    conditions = content.get("conditions") if isinstance(content, dict) else None
+    if not isinstance(conditions, list) or not conditions or not all(isinstance(c, dict) for c in conditions):
+        return False
+    scores = [c.get("scores") for c in conditions]
+    named = all(isinstance(c.get("name"), str) for c in conditions) and all(isinstance(s, dict) for s in scores)
+    return named and all(
+        s.keys() == scores[0].keys() and all(isinstance(v, dict) and {"value", "change", "change_ci"} <= v.keys() for v in s.values())
+        for s in scores
+    )
 
 
 def is_number(value):

@@ -106,7 +106,7 @@ def from_table(table):
     return from_utterances(ids, np.stack([np.asarray(table[name], dtype=np.float64) for name in ids]))
 
 
-def mfcc_means(split, workers=None):
+def mfcc_means(split, workers=None, indices=None):
     """Mean over frames of the 13 MFCCs of every utterance of a split.
 
     `standardise` them before speakers are compared, then give them to `from_utterances` with `split.speakers`.
@@ -114,6 +114,7 @@ def mfcc_means(split, workers=None):
     Args:
         split: a manifest `Split`.
         workers: threads; by default one for each core.
+        indices: of the utterances; by default all.
 
     Returns:
         float64 (utterances, 13).
@@ -121,16 +122,18 @@ def mfcc_means(split, workers=None):
     Raises:
         InputError: audio that cannot be read, or is shorter than one frame.
     """
+    indices = np.arange(len(split)) if indices is None else np.asarray(indices)
     means = np.full((len(split), MFCC_COEFFICIENTS), np.nan)
 
     def consume(extracted):
         frames = extracted.features[MFCC][:, :MFCC_COEFFICIENTS]  # without deltas
         means[extracted.piece.utterance] = frames.double().mean(0).numpy()
 
-    for _ in MfccFeatures(workers).extract(split, range(len(split)), consume):
+    for _ in MfccFeatures(workers).extract(split, indices, consume):
         pass
+    means = means[indices]
     if np.isnan(means).any():
-        short = int(np.argwhere(np.isnan(means))[0][0])
+        short = int(indices[np.argwhere(np.isnan(means))[0][0]])
         raise InputError(f"{split.where(short)}: {split.n_samples[short]} samples are less than one frame; remove the utterance")
     return means
 

@@ -1,4 +1,4 @@
-"""Criterions for whole utterances: cross-entropy for classes, 1 − CCC for dimensions.
+"""Criterions for whole utterances: cross-entropy or a contrastive loss for classes, 1 − CCC for dimensions.
 
 Sums go through fairseq's meters and the metrics are formed at the end of an epoch, over all utterances: UA and CCC are
 never averaged over batches.
@@ -14,6 +14,8 @@ from fairseq.logging import metrics
 from torch import distributed
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 
 @dataclass
 class EmotionClassificationConfig(FairseqDataclass):
@@ -23,15 +25,18 @@ class EmotionClassificationConfig(FairseqDataclass):
         default="none", metadata={"help": "balanced: classes weighted by 1 / training count (mean weight 1)"}
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "of the cross-entropy"})
+    frame_weight: float = field(
+        default=0.0, metadata={"help": "weight of the cross-entropy of every frame with its utterance's class (needs model.frame_head)"}
+    )
 
 
 @register_criterion("emotion_classification", dataclass=EmotionClassificationConfig)
 class EmotionClassification(FairseqCriterion):
     """Cross-entropy, summed over utterances; logs UA, WA and macro F1 of the whole epoch."""
 
-    def __init__(self, task, class_weights="none", label_smoothing=0.0):
+    def __init__(self, task, class_weights="none", label_smoothing=0.0, frame_weight=0.0):
         super().__init__(task)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.frame_weight = label_smoothing, frame_weight
         weights = None
         if str(class_weights) == "balanced":
             counts = torch.tensor(task.class_counts, dtype=torch.float).clamp(min=1)
@@ -40,32 +45,54 @@ class EmotionClassification(FairseqCriterion):
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""
-        output = model(**sample["net_input"])["output"].float()  # (batch, classes)
-        target = sample["target"]
-        loss = F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum")
-        confusion = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
-        confusion.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
-        log = {"loss": loss.detach().double(), "confusion": confusion, "sample_size": len(target)}
-        log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-        return loss, len(target), log
+        found, target = model(**sample["net_input"]), sample["target"]
+        output = found["output"].float()  # (batch, classes)
+        loss = self._cross_entropy(output, target).sum()
+        if self.frame_weight > 0:
+            loss = loss + self.frame_weight * self._of_frames(found, target).sum()
+        return loss, len(target), classification_log(loss, output, target, sample)
+
+    def _cross_entropy(self, output, target):
+        return F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none")
+
+    def _of_frames(self, found, target):
+        """Mean cross-entropy over each utterance's frames, all of its class (Chen & Rudnicky 2023, section 3.2): (batch,)."""
+        if "frame_output" not in found:
+            raise InputError(f"criterion.frame_weight={self.frame_weight} needs model.frame_head=true; set it, or frame_weight=0")
+        valid = found["valid"]
+        frames = self._cross_entropy(found["frame_output"].float()[valid], target.unsqueeze(1).expand_as(valid)[valid])
+        return torch.zeros_like(valid, dtype=torch.float).masked_scatter(valid, frames).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs):
         """Log loss (nats per utterance), and UA, WA and macro F1 from the epoch's confusion matrix."""
-        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
-        n = max(total["sample_size"], 1)
-        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
-        confusion = total["confusion"].tolist()
-        size = math.isqrt(len(confusion))
-        for cell, count in enumerate(confusion):
-            metrics.log_scalar_sum(f"_confusion_{cell}", count)
-        for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
-            metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
+        log_classification(logging_outputs)
 
     @staticmethod
     def logging_outputs_can_be_summed():
         """Yes: every entry is a sum."""
         return True
+
+
+def classification_log(loss, output, target, sample):
+    """The logging output of a batch. output: (batch, classes) logits, target: (batch,)."""
+    confusion = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
+    confusion.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
+    log = {"loss": loss.detach().double(), "confusion": confusion, "sample_size": len(target)}
+    return log | {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+
+
+def log_classification(logging_outputs):
+    """Log the loss per utterance, and UA, WA and macro F1 from the epoch's confusion matrix."""
+    total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+    n = max(total["sample_size"], 1)
+    metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
+    confusion = total["confusion"].tolist()
+    size = math.isqrt(len(confusion))
+    for cell, count in enumerate(confusion):
+        metrics.log_scalar_sum(f"_confusion_{cell}", count)
+    for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
+        metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
 
 
 def _confusion(meters, size):
@@ -88,6 +115,60 @@ def _macro_f1(confusion):
     return float((2 * confusion.diag() / support.clamp(min=1)).mean())
 
 
+@register_criterion("emotion_contrastive", dataclass=FairseqDataclass)
+class EmotionContrastive(FairseqCriterion):
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) over the batch on all processes, and the classes' read-out.
+
+    The model needs `head=contrastive`. A linear read-out adds its cross-entropy, which does not reach the encoder; centroids
+    follow the training batches. An utterance that is alone of its class in a batch is an anchor for nothing.
+    """
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
+        found, target = model(**sample["net_input"]), sample["target"]
+        if "projection" not in found:
+            raise InputError("emotion_contrastive needs model.head=contrastive; set it, or choose another criterion")
+        head = model.head
+        points, classes = found["projection"], target
+        if model.training:
+            points, classes = gather(points), gather(target)
+            head.follow(points.detach(), classes)
+        loss = supervised_contrastive(points, classes, head.temperature)
+        read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
+        log = classification_log(loss * len(target) + read_out, found["output"], target, sample)
+        return loss * len(classes) + read_out, len(target), log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs):
+        """Log the loss per utterance, and UA, WA and macro F1 from the epoch's confusion matrix."""
+        log_classification(logging_outputs)
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        """Yes: every entry is a sum."""
+        return True
+
+
+def supervised_contrastive(points, target, temperature):
+    """L = mean over anchors i of −1/|P(i)| Σ_{p ∈ P(i)} log(exp(z_i·z_p/τ) / Σ_{a ≠ i} exp(z_i·z_a/τ)), Khosla et al. 2020, eq. 2.
+
+    Args:
+        points: (n, size), of length 1.
+        target: (n,) classes.
+        temperature: τ.
+
+    Returns:
+        A scalar; 0 if no two utterances are of one class. P(i): the others of i's class; anchors without one are left out.
+    """
+    others = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
+    positive = (target.unsqueeze(0) == target.unsqueeze(1)) & others
+    similarity = (points @ points.T / temperature).masked_fill(~others, -1e9)  # not −∞: a lone utterance has a gradient too
+    log_probability = similarity - similarity.logsumexp(dim=1, keepdim=True)
+    counts = positive.sum(dim=1)
+    of_anchors = -log_probability.masked_fill(~positive, 0).sum(dim=1) / counts.clamp(min=1)
+    return of_anchors.sum() / (counts > 0).sum().clamp(min=1)
+
+
 @register_criterion("emotion_regression", dataclass=FairseqDataclass)
 class EmotionRegression(FairseqCriterion):
     """1 − CCC (Lin 1989), averaged over the dimensions, over all utterances of the batch on all processes.
@@ -106,7 +187,7 @@ class EmotionRegression(FairseqCriterion):
         """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
         output = model(**sample["net_input"])["output"].float()  # (batch, dimensions)
         target = sample["target"].float()
-        gathered, references = (output, target) if not model.training else (_gather(output), _gather(target))
+        gathered, references = (output, target) if not model.training else (gather(output), gather(target))
         loss = (1 - ccc(gathered, references)).mean()
         x, y = output.detach().double(), target.double()
         moments = torch.cat([v.sum(dim=0) for v in (x, y, x * x, y * y, x * y)])
@@ -157,14 +238,14 @@ def _ccc_of(meters, d, dimensions):
     return 2 * (xy - x * y) / spread if spread > 1e-12 else 0.0
 
 
-def _gather(x):
-    """Rows of all processes, in rank order; the gradient flows to this process's own. x: (n, dimensions), n may differ."""
+def gather(x):
+    """Rows of all processes, in rank order; the gradient flows to this process's own. x: (n, …), n may differ."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
     most = int(max(sizes))
-    padded = F.pad(x.detach(), (0, 0, 0, most - len(x)))
+    padded = torch.cat([x.detach(), x.new_zeros(most - len(x), *x.shape[1:])])
     parts = [torch.zeros_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
     parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]

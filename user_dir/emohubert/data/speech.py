@@ -28,9 +28,13 @@ class SpeechDataset(FairseqDataset):
         speaker_dropout: probability of the unknown speaker (row 0) instead, in training.
         seed: of batches, crops and masks.
         training: batches and crops change from epoch to epoch.
-        normalise: bring every waveform to zero mean and unit variance (after the crop).
+        normalise: bring every waveform to zero mean and unit variance (after the crop and the transform).
         max_samples: longer utterances are cropped to this, at a random multiple of the hop; None: never.
         min_samples: shorter utterances are left out, and counted in the log.
+        speaker_features: (n, width) float32, what is known of each utterance's speaker; or None.
+        transform: what is done to a waveform after the crop and before it is normalised, such as an `Augmentation`; or None.
+            `transform(samples, rng)` gives the new waveform; unless its `keeps_length` is true, `transform.length(n, rng)`
+            the length that it will have, a frame or more.
     """
 
     can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
@@ -46,16 +50,19 @@ class SpeechDataset(FairseqDataset):
         normalise=False,
         max_samples=None,
         min_samples=audio.RECEPTIVE_FIELD,
+        speaker_features=None,
+        transform=None,
     ):
+        self.speaker_features, self.transform = speaker_features, transform
         self.split, self.seed, self.training, self.normalise = split, seed, training, normalise
         self.masking, self.speaker_rows = masking, speaker_rows
         self.speaker_dropout = speaker_dropout if training else 0.0
         self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
-        self.sizes = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
+        self.cropped = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
         min_samples = max(int(min_samples), audio.RECEPTIVE_FIELD)
         self.kept = np.flatnonzero(split.n_samples >= min_samples)
-        self.epoch = 1
         self._report_short(min_samples)
+        self.set_epoch(1)
 
     def _report_short(self, min_samples):
         left_out = np.setdiff1d(np.arange(len(self.split)), self.kept)
@@ -98,24 +105,30 @@ class SpeechDataset(FairseqDataset):
             )
 
     def set_epoch(self, epoch):
-        """Choose the epoch that crops, masks and batches are drawn for (fairseq calls this)."""
+        """Choose the epoch that crops, transforms, masks and batches are drawn for (fairseq calls this)."""
         self.epoch = epoch
+        self.sizes = self.cropped
+        if self.transform is not None and not self.transform.keeps_length:
+            self.sizes = self.cropped.copy()
+            self.sizes[self.kept] = [self.transform.length(int(self.cropped[i]), self.rng(i, "augment")) for i in self.kept]
 
     def rng(self, index, purpose):
         """The random generator of an utterance in this epoch; the same in every epoch outside of training."""
         return rng_for(self.seed, self.epoch if self.training else 0, int(index), purpose)
 
     def crop(self, index):
-        """The part of an utterance that is heard in this epoch: (start, stop) in samples, start on a frame."""
-        n, size = int(self.split.n_samples[index]), int(self.sizes[index])
+        """The part of an utterance that is read in this epoch: (start, stop) in samples, start on a frame."""
+        n, size = int(self.split.n_samples[index]), int(self.cropped[index])
         if size == n:
             return 0, n
         start = int(self.rng(index, "crop").integers((n - size) // audio.HOP + 1)) * audio.HOP
         return start, start + size
 
     def waveform(self, index, start, stop):
-        """Samples [start, stop) of an utterance as a float32 tensor; nothing else is decoded."""
+        """Samples [start, stop) of an utterance, transformed and normalised, as a float32 tensor; nothing else is decoded."""
         samples = audio.read(self.split.audio(index), start, stop, n_samples=int(self.split.n_samples[index]))
+        if self.transform is not None:
+            samples = self.transform(samples, self.rng(index, "augment"))
         return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)
 
     def drawn(self, index, frames):
@@ -123,41 +136,52 @@ class SpeechDataset(FairseqDataset):
 
         Returns:
             dict: `mask`, bool (frames,), where frames are masked; in training `channels`, bool (width,), where channels
-            are; `speaker`, a row of the speaker table, where there is one.
+            are; `speaker`, a row of the speaker table, and `speaker_features`, (width,), where there are any.
         """
         item = {}
         if self.masking is not None and self.masking.probability > 0:
             item["mask"] = self.masking.frames(frames, self.rng(index, "mask"))
         if self.masking is not None and self.masking.channel_probability > 0 and self.training:
             item["channels"] = self.masking.channels(self.rng(index, "channels"))
+        dropped = self.speaker_dropout > 0 and self.rng(index, "speaker").random() < self.speaker_dropout
         if self.speaker_rows is not None:
-            dropped = self.speaker_dropout > 0 and self.rng(index, "speaker").random() < self.speaker_dropout
             item["speaker"] = 0 if dropped else int(self.speaker_rows[index])
+        if self.speaker_features is not None:
+            item["speaker_features"] = torch.from_numpy(self.speaker_features[index] * (not dropped))
         return item
 
     def collate_inputs(self, items):
         """What a model is given: waveforms padded with zeros, and what was drawn.
 
         Args:
-            items: dicts with `id`, `source`, and what `drawn` returns.
+            items: dicts with `id`, `source` (or, in its place, `features` (frames, …)), and what `drawn` returns.
 
         Returns:
             {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of
-            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,)}}
+            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,),
+            "speaker_features": (batch, width)}}
         """
-        lengths = [len(item["source"]) for item in items]
-        source = torch.zeros(len(items), max(lengths))
-        for row, item in zip(source, items, strict=True):
-            row[: len(item["source"])] = item["source"]
-        net_input = {"source": source, "lengths": lengths}
+        key = "features" if "features" in items[0] else "source"
+        lengths = [len(item[key]) for item in items]
+        padded = torch.zeros(len(items), max(lengths), *items[0][key].shape[1:])
+        for row, item in zip(padded, items, strict=True):
+            row[: len(item[key])] = item[key]
+        net_input = {key: padded, "lengths": lengths}
         if "mask" in items[0]:
             net_input["mask_indices"] = pad_frames([item["mask"] for item in items], audio.n_frames(max(lengths)), False)
         if "channels" in items[0]:
             net_input["mask_channel_indices"] = torch.from_numpy(np.stack([item["channels"] for item in items]))
         if "speaker" in items[0]:
             net_input["speaker"] = torch.tensor([item["speaker"] for item in items])
+        if "speaker_features" in items[0]:
+            net_input["speaker_features"] = torch.stack([item["speaker_features"] for item in items])
         ids = torch.tensor([item["id"] for item in items])
         return {"id": ids, "nsentences": len(items), "ntokens": sum(lengths), "net_input": net_input}
+
+    @property
+    def seen(self):
+        """Indices of the utterances that something is learned from: those kept; all, where speakers are known by their audio."""
+        return self.kept if self.speaker_features is None else np.arange(len(self.split))
 
     def __len__(self):
         return len(self.split)

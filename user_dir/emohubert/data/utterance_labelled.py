@@ -4,6 +4,8 @@ import numpy as np
 import torch
 
 from ..audio import n_frames
+from ..batching import by_length
+from .masking import rng_for
 from .speech import SpeechDataset
 
 
@@ -13,12 +15,19 @@ class UtteranceLabelledSpeech(SpeechDataset):
     Args:
         split: a `manifest.Split`.
         targets: (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
+        balanced: in training, an epoch has as many utterances as the split, but equally many of each class; those of
+            small classes come several times, those of large ones not all.
         options: see SpeechDataset; give a `masking` only for training.
+
+    Attributes:
+        features: CachedFeatures to take the place of waveforms, or None.
     """
 
-    def __init__(self, split, targets, *args, **options):
+    features = None
+
+    def __init__(self, split, targets, *args, balanced=False, **options):
         super().__init__(split, *args, **options)
-        self.targets = targets
+        self.targets, self.balanced = targets, balanced and self.training
 
     @property
     def has_target(self):
@@ -26,9 +35,32 @@ class UtteranceLabelledSpeech(SpeechDataset):
         return self.targets >= 0 if self.targets.ndim == 1 else ~np.isnan(self.targets).any(axis=1)
 
     def __getitem__(self, index):
+        if self.features is None:
+            return {"target": self.targets[index], **self.heard(index)}
+        features = torch.from_numpy(self.features[index])
+        return {"target": self.targets[index], "id": index, "features": features, **self.drawn(index, len(features))}
+
+    def heard(self, index):
+        """An utterance as it is heard in this epoch, without its target."""
         start, stop = self.crop(index)
         source = self.waveform(index, start, stop)
-        return {"id": index, "source": source, "target": self.targets[index], **self.drawn(index, n_frames(stop - start))}
+        return {"id": index, "source": source, **self.drawn(index, n_frames(len(source)))}
+
+    def ordered_indices(self):
+        """Indices of the utterances of this epoch."""
+        if not self.balanced:
+            return super().ordered_indices()
+        rng = rng_for(self.seed, self.epoch, 0, "balance")
+        own = [self.kept[self.targets[self.kept] == c] for c in np.unique(self.targets[self.kept])]
+        share = -(-len(self.kept) // len(own))
+        return np.concatenate([np.concatenate([rng.permutation(o) for _ in range(-(-share // len(o)))])[:share] for o in own])
+
+    def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
+        """Batches as of any speech; but cached means have no length, so that any go together and only `max_sentences` counts."""
+        if self.features is None or not self.features.are_means or max_sentences is None:
+            return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(indices) if self.training else np.asarray(indices)
+        return [order[b] for b in by_length(np.ones(len(order)), None, max_sentences, required_batch_size_multiple)]
 
     def collater(self, items):
         """A batch: `net_input` for EmotionHubertModel and `target`, (batch,) classes or (batch, dimensions)."""

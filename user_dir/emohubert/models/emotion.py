@@ -12,10 +12,11 @@ from torch import nn
 from ..audio import SAMPLE_RATE
 from ..checkpoints import encoder_config, initialise, read_pretrained
 from ..errors import InputError
-from .heads import HEADS, make_head
+from ..speaker_vectors import MFCC_COEFFICIENTS
+from .heads import HEADS, READOUTS, ContrastiveHead, make_head
 from .hubert import SpeakerHubertModel
-from .pooling import POOLINGS, make_pooling
-from .speaker import POSITIONS
+from .pooling import POOLINGS, MeanPooling, make_pooling
+from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
 
 FREEZE = ("none", "cnn", "encoder", "all")
 
@@ -24,14 +25,26 @@ FREEZE = ("none", "cnn", "encoder", "all")
 class EmotionHubertConfig(FairseqDataclass):
     """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
 
-    init_from: Optional[str] = field(default=None, metadata={"help": "checkpoint of the encoder: fairseq HuBERT or wav2vec 2.0, or ours"})
+    init_from: Optional[str] = field(
+        default=None,
+        metadata={"help": "the encoder: checkpoint of fairseq's HuBERT or wav2vec 2.0 or ours, or Hugging Face model folder"},
+    )
     num_layers: Optional[int] = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
     pooling: ChoiceEnum(POOLINGS) = field(default="mean", metadata={"help": "how frames become one vector"})
     head: ChoiceEnum(HEADS) = field(default="relu_linear", metadata={"help": "what follows the pooling"})
     head_dropout: float = field(default=0.0, metadata={"help": "dropout in the head"})
+    head_speaker: ChoiceEnum(AT_HEAD) = field(
+        default="none", metadata={"help": "the speaker at the head: a learned embedding, or the scaled mean of the speaker's MFCCs"}
+    )
+    head_speaker_width: int = field(default=64, metadata={"help": "size of the learned embedding at the head"})
+    frame_head: bool = field(default=False, metadata={"help": "also classify every frame (criterion.frame_weight)"})
+    projection: int = field(default=128, metadata={"help": "size of the contrastive head's vectors"})
+    readout: ChoiceEnum(READOUTS) = field(default="centroid", metadata={"help": "how classes are read off the contrastive head's vectors"})
+    temperature: float = field(default=0.1, metadata={"help": "of the contrastive head"})
     layer_weighting: bool = field(default=False, metadata={"help": "a learned weighted sum over all layers instead of the last one"})
     freeze: ChoiceEnum(FREEZE) = field(
-        default="cnn", metadata={"help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too"}
+        default="cnn",
+        metadata={"help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too, and features are cached"},
     )
     speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
         default="inherit", metadata={"help": "where the encoder hears the speaker (inherit: as in the checkpoint)"}
@@ -98,7 +111,14 @@ class EmotionHubertModel(BaseFairseqModel):
         self.layers = len(self.backbone.encoder.layers)
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
         self.pooling = make_pooling(str(cfg.pooling), self.backbone.encoder.embedding_dim)
-        self.head = make_head(str(cfg.head), self.pooling.width, outputs, cfg.head_dropout)
+        self.speaker_at_head = None
+        if str(cfg.head_speaker) == "embedding":
+            self.speaker_at_head = SpeakerAtHead(self.pooling.width, cfg.head_speaker_width, len(speakers))
+        elif str(cfg.head_speaker) == "mfcc":
+            self.speaker_at_head = SpeakerAtHead(self.pooling.width, MFCC_COEFFICIENTS)
+        contrastive = {"size": cfg.projection, "readout": str(cfg.readout), "temperature": cfg.temperature}
+        self.head = make_head(str(cfg.head), self.pooling.width, outputs, cfg.head_dropout, **contrastive)
+        self.frame_head = nn.Linear(self.backbone.encoder.embedding_dim, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
 
     @classmethod
@@ -126,30 +146,77 @@ class EmotionHubertModel(BaseFairseqModel):
             self.backbone.eval()
         return self
 
-    def forward(self, source, lengths, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
-        """Logits or dimensions of a batch.
+    @property
+    def mean_is_enough(self):
+        """Whether all that is used of an utterance's frames is their mean."""
+        return isinstance(self.pooling, MeanPooling) and self.frame_head is None
+
+    def encode(self, source, lengths, **given):
+        """What the trained part starts from: E(x, speaker), or all its layers where they are weighted.
 
         Args:
             source: (batch, samples), zero-padded.
             lengths: samples of each utterance, a list of int.
-            mask_indices, mask_channel_indices, speaker, speaker_vectors: see SpeakerHubertModel.
+            given: mask_indices, mask_channel_indices, speaker and speaker_vectors of SpeakerHubertModel.
 
         Returns:
-            dict: `output` (batch, outputs), `embedding` (batch, width): the pooled vector that the head sees, `frames`
-            (batch, frames, width) and `valid` (batch, frames).
+            (features (batch, frames, width), or (batch, frames, layers, width) with `layer_weighting`; (batch, frames) bool:
+            True for an utterance's own frames).
         """
-        given = {
-            "mask_indices": mask_indices,
-            "mask_channel_indices": mask_channel_indices,
-            "speaker": speaker,
-            "speaker_vectors": speaker_vectors,
-        }
-        if self.layer_weights is None:
-            found = self.backbone(source, lengths=lengths, features_only=True, **given)
-            x, padding = found["x"], found["padding_mask"]
-            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if padding is None else ~padding
-        else:
+        if self.layer_weights is not None:
             layers, valid = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
-            x = torch.einsum("l,lbtd->btd", self.layer_weights.softmax(dim=0).to(source.dtype), torch.stack(list(layers.values())))
+            return torch.stack(list(layers.values()), dim=2), valid
+        found = self.backbone(source, lengths=lengths, features_only=True, **given)
+        x, padding = found["x"], found["padding_mask"]
+        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if padding is None else ~padding
+
+    def forward(
+        self,
+        source=None,
+        lengths=None,
+        mask_indices=None,
+        mask_channel_indices=None,
+        speaker=None,
+        speaker_vectors=None,
+        speaker_features=None,
+        features=None,
+    ):
+        """Logits or dimensions of a batch.
+
+        Args:
+            source: (batch, samples), zero-padded.
+            lengths: samples of each utterance, a list of int; with `features`, their frames.
+            mask_indices, mask_channel_indices, speaker, speaker_vectors: see SpeakerHubertModel.
+            speaker_features: (batch, MFCC_COEFFICIENTS), for `head_speaker=mfcc`; None: the average speaker.
+            features: in place of `source`, as `encode` returns them.
+
+        Returns:
+            dict: `output` (batch, outputs), `embedding` (batch, width): the pooled vector, without what a speaker at the head
+            adds to it, `frames` (batch, frames, width), `valid` (batch, frames); `projection` (batch, size) of a contrastive
+            head; `frame_output` (batch, frames, outputs) of a frame head.
+        """
+        if features is None:
+            x, valid = self.encode(
+                source,
+                lengths,
+                mask_indices=mask_indices,
+                mask_channel_indices=mask_channel_indices,
+                speaker=speaker,
+                speaker_vectors=speaker_vectors,
+            )
+        else:
+            frames = torch.tensor(lengths, device=features.device).unsqueeze(1)
+            x, valid = features, torch.arange(features.size(1), device=features.device) < frames
+        if self.layer_weights is not None:
+            x = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(x.dtype), x)
         embedding = self.pooling(x, valid)
-        return {"output": self.head(embedding), "embedding": embedding, "frames": x, "valid": valid}
+        known = embedding if self.speaker_at_head is None else self.speaker_at_head(embedding, speaker, speaker_features)
+        found = {"embedding": embedding, "frames": x, "valid": valid}
+        if isinstance(self.head, ContrastiveHead):
+            found["projection"] = self.head.project(known)
+            found["output"] = self.head.read_out(found["projection"])
+        else:
+            found["output"] = self.head(known)
+        if self.frame_head is not None:
+            found["frame_output"] = self.frame_head(x)
+        return found

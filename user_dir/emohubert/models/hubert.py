@@ -43,7 +43,11 @@ class SpeakerHubertConfig(HubertConfig):
         default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding instead of its own"}
     )
     init_from: Optional[str] = field(
-        default=None, metadata={"help": "checkpoint to start from: fairseq HuBERT or wav2vec 2.0, or ours (empty: random weights)"}
+        default=None,
+        metadata={
+            "help": "what to start from: checkpoint of fairseq's HuBERT or wav2vec 2.0 or ours, or Hugging Face model folder "
+            "(empty: random weights)"
+        },
     )
 
 
@@ -250,6 +254,24 @@ class SpeakerHubertModel(HubertModel):
         if self.speaker_conditioning is not None:
             outputs = {layer: self.speaker_conditioning.without_prefix(x) for layer, x in outputs.items()}
         return outputs, valid
+
+    def before_speaker(self, source, lengths):
+        """What the encoder hears before masks and the speaker are put in: T(x) (batch, frames, width), and which frames are
+        an utterance's own, (batch, frames) bool. With `predict_masked` it makes up `forward`."""
+        features, valid = self._local_features(source, lengths)
+        return self._project(features), valid
+
+    def predict_masked(self, x, valid, mask_indices, speaker_vectors=None):
+        """Logits at the masked frames of what `before_speaker` returned: one (n, classes) per label set.
+
+        Args:
+            x: (batch, frames, width).
+            valid, mask_indices: (batch, frames) bool.
+            speaker_vectors: (batch, width), or (batch, 2 × width) for film, as the encoder hears them.
+        """
+        padding_mask = None if valid.all() else ~valid
+        x = self._contextualise(self._masked(x, mask_indices, None), padding_mask, None, speaker_vectors, None)
+        return self._logits(x[valid & mask_indices])
 
     def vectors_of(self, speaker, batch):
         """Speaker vectors (batch, width) of table rows, the unknown speaker's for None."""

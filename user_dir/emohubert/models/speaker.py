@@ -8,6 +8,7 @@ from torch import nn
 from ..errors import InputError
 
 POSITIONS = ("none", "input", "output", "prefix", "film")
+AT_HEAD = ("none", "embedding", "mfcc")
 UNKNOWN = 0
 """Row of the table for speakers outside it; trained by speaker dropout."""
 
@@ -77,3 +78,34 @@ class SpeakerConditioning(nn.Module):
     def mean_norm(self):
         """Mean Euclidean norm of the known speakers' vectors (a scalar tensor): how far they have moved from nothing."""
         return self.embedding.weight[1:].detach().float().norm(dim=-1).mean() * self.scale
+
+
+class SpeakerAtHead(nn.Module):
+    """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report).
+
+    Its weights start at zero: training starts at the head that knows no speaker.
+
+    Args:
+        width: of the utterance vector.
+        n_speakers: known speakers, for learned vectors of `size`; row 0 of the table is the unknown speaker, and zero.
+        size: of a speaker's vector.
+    """
+
+    def __init__(self, width, size, n_speakers=None):
+        super().__init__()
+        self.embedding = None if n_speakers is None else nn.Embedding(n_speakers + 1, size)
+        if self.embedding is not None:
+            with torch.no_grad():
+                self.embedding.weight[UNKNOWN] = 0
+        self.dense = nn.Linear(size, width)
+        nn.init.zeros_(self.dense.weight)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x, rows=None, vectors=None):
+        """x (batch, width) with rows of the table (batch,), or vectors (batch, size); None: the unknown, or average, speaker."""
+        if self.embedding is not None:
+            rows = torch.full((len(x),), UNKNOWN, device=x.device) if rows is None else rows
+            vectors = self.embedding(rows)
+        elif vectors is None:
+            vectors = x.new_zeros(len(x), self.dense.in_features)
+        return x + self.dense(vectors.to(x.dtype))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from .. import audio
+from .. import audio, records
 from ..batching import by_length
 from ..errors import InputError
 from ..files import fingerprint
@@ -94,6 +94,7 @@ class MfccFeatures:
     Attributes:
         names, widths, hop: of the features: ("mfcc",), {"mfcc": 39}, 160 samples.
         settings: what else the numbers depend on.
+        sources: what they come from, for records.
 
     The same numbers as fairseq's `dump_mfcc_feature.py`. A recording longer than `max_chunk_seconds` is transformed in
     parts; deltas are taken over the whole.
@@ -102,6 +103,7 @@ class MfccFeatures:
     names = (MFCC,)
     widths = {MFCC: 39}
     hop = MFCC_HOP
+    sources = ()
     precision = "float32"
     device = torch.device("cpu")
 
@@ -161,6 +163,7 @@ class EncoderFeatures:
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
         self.workers = workers or cores()
         self.settings = {"precision": precision, "max_chunk_seconds": max_chunk_seconds}
+        self.sources = [records.source("checkpoint", encoder.path, sha256=encoder.sha256)]
         self.padded = encoder.device.type != "cpu" if padded is None else padded
         self._budget = int(batch_seconds * audio.SAMPLE_RATE)
         self._max_samples = int(max_chunk_seconds * audio.SAMPLE_RATE)
@@ -206,7 +209,7 @@ class EncoderFeatures:
         layers = {name: self.layers[name] for name in names or self.names}
         found = [p for i in indices for p in pieces(i, split.n_samples[i], self._max_samples, self._context)]
         statistics = _Statistics(split) if self.encoder.normalise else None
-        with _exact_arithmetic(self.device):
+        with exact_arithmetic(self.device):
             if not self.padded:
                 yield from self._one_per_thread(split, found, statistics, consume, layers)
                 return
@@ -373,7 +376,7 @@ def _read_ahead(load, batches, workers):
 
 
 @contextlib.contextmanager
-def _exact_arithmetic(device):
+def exact_arithmetic(device):
     """One core per operation on a CPU; full float32 on a GPU, where TF32 has three digits."""
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":

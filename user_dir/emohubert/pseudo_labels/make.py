@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio
+from .. import audio, records
 from ..cli import progress
 from ..errors import InputError
 from ..files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
@@ -170,10 +170,14 @@ class LabelMaker:
             {"features": self.features.describe(name), "given": sha256(path)},
             [folder / "kmeans.npz", folder / "dict.km.txt"],
         )
+        given = LabelSet(name, len(model), folder, stamp, model)
         if self.overwrite or not stamp.is_current():
             stamp.clear()
-            self._save(LabelSet(name, len(model), folder, stamp, model))
-        return LabelSet(name, len(model), folder, stamp, model)
+            self._save(given)
+        if given.centroids.resolve() != Path(path).resolve():
+            sources = [records.source("centroids", path, sha256=sha256(path)), *self.features.sources]
+            records.write(records.beside(given.centroids), records.LABELS, sources=sources)
+        return given
 
     def _audio(self, split):
         if split.name not in self._fingerprints:
@@ -204,6 +208,7 @@ class LabelMaker:
         for s in self.sets:
             if s.model is None and not self.overwrite and s.fit_stamp.is_current():
                 s.model = kmeans.KMeans.load(s.centroids)
+                self._record_fit(s)
             elif s.model is None:
                 wanting.append(s)
         if not wanting:
@@ -215,11 +220,15 @@ class LabelMaker:
             s.model.features = self.features.describe(s.feature)
             s.model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
             s.fit_stamp.clear()
+            self._record_fit(s)
             self._save(s)
             logger.info(
                 "%s: inertia %.4f a frame, %d iterations, clusters of %d to %d frames, %.1f s",
                 s.name, model.fit["inertia"], model.fit["iterations"], model.sizes.min(), model.sizes.max(), seconds,
             )  # fmt: skip
+
+    def _record_fit(self, s):
+        records.write_fit(s.centroids, self.fit_split, self.sample, self.features.sources, features=self.features.describe(s.feature))
 
     def _fits(self, wanting):
         """Fit sets; yields (set, KMeans, seconds) as they are done. Where there are enough sets, each has a core of its own."""
@@ -353,6 +362,7 @@ class LabelMaker:
                 f.write(pieces.model)
             fit.write()
             logger.info("%s/%s: %d acoustic pieces, %d of them in use", s.feature, folder.name, size, np.count_nonzero(counts))
+        records.write_fit(folder / "pieces.model", self.fit_split, self.sample, [records.source("labels", s.folder)])
         pieces = AcousticPieces((folder / "pieces.model").read_bytes(), folder / "pieces.model")
         for split in self.splits.values():
             path = folder / f"{split.name}.km"

@@ -51,7 +51,9 @@ def add_features(parser):
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
     kind.add_argument(
-        "--checkpoint", metavar="CKPT", help="HuBERT or wav2vec 2.0 checkpoint of fairseq, or one of ours; 50 frames a second"
+        "--checkpoint",
+        metavar="CKPT",
+        help="HuBERT or wav2vec 2.0: checkpoint of fairseq, one of ours, or Hugging Face model folder; 50 frames a second",
     )
     parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
     parser.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio
+from .. import audio, records
 from ..cli import progress
 from ..errors import InputError
 from ..files import Stamp, fingerprint, make_folder, sha256, write_lines
@@ -50,12 +50,14 @@ def dump_features(directory, name, folder, features, nshard, rank, overwrite=Fal
         settings = {"features": features.describe(kind), "audio": recordings, **features.settings}
         stamps[kind] = Stamp(path.with_suffix(".json"), settings, [path, path.with_suffix(".len")])
     wanting = {kind: stamp for kind, stamp in stamps.items() if overwrite or not stamp.is_current()}
-    if not wanting:
-        logger.info("%s, shard %d of %d: its features are whole and made with these settings", name, rank, nshard)
-        return [stamp.files[0] for stamp in stamps.values()]
     for stamp in wanting.values():
         stamp.clear()
         stamp.files[1].unlink(missing_ok=True)
+    for stamp in stamps.values():
+        records.write(records.beside(stamp.files[0]), records.FEATURES, split, indices, features.sources)
+    if not wanting:
+        logger.info("%s, shard %d of %d: its features are whole and made with these settings", name, rank, nshard)
+        return [stamp.files[0] for stamp in stamps.values()]
     with ExitStack() as stack:
         puts = {k: stack.enter_context(feature_writer(s.files[0], int(ends[-1]), features.widths[k])) for k, s in wanting.items()}
 
@@ -94,11 +96,12 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
         InputError: shards are missing, interrupted or of different kinds; or there is too little audio.
     """
     shards = read_shards(folder, split, nshard)
-    files = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards]
-    settings = {"shards": fingerprint(files), "clusters": clusters, "seed": seed, "max_memory": max_memory, **options}
+    of_shards = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards]
+    settings = {"shards": fingerprint(of_shards), "clusters": clusters, "seed": seed, "max_memory": max_memory, **options}
     path = Path(path)
     make_folder(path.parent)
-    stamp = Stamp(path.with_name(f".{path.name}.stamp"), settings, [path, *([Path(joblib)] if joblib else [])])
+    files = [path, records.beside(path), *([Path(joblib)] if joblib else [])]
+    stamp = Stamp(path.with_name(f".{path.name}.stamp"), settings, files)
     if not overwrite and stamp.is_current():
         logger.info("%s: whole and made with these settings", path)
         return kmeans.KMeans.load(path)
@@ -120,6 +123,9 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
     model = kmeans.fit(frames, clusters, seed, **options)
     model.features = shards[0].description
     model.fit |= {"split": split, "recordings": len(chosen)}
+    for file in (path, joblib):
+        if file:
+            records.write_shard_fit(file, shards, chosen)
     model.save(path)
     if joblib:
         make_folder(Path(joblib).parent)
@@ -158,5 +164,7 @@ def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
     assigner = kmeans.Assigner(model.centroids, model.metric)
     lines = (label_line(assigner.labels(np.array(frames)).numpy()) for frames in shard.utterances())
     write_lines(path, progress(lines, f"{split}: labels", len(shard), "utterances"))
+    known = records.read(records.beside(shard.path)).sources if records.beside(shard.path).is_file() else []
+    records.write(path.parent, records.LABELS, sources=[records.source("centroids", centroids, sha256=sha256(centroids)), *known])
     stamp.write()
     return path

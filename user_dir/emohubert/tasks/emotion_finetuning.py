@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from fairseq.dataclass import FairseqDataclass
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
+from torch import distributed
 
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..checkpoints import read_pretrained
+from ..data.augmentation import Augmentation
+from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
 from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..errors import InputError, exit_on_input_error
-from ..manifest import NO_EMOTION, read_corpus, read_dictionary, read_split
-from ..models.emotion import resolve_backbone
+from ..manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
+from ..models.emotion import EmotionHubertModel, resolve_backbone
+from ..speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)
@@ -39,6 +45,23 @@ class EmotionFinetuningConfig(FairseqDataclass):
     min_sample_size: int = field(
         default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"}
     )
+    sampling: ChoiceEnum(("natural", "balanced")) = field(
+        default="natural", metadata={"help": "balanced: equally many utterances of each class in every epoch, drawn anew"}
+    )
+    feature_cache: Optional[str] = field(
+        default=None, metadata={"help": "with model.freeze=all, the folder that keeps the encoder's features (null: memory)"}
+    )
+    augment_speed: Any = field(
+        default_factory=list, metadata={"help": "in training, speed factors that are equally likely, such as [0.9,1.0,1.1]"}
+    )
+    augment_noise: Any = field(default=0.0, metadata={"help": "probability of noise in a training utterance"})
+    augment_noise_snr: Any = field(default_factory=lambda: [0, 30], metadata={"help": "range of its signal-to-noise ratio in dB"})
+    augment_noise_files: Optional[str] = field(
+        default=None, metadata={"help": "folder of noise recordings (null: white, pink or babble noise is generated)"}
+    )
+    augment_reverb: Any = field(default=0.0, metadata={"help": "probability of reverberation in a training utterance"})
+    augment_reverb_t60: Any = field(default_factory=lambda: [0.2, 0.8], metadata={"help": "range of its reverberation time in seconds"})
+    augment_reverb_files: Optional[str] = field(default=None, metadata={"help": "folder of impulse responses (null: they are generated)"})
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
 
@@ -53,6 +76,7 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
         self.state.add_factory("training_speakers", self._read_training_speakers)
+        self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(self.cfg.data).get("label_scales", {}))
         self.model_cfg, self.normalise = None, bool(cfg.normalize)
 
@@ -76,13 +100,18 @@ class EmotionFinetuningTask(SpeechTask):
         return [] if self.dimensions else self.state.classes
 
     @property
+    def label_names(self):
+        """Names of the sidecar or its columns that are learned from."""
+        return self.dimensions or ["emo"]
+
+    @property
     def n_outputs(self):
         """Classes or dimensions."""
         return len(self.classes or self.dimensions)
 
     @property
     def speakers(self):
-        """Ids of the speaker table; empty where the encoder does not hear speakers."""
+        """Ids of the speaker table; empty where the model has none."""
         return self.state.speakers
 
     @property
@@ -91,9 +120,13 @@ class EmotionFinetuningTask(SpeechTask):
         return self.state.training_speakers
 
     @property
-    def speaker_position(self):
-        """Where the encoder hears the speaker."""
-        return self.model_cfg.backbone.get("speaker_position", "none")
+    def speaker_embedding(self):
+        """Where the model knows the speaker: a phrase for reports."""
+        position, at_head = self.model_cfg.backbone.get("speaker_position", "none"), str(self.model_cfg.head_speaker)
+        places = [f"at the {position}"] * (position != "none") + ["at the head"] * (at_head == "embedding")
+        known = ["speaker embedding " + " and ".join(places)] * bool(places)
+        known += ["mean MFCCs of the speaker's own audio at the head"] * (at_head == "mfcc")
+        return ", ".join(known) or "no speaker embedding"
 
     @property
     def class_counts(self):
@@ -107,6 +140,39 @@ class EmotionFinetuningTask(SpeechTask):
         speakers = read_split(self.cfg.data, "train", speakers=self.cfg.speakers).speakers
         return sorted(set(speakers or []))
 
+    def _read_voices(self):
+        """Mean MFCCs of the training speakers, as plain values."""
+        split = read_split(self.cfg.data, "train", speakers=self.cfg.speakers)
+        vectors = self._voices_of(split, np.arange(len(split)))
+        return {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}
+
+    @staticmethod
+    def _voices_of(split, indices):
+        if split.speakers is None:
+            raise InputError(f"{split.directory / split.name}: no speaker sidecar; model.head_speaker=mfcc needs one (see task.speakers)")
+        indices = indices[split.n_samples[indices] >= RECEPTIVE_FIELD]
+        return from_utterances([split.speakers[i] for i in indices], mfcc_means(split, indices=indices))
+
+    def _speaker_features(self, split):
+        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them.
+
+        A training speaker's are those of the training audio; another speaker's those of the speaker's audio in this split.
+        Without a speaker sidecar everybody is the average training speaker (zero).
+        """
+        if str(self.model_cfg.head_speaker) != "mfcc":
+            return None
+        if split.speakers is None:
+            return np.zeros((len(split), MFCC_COEFFICIENTS), dtype=np.float32)
+        known = self.state.training_voices
+        training = SpeakerVectors(known["ids"], np.array(known["vectors"]), np.array(known["counts"]))
+        rows = dict(zip(training.ids, standardise(training.vectors, training), strict=True))
+        new = np.array([i for i, s in enumerate(split.speakers) if s not in rows and s != UNKNOWN_SPEAKER], dtype=np.int64)
+        if len(new):
+            found = self._voices_of(split, new)
+            rows |= dict(zip(found.ids, standardise(found.vectors, training), strict=True))
+        nobody = np.zeros(MFCC_COEFFICIENTS)
+        return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
+
     def _count_classes(self):
         emotions = read_split(self.cfg.data, "train", speakers=None).emotions or []
         return [emotions.count(c) for c in self.classes]
@@ -119,9 +185,18 @@ class EmotionFinetuningTask(SpeechTask):
             backbone, pretrained = resolve_backbone(cfg)
             with open_dict(cfg):
                 cfg.backbone = backbone
-            if backbone.get("speaker_position", "none") != "none":
+                if str(cfg.freeze) == "all" and (cfg.mask_prob > 0 or cfg.mask_channel_prob > 0):
+                    logger.info("model.freeze=all: nothing is masked, so that features can be computed once")
+                    cfg.mask_prob = cfg.mask_channel_prob = 0.0
+            in_encoder = backbone.get("speaker_position", "none") != "none"
+            if in_encoder or str(cfg.head_speaker) == "embedding":
                 known = read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
-                self.state.merge_state_dict({"speakers": list(dict.fromkeys([*pretrained.speakers, *known]))})
+                inherited = pretrained.speakers if in_encoder else []
+                self.state.merge_state_dict({"speakers": list(dict.fromkeys([*inherited, *known]))})
+                if not self.speakers:
+                    raise InputError("model.head_speaker=embedding needs speakers; set task.speakers=spk, or use model.head_speaker=none")
+            if str(cfg.head_speaker) == "mfcc":
+                self.state.merge_state_dict({"training_voices": self._read_voices()})
         self.normalise = cfg.backbone["normalize"] if self.cfg.normalize is None else self.cfg.normalize
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
@@ -157,13 +232,19 @@ class EmotionFinetuningTask(SpeechTask):
             )
         return np.stack([split.dimensions[d] for d in self.dimensions], axis=1).astype(np.float32)
 
-    def make_dataset(self, split, training, targets=None):
+    def _augmentation(self):
+        """What `task.augment_*` asks for; None for nothing."""
+        options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
+        return Augmentation(**options, prefix="task.augment_") or None
+
+    def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split.
 
         Args:
             split: a `manifest.Split`.
             training: with masks and shuffling.
             targets: as from `targets`; by default those of the split.
+            transform: what is done to waveforms outside of training (see SpeechDataset); in training it is the augmentation.
         """
         targets = self.targets(split) if targets is None else targets
         rows = speaker_rows(split, self.speakers, self.cfg.speakers, required=False) if self.speakers else None
@@ -180,11 +261,19 @@ class EmotionFinetuningTask(SpeechTask):
             normalise=self.normalise,
             max_samples=self.cfg.max_sample_size if training else None,
             min_samples=self.cfg.min_sample_size if training else RECEPTIVE_FIELD,
+            speaker_features=self._speaker_features(split),
+            transform=self._augmentation() if training else transform,
+            balanced=str(self.cfg.sampling) == "balanced",
         )
 
     @exit_on_input_error
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split and check everything that can be checked before training."""
+        if split != "train" and not (Path(self.cfg.data) / f"{split}.tsv").is_file():
+            raise InputError(
+                f"{self.cfg.data}/{split}.tsv: no such file; make the manifest with a validation split, or set "
+                "dataset.disable_validation=true to train for a fixed number of epochs and use the last"
+            )
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
         training = split.startswith("train")
         dataset = self.make_dataset(utterances, training)
@@ -196,8 +285,34 @@ class EmotionFinetuningTask(SpeechTask):
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
         if self.cfg.check_audio:
             dataset.check_audio()
+        if self._features_stay(dataset):
+            dataset.features = self._cached_features(dataset)
         hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
         logger.info(
             "%s: %d utterances, %.2f hours, targets: %s", split, len(dataset.kept), hours, ", ".join(self.classes or self.dimensions)
         )
         self.datasets[split] = dataset
+
+    def _features_stay(self, dataset):
+        """Whether the encoder gives an utterance the same features in every epoch."""
+        if str(self.model_cfg.freeze) != "all":
+            return False
+        changing = ["task.max_sample_size"] * bool((dataset.cropped != dataset.split.n_samples).any())
+        changing += ["task.augment_…"] * (dataset.transform is not None)
+        if changing:
+            logger.warning("%s changes what is heard from epoch to epoch: features are not cached", ", ".join(changing))
+        return not changing
+
+    def _cached_features(self, dataset):
+        """The features of a split, from a copy of the encoder in full precision; with several processes, the first computes them."""
+        model = EmotionHubertModel(self.model_cfg, self.n_outputs, self.speakers)
+        pretrained = read_pretrained(self.model_cfg.init_from)
+        model.start_from(pretrained)
+        several = distributed.is_initialized() and self.cfg.feature_cache is not None
+        if several and distributed.get_rank() > 0:
+            distributed.barrier()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        found = CachedFeatures(model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
+        if several and distributed.get_rank() == 0:
+            distributed.barrier()
+        return found

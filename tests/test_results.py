@@ -1,0 +1,57 @@
+"""Tables of results: runs of a fold and seed, what is pooled, and the paper's numbers beside them."""
+
+import json
+
+import pytest
+from scripts import ROOT, run
+
+from emohubert.errors import InputError
+from emohubert.results import of_folds, read_published, read_results, write_results
+
+
+def evaluation(folder, ua, setting="inductive (2 speakers)"):
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"n": 10, "UA": ua, "WA": ua, "macro_f1": ua, "setting": setting}))
+    return folder
+
+
+def cross_validation(folder, scores):
+    runs = []
+    for (fold, seed), ua in scores.items():
+        evaluation(folder / f"fold{fold}" / f"seed{seed}" / "test", ua)
+        runs.append({"fold": fold, "seed": seed, "folder": f"fold{fold}/seed{seed}/test"})
+    for seed in {seed for _, seed in scores}:
+        evaluation(folder / "pooled" / f"seed{seed}", 0.55)
+    (folder / "results.json").write_text(json.dumps({"runs": runs}))
+    return folder
+
+
+def test_a_cross_validation_stands_for_its_runs(tmp_path):
+    whole = cross_validation(tmp_path / "vft", {("1", 1): 0.5, ("1", 2): 0.6, ("2", 1): 0.7, ("2", 2): 0.8})
+    single = evaluation(tmp_path / "single", 0.4, "adapted (2 speakers)")
+    table = write_results(tmp_path / "table", read_results(of_folds([("V-FT", whole), ("PAPT", single)])), "Title")
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["V-FT", "V-FT, folds pooled", "PAPT"]
+    assert [c.strip() for c in table[2].split("|")[2:7]] == ["inductive (2 speakers)", "4", "40", "65.0 ± 11.2", "65.0 ± 11.2"]
+    assert "adapted (2 speakers)" in table[4]
+    with pytest.raises(InputError, match="no runs"):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "results.json").write_text("{}")
+        of_folds([("x", tmp_path / "empty")])
+
+
+def test_the_papers_numbers_stand_beside_ours_with_their_source(tmp_path):
+    row = f"FLEA, layer 9, 50 clusters, attention={evaluation(tmp_path / 'a', 0.5)}"
+    other = f"Ours={evaluation(tmp_path / 'b', 0.6)}"
+    assert run("tools/results.py", row, other, "--paper", ROOT / "recipes" / "papers" / "flea.tsv", "--out", tmp_path / "table") == 0
+    text = (tmp_path / "table.md").read_text()
+    header, _, first, second = (line for line in text.splitlines() if line.startswith("|"))
+    assert [c.strip() for c in header.split("|")[-3:-1]] == ["UA %, paper", "WA %, paper"]
+    assert [c.strip() for c in first.split("|")[-3:-1]] == ["75.7", "74.7"] and [c.strip() for c in second.split("|")[-3:-1]] == ["", ""]
+    assert "Li et al. 2024" in text and json.loads((tmp_path / "table.json").read_text())["published"][0]["UA %"] == "75.7"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "papers").glob("*.tsv")), ids=lambda p: p.stem)
+def test_every_published_number_has_a_source(path):
+    for row in read_published(path).values():
+        assert row["source"] and any(row[c] for c in ("UA %", "WA %")), row
+        assert all(not row[c] or 0 < float(row[c]) < 100 for c in ("UA %", "WA %"))

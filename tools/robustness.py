@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Evaluate a fine-tuned checkpoint on recordings that are made worse: noise, reverberation, low-pass, clipping, shorter clips.
+
+Writes to OUT_DIR:
+    robustness.tsv, .md, .json   a line per condition, the clean recordings first: UA, WA and macro F1, or the CCC of each
+                                 dimension, and their change, all with bootstrap intervals over speakers
+    robustness.png               the changes
+    conditions/*.tsv             the predictions under each condition; a run that was stopped goes on after the last of them
+
+The same utterance gets the same noise and the same room whatever the model, so that models can be compared. An option without
+a value, such as --clip, leaves that kind of condition out.
+
+  tools/robustness.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1/robustness
+  tools/robustness.py CKPT MANIFEST_DIR test OUT_DIR --snr 20 10 0 --noise-files musan/noise --t60 --cutoff --clip --seconds
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import cli, robustness
+from emohubert.checkpoints import load_trained
+from emohubert.degradation import NOISES
+from emohubert.files import make_folder, sha256
+from emohubert.manifest import read_split
+
+logger = logging.getLogger("emohubert.robustness")
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
+    parser.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+    for name, unit, text in (
+        ("snr", "DB", "signal-to-noise ratios in dB"),
+        ("t60", "S", "reverberation times in seconds"),
+        ("cutoff", "HZ", "cut-off frequencies in Hz, where the low-pass has -6 dB"),
+        ("clip", "SHARE", "shares of the samples that are clipped, 0 to 1"),
+        ("seconds", "S", "lengths that longer recordings are cut to"),
+    ):
+        parser.add_argument(f"--{name}", type=float, nargs="*", metavar=unit, default=list(robustness.DEFAULTS[name]), help=text)
+    parser.add_argument("--noise", nargs="+", choices=NOISES, default=["white", "babble"], help="kinds of generated noise")
+    parser.add_argument("--noise-files", metavar="DIR", help="folder of noise recordings, in place of generated noise")
+    parser.add_argument("--reverb-files", metavar="DIR", help="folder of impulse responses, in place of --t60: one condition")
+    parser.add_argument("--drr", type=float, default=0.0, metavar="DB", help="direct-to-reverberant ratio of the generated rooms")
+    parser.add_argument("--keep", choices=("start", "centre"), default="centre", help="what is kept of longer recordings")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read audio; 0: one for each core")
+    parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
+    parser.add_seed()
+    parser.add_device()
+    parser.add_overwrite()
+    args = parser.parse_args(argv)
+    device = cli.device(args.device)
+    chosen = robustness.conditions(
+        args.snr,
+        args.t60,
+        args.cutoff,
+        args.clip,
+        args.seconds,
+        args.noise,
+        args.drr,
+        args.keep,
+        args.noise_files,
+        args.reverb_files,
+    )
+    split = read_split(args.manifest_dir, args.split)
+    task, model = load_trained(args.checkpoint)
+    settings = {
+        "checkpoint": sha256(args.checkpoint),
+        "manifest": [sha256(p) for p in sorted(Path(args.manifest_dir).glob(f"{args.split}.*"))],
+    }
+    report = robustness.evaluate(
+        make_folder(args.out_dir),
+        task,
+        model,
+        split,
+        chosen,
+        settings,
+        args.seed,
+        args.repeats,
+        args.overwrite,
+        batch_seconds=args.batch_seconds,
+        device=device,
+        workers=args.workers,
+    )
+    print("\n".join(robustness.markdown(report)))
+    print(f"written to {args.out_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Augmentation of training audio: speed, then reverberation, then noise, each a function of an utterance's random generator alone."""
+
+import math
+
+from .. import degradation
+from ..audio import RECEPTIVE_FIELD
+from ..errors import InputError
+
+DIRECT_TO_REVERBERANT = (-5.0, 10.0)
+"""Range in dB of the direct path's energy against the rest, in generated rooms: from across a room to near the mouth."""
+
+
+class Augmentation:
+    """What is done to an utterance, for a `SpeechDataset`. Its generator gives the speed first, so that lengths are known early.
+
+    Args:
+        speed: factors that are equally likely, such as [0.9, 1.0, 1.1]; empty: none. Where an utterance would fall under one
+            frame, it keeps its speed.
+        noise: probability of noise.
+        noise_snr: (lowest, highest) signal-to-noise ratio in dB.
+        noise_files: folder of noise recordings; None: white, pink or babble noise is generated, each as likely.
+        reverb: probability of reverberation.
+        reverb_t60: (lowest, highest) reverberation time in seconds.
+        reverb_files: folder of impulse responses; None: they are generated.
+        prefix: what stands before the names of these options in an error message.
+
+    Raises:
+        InputError: a value is out of range; a folder is not there or holds no recording.
+    """
+
+    def __init__(
+        self,
+        speed=(),
+        noise=0.0,
+        noise_snr=(0.0, 30.0),
+        noise_files=None,
+        reverb=0.0,
+        reverb_t60=(0.2, 0.8),
+        reverb_files=None,
+        prefix="",
+    ):
+        self.speed = _factors(speed, f"{prefix}speed")
+        self.noise = _probability(noise, f"{prefix}noise")
+        self.noise_snr = _range(noise_snr, f"{prefix}noise_snr", -100, 100)
+        self.reverb = _probability(reverb, f"{prefix}reverb")
+        self.reverb_t60 = _range(reverb_t60, f"{prefix}reverb_t60", 0.01, 10)
+        self.noise_files = _recordings(noise_files, self.noise, f"{prefix}noise")
+        self.reverb_files = _recordings(reverb_files, self.reverb, f"{prefix}reverb")
+
+    def __bool__(self):
+        """Whether it does anything."""
+        return bool(self.speed) or self.noise > 0 or self.reverb > 0
+
+    @property
+    def keeps_length(self):
+        """Whether every utterance keeps its length."""
+        return not self.speed
+
+    def length(self, n, rng):
+        """Samples that n samples become with this generator."""
+        factor = self._draw_speed(n, rng)
+        return degradation.speed_length(n, factor)
+
+    def __call__(self, samples, rng):
+        """The augmented waveform, (`length(len(samples), rng)`,) float32, for a generator in the same state."""
+        factor = self._draw_speed(len(samples), rng)
+        if factor != 1:
+            samples = degradation.change_speed(samples, factor)
+        if self.reverb > 0 and rng.random() < self.reverb:
+            samples = degradation.reverberate(samples, self._draw_response(rng))
+        if self.noise > 0 and rng.random() < self.noise:
+            snr = rng.uniform(*self.noise_snr)
+            samples = degradation.add_noise(samples, self._draw_noise(len(samples), rng), snr)
+        return samples
+
+    def _draw_speed(self, n, rng):
+        if not self.speed:
+            return 1
+        factor = self.speed[int(rng.integers(len(self.speed)))]
+        return factor if degradation.speed_length(n, factor) >= RECEPTIVE_FIELD else 1
+
+    def _draw_response(self, rng):
+        if self.reverb_files is not None:
+            return self.reverb_files.whole(rng)
+        return degradation.impulse_response(rng.uniform(*self.reverb_t60), rng.uniform(*DIRECT_TO_REVERBERANT), rng)
+
+    def _draw_noise(self, n, rng):
+        if self.noise_files is not None:
+            return self.noise_files.part(n, rng)
+        return degradation.make_noise(degradation.NOISES[int(rng.integers(len(degradation.NOISES)))], n, rng)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _probability(value, name):
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise InputError(f"{name}={value}: not a probability; give a number from 0 to 1")
+    return float(value)
+
+
+def _range(value, name, least, most):
+    values = list(value) if _is_list(value) else [value]
+    if len(values) != 2 or not all(map(_is_number, values)) or not least <= values[0] <= values[1] <= most:
+        raise InputError(f"{name}={value}: not a range; give [lowest,highest], both from {least} to {most}")
+    return float(values[0]), float(values[1])
+
+
+def _factors(value, name):
+    if not _is_list(value):
+        raise InputError(f"{name}={value}: not a list; give factors such as [0.9,1.0,1.1], or [] for none")
+    try:
+        for factor in value:
+            degradation.speed_ratio(factor)
+    except InputError as error:
+        raise InputError(f"{name}={list(value)}: {error}") from None
+    return [] if set(value) == {1} else [float(factor) for factor in value]
+
+
+def _is_list(value):
+    return not isinstance(value, (str, bytes, dict)) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _recordings(folder, probability, name):
+    if folder is None:
+        return None
+    if probability == 0:
+        raise InputError(f"{name}_files={folder} is never used, since {name} is 0; give {name} a probability, or leave the files out")
+    try:
+        return degradation.Recordings(folder)
+    except InputError as error:
+        raise InputError(f"{name}_files: {error}") from None

@@ -1,0 +1,276 @@
+"""What rooms, microphones and lines do to speech: noise, reverberation, a narrow band, clipping, cuts, and a change of speed.
+
+Functions of a float32 waveform at 16 kHz, (samples,), and of a numpy Generator where chance enters; they return a new float32
+waveform. Nothing here limits the result to ±1.
+"""
+
+import functools
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import butter, fftconvolve, resample_poly, sosfiltfilt
+
+from . import audio, synthesis
+from .audio import SAMPLE_RATE
+from .errors import InputError
+
+VERSION = 1
+"""Changes whenever the same settings give other audio."""
+NOISES = ("white", "pink", "babble")
+"""Noise that is generated: flat; falling by 3 dB an octave from 20 Hz; eight voices of `synthesis` that talk at once."""
+LOW_PASS_ORDER = 8
+_BABBLE_VOICES, _BABBLE_SECONDS = 8, 10.0
+
+
+def power(samples):
+    """Mean square of a waveform, as a float."""
+    return float(np.mean(np.square(samples, dtype=np.float64)))
+
+
+def add_noise(samples, noise, snr):
+    """Add noise at a signal-to-noise ratio: of the power of the whole waveform, its pauses included, to that of the noise.
+
+    Args:
+        samples: (n,).
+        noise: (n,), of any level.
+        snr: in dB.
+
+    Returns:
+        (n,) float32; digital silence, which has no ratio to anything, stays as it is.
+
+    Raises:
+        ValueError: the noise is silent.
+    """
+    loudness, level = power(samples), power(noise)
+    if loudness == 0:
+        return samples.copy()
+    if level == 0:
+        raise ValueError("the noise is silent: it has no level to set")
+    gain = math.sqrt(loudness / level) * 10 ** (-snr / 20)
+    return (samples + gain * np.asarray(noise, dtype=np.float64)).astype(np.float32)
+
+
+def make_noise(kind, n, rng):
+    """Generated noise.
+
+    Args:
+        kind: one of `NOISES`.
+        n: samples.
+        rng: a numpy Generator.
+
+    Returns:
+        (n,) float64.
+    """
+    if kind == "white":
+        return rng.standard_normal(n)
+    if kind == "pink":
+        size = 1 << max(n - 1, SAMPLE_RATE).bit_length()
+        frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+        spectrum = np.fft.rfft(rng.standard_normal(size)) / np.sqrt(np.maximum(frequency, 20.0))
+        spectrum[0] = 0
+        return np.fft.irfft(spectrum, size)[:n]
+    if kind == "babble":
+        voices = _talkers()
+        talk = sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in voices)
+        return np.resize(talk, n)
+    raise InputError(f"no noise is called “{kind}”; choose of {', '.join(NOISES)}")
+
+
+@functools.cache
+def _talkers():
+    """The voices of the babble, equally loud: (voices, samples). They are always the same ones; who says what when is drawn."""
+    rng, lexicon = np.random.default_rng(0), synthesis.draw_lexicon(0)
+    calm = synthesis.CENTRES["neutral"]
+    voices = [synthesis.synthesise(v, calm, _BABBLE_SECONDS, lexicon, rng) for v in synthesis.draw_voices(_BABBLE_VOICES, 0)]
+    return np.stack([voice / math.sqrt(power(voice)) for voice in voices]).astype(np.float64)
+
+
+def impulse_response(t60, ratio, rng):
+    """The impulse response of a room: a direct path of height 1, then noise that decays exponentially (Polack 1988).
+
+    Args:
+        t60: seconds in which the reverberation falls by 60 dB, where the response ends.
+        ratio: energy of the direct path to that of everything after it, in dB.
+        rng: a numpy Generator.
+
+    Returns:
+        (1 + round(t60 × 16000),) float64.
+
+    Raises:
+        InputError: t60 is not between 0 and 60 s.
+    """
+    if not 0 < t60 <= 60:
+        raise InputError(f"a reverberation time of {t60} s; give more than 0 and at most 60")
+    n = max(round(t60 * SAMPLE_RATE), 1)
+    tail = rng.standard_normal(n) * 10 ** (-3 * np.arange(1, n + 1) / (t60 * SAMPLE_RATE))
+    tail *= 10 ** (-ratio / 20) / np.linalg.norm(tail)
+    return np.concatenate([[1.0], tail])
+
+
+def reverberate(samples, response):
+    """Convolve with an impulse response, nothing shifted: its largest value, taken as the direct path, stands at time 0.
+
+    Args:
+        samples: (n,).
+        response: (m,), of any level.
+
+    Returns:
+        (n,) float32 with the power that it had before; what rings on after the end is cut off.
+
+    Raises:
+        ValueError: the response is silent.
+    """
+    direct = int(np.argmax(np.abs(response)))
+    if response[direct] == 0:
+        raise ValueError("the impulse response is silent")
+    wet = fftconvolve(samples.astype(np.float64), response)[direct : direct + len(samples)]
+    level = power(wet)
+    return (wet * math.sqrt(power(samples) / level) if level else wet).astype(np.float32)
+
+
+def low_pass(samples, cutoff):
+    """Take away what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay.
+
+    Args:
+        samples: (n,).
+        cutoff: in Hz, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
+
+    Raises:
+        InputError: not between 0 and 8000 Hz.
+    """
+    if not 0 < cutoff < SAMPLE_RATE / 2:
+        raise InputError(f"a cut-off of {cutoff} Hz; give more than 0 and less than {SAMPLE_RATE // 2}")
+    sections = butter(LOW_PASS_ORDER, cutoff, fs=SAMPLE_RATE, output="sos")
+    padding = min(round(4 * SAMPLE_RATE / cutoff), len(samples) - 1)  # some periods, for the filter to settle
+    return sosfiltfilt(sections, samples.astype(np.float64), padlen=padding).astype(np.float32)
+
+
+def clip(samples, share):
+    """Limit the loudest samples, as an overdriven microphone does; unlike a share of the peak, it means the same at every level.
+
+    Args:
+        samples: (n,).
+        share: of the samples that are limited, 0 to 1 (0: none): those of largest magnitude get the magnitude of the next.
+
+    Raises:
+        InputError: not 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"a share of {share} clipped samples; give 0 or more and less than 1")
+    limit = np.sort(np.abs(samples))[len(samples) - 1 - int(share * len(samples))]
+    return np.clip(samples, -limit, limit)
+
+
+def shorten(samples, seconds, part="start"):
+    """The first (`part="start"`) or middle (`"centre"`) seconds of a waveform; all of a shorter one.
+
+    Raises:
+        InputError: shorter than one frame, or another part.
+    """
+    n = shortened_length(len(samples), seconds)
+    if part not in ("start", "centre"):
+        raise InputError(f"no part of a recording is called “{part}”; choose start or centre")
+    first = (len(samples) - n) // 2 if part == "centre" else 0
+    return samples[first : first + n].copy()
+
+
+def shortened_length(n, seconds):
+    """Samples that `shorten` leaves of n: `min(n, round(seconds × 16000))`.
+
+    Raises:
+        InputError: the seconds hold less than one frame.
+    """
+    kept = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else 0
+    if kept < audio.RECEPTIVE_FIELD:
+        raise InputError(f"{seconds} s is shorter than one frame; give {audio.RECEPTIVE_FIELD / SAMPLE_RATE} s or more")
+    return min(n, kept)
+
+
+def change_speed(samples, factor):
+    """Play faster (factor over 1) or slower, pitch and formants changing with it (Ko et al. 2015: 0.9, 1.0, 1.1).
+
+    Args:
+        samples: (n,).
+        factor: 0.5 to 2, with at most two decimals.
+
+    Returns:
+        (`speed_length(n, factor)`,) float32.
+    """
+    ratio = speed_ratio(factor)
+    return resample_poly(samples, ratio.denominator, ratio.numerator).astype(np.float32, copy=False)
+
+
+def speed_length(n, factor):
+    """Samples that n become at a speed: n / factor, rounded up."""
+    ratio = speed_ratio(factor)
+    return -(-n * ratio.denominator // ratio.numerator)
+
+
+def speed_ratio(factor):
+    """A speed factor as an exact fraction: 0.9 is 9/10.
+
+    Raises:
+        InputError: no number from 0.5 to 2 with at most two decimals.
+    """
+    if isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0.5 <= factor <= 2:
+        ratio = Fraction(round(factor * 100), 100)
+        if abs(ratio - Fraction(factor)) < 1e-9:
+            return ratio
+    raise InputError(f"a speed factor of {factor}; give numbers from 0.5 to 2 with at most two decimals, such as 0.9 and 1.1")
+
+
+class Recordings:
+    """A folder of recordings, of noise or of impulse responses, to draw from.
+
+    Args:
+        folder: searched with its subfolders for the formats of `audio.EXTENSIONS`.
+
+    Raises:
+        InputError: no such folder, no recording in it, or one that is empty or cannot be read.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give one that holds recordings")
+        found = [p for p in self.folder.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file()]
+        self.paths = sorted(found, key=lambda p: p.relative_to(self.folder).as_posix())
+        if not self.paths:
+            raise InputError(f"{folder}: holds no recording ({', '.join(sorted(audio.EXTENSIONS))}); give a folder that does")
+        self.lengths = [audio.probe(path).n_samples for path in self.paths]
+        if 0 in self.lengths:
+            raise InputError(f"{self.paths[self.lengths.index(0)]}: holds no sample; remove it")
+
+    def part(self, n, rng):
+        """n samples, (n,) float32, of a recording drawn at random: from a random place, or looped from there if it is shorter.
+
+        Digital silence of a whole part is skipped: it then begins at the next sample that is heard.
+
+        Raises:
+            InputError: the recording cannot be read, or is silent from beginning to end.
+        """
+        which = int(rng.integers(len(self.paths)))
+        path, length = self.paths[which], self.lengths[which]
+        start = int(rng.integers(length - n + 1 if length >= n else length))
+        samples = audio.read(path, start, start + n) if length >= n else np.resize(np.roll(audio.read(path), -start), n)
+        if not samples.any():
+            whole = np.roll(audio.read(path), -start)
+            samples = np.resize(np.roll(whole, -int(np.argmax(whole != 0))), n)
+        return _audible(samples, path)
+
+    def whole(self, rng):
+        """A recording drawn at random: (samples,) float32.
+
+        Raises:
+            InputError: it cannot be read, or is silent from beginning to end.
+        """
+        path = self.paths[int(rng.integers(len(self.paths)))]
+        return _audible(audio.read(path), path)
+
+
+def _audible(samples, path):
+    if not samples.any():
+        raise InputError(f"{path}: holds nothing but silence; remove it")
+    return samples

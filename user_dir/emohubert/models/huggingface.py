@@ -1,0 +1,268 @@
+"""Hugging Face model folders: HuBERT and wav2vec 2.0 in fairseq's terms, read without the transformers library.
+
+`config.json` becomes values of SpeakerHubertConfig, parameters get fairseq's names. What the encoder cannot honour exactly is
+refused, so that whatever loads gives what `transformers` gives (modeling_hubert.py, modeling_wav2vec2.py there).
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..audio import SAMPLE_RATE
+from ..checkpoints import Pretrained, load_file
+from ..errors import InputError
+from ..files import read_json
+from .hubert import parse_conv_layers
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("hubert", "wav2vec2")
+"""Supported values of `model_type`; also the prefix of the encoder's parameters in a model with a head."""
+DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "feat_extract_norm": "group",
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_bias": False,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "conv_pos_batch_norm": False,
+    "do_stable_layer_norm": False,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+"""What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
+FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
+"""Keys whose default is the only value that the encoder honours."""
+_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"}
+_EXTRACTOR_MODES = {"group": "default", "layer": "layer_norm"}
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_NAMES = [
+    (r"masked_spec_embed", "mask_emb"),
+    (r"feature_extractor\.conv_layers\.(\d+)\.conv\.(weight|bias)", r"feature_extractor.conv_layers.\1.0.\2"),
+    (r"feature_projection\.layer_norm\.(weight|bias)", r"layer_norm.\1"),
+    (r"feature_projection\.projection\.(weight|bias)", r"post_extract_proj.\1"),
+    (r"encoder\.pos_conv_embed\.conv\.(weight_g|weight_v|bias)", r"encoder.pos_conv.0.\1"),
+    (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original0", "encoder.pos_conv.0.weight_g"),
+    (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original1", "encoder.pos_conv.0.weight_v"),
+    (r"encoder\.layer_norm\.(weight|bias)", r"encoder.layer_norm.\1"),
+    (r"encoder\.layers\.(\d+)\.attention\.([qkv]|out)_proj\.(weight|bias)", r"encoder.layers.\1.self_attn.\2_proj.\3"),
+    (r"encoder\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"encoder.layers.\1.self_attn_layer_norm.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"encoder.layers.\1.fc1.\2"),
+    (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"encoder.layers.\1.fc2.\2"),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.(weight|bias)", r"encoder.layers.\1.final_layer_norm.\2"),
+]
+_CONV_NORM = r"feature_extractor\.conv_layers\.(\d+)\.layer_norm\.(weight|bias)"
+_CONV_NORMS = {"default": r"feature_extractor.conv_layers.\1.2.\2", "layer_norm": r"feature_extractor.conv_layers.\1.2.1.\2"}
+
+
+def read_folder(folder):
+    """Read the encoder of a folder that `save_pretrained` wrote: `config.json` and safetensors (or `pytorch_model.bin`), whole or sharded.
+
+    A head on top (CTC, classification, …) is left out and named. Whether waveforms are normalised is read from
+    `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
+    for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level).
+
+    Returns:
+        Pretrained.
+
+    Raises:
+        InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json in this folder; give a checkpoint file, or a folder that save_pretrained wrote")
+    options = _dict(path)
+    family = options.get("model_type")
+    if family == "wavlm":
+        raise InputError(f"{path}: WavLM's attention has a gated position bias that this encoder lacks; use a HuBERT or wav2vec 2.0")
+    if family not in FAMILIES:
+        raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
+    config = _architecture(path, {**DEFAULTS, **options})
+    files = _weight_files(folder)
+    weights, left_out = _encoder_weights(files, family, config["extractor_mode"])
+    _check_shapes(path, config, weights)
+    normalise, source = _normalisation(folder, config["extractor_mode"])
+    return Pretrained(
+        path=folder,
+        family=family,
+        config=config,
+        normalise=normalise,
+        weights=weights,
+        left_out=left_out,
+        files=[path, *files, *source],
+    )
+
+
+def _dict(path):
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; copy or download the file again")
+    return value
+
+
+def _architecture(path, options):
+    """Values of SpeakerHubertConfig for those of a config.json."""
+    for name in FIXED:
+        if options[name] != DEFAULTS[name]:
+            raise InputError(f"{path}: {name}={options[name]} is not supported, only {DEFAULTS[name]}; use another model")
+    activation, norm = str(options["hidden_act"]), str(options["feat_extract_norm"])
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"{path}: hidden_act={activation} is not supported, only {', '.join(_ACTIVATIONS)}; use another model")
+    if norm not in _EXTRACTOR_MODES:
+        raise InputError(f"{path}: feat_extract_norm={norm} is not supported, only {', '.join(_EXTRACTOR_MODES)}; use another model")
+    for name in ("conv_bias", "do_stable_layer_norm"):
+        if not isinstance(options[name], bool):
+            raise InputError(f"{path}: {name}={options[name]} is neither true nor false; copy or download the file again")
+    columns = [options[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
+    if not all(isinstance(c, list) and len(c) == len(columns[0]) and all(map(_is_size, c)) for c in columns):
+        raise InputError(
+            f"{path}: conv_dim, conv_kernel and conv_stride are not lists of as many integers; copy or download the file again"
+        )
+    conv_layers = str(list(zip(*columns, strict=True)))
+    try:
+        parse_conv_layers(conv_layers)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    names = {
+        "hidden_size": "encoder_embed_dim",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "intermediate_size": "encoder_ffn_embed_dim",
+        "num_conv_pos_embeddings": "conv_pos",
+        "num_conv_pos_embedding_groups": "conv_pos_groups",
+    }
+    for name in names:
+        if not _is_size(options[name]):
+            raise InputError(f"{path}: {name}={options[name]} is not an integer of at least 1; copy or download the file again")
+    width = options["hidden_size"]
+    for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+        if width % options[name]:
+            raise InputError(f"{path}: {name}={options[name]} does not divide hidden_size={width}; copy or download the file again")
+    if options["conv_dim"][-1] == width:
+        raise InputError(
+            f"{path}: conv_dim ends with hidden_size={width}: fairseq's architecture has no projection there, this model has; use another model"
+        )
+    return {
+        **{ours: options[theirs] for theirs, ours in names.items()},
+        "activation_fn": _ACTIVATIONS[activation],
+        "extractor_mode": _EXTRACTOR_MODES[norm],
+        "conv_feature_layers": conv_layers,
+        "conv_bias": options["conv_bias"],
+        "layer_norm_first": options["do_stable_layer_norm"],
+    }
+
+
+def _is_size(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _weight_files(folder):
+    """The files of the weights: one, or the shards that an index names."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            names = _dict(index).get("weight_map")
+            if not isinstance(names, dict) or not names or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
+                raise InputError(f"{index}: “weight_map” does not name files of this folder; copy or download the folder again")
+            return [folder / shard for shard in sorted(set(names.values()))]
+    raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; load the model in transformers and save it with save_pretrained")
+
+
+def _encoder_weights(files, family, extractor_mode):
+    """({fairseq's name: float32 tensor}, names left out)."""
+    patterns = [(re.compile(pattern), name) for pattern, name in [*_NAMES, (_CONV_NORM, _CONV_NORMS[extractor_mode])]]
+    tensors = {name: (path, read) for path in files for name, read in _tensors(path).items()}
+    with_head = any(name.startswith(f"{family}.") for name in tensors)
+    prefix = f"{family}." if with_head else ""
+    weights, left_out = {}, []
+    for name, (path, read) in tensors.items():
+        if not name.startswith(prefix):
+            left_out.append(name)
+            continue
+        own = name.removeprefix(prefix)
+        renamed = next((pattern.sub(new, own) for pattern, new in patterns if pattern.fullmatch(own)), None)
+        if renamed is None:
+            raise InputError(f"{path}: this encoder has no place for the parameter {name}; use a plain HuBERT or wav2vec 2.0")
+        tensor = read()
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} is stored as {tensor.dtype}; give the model in float32, float16 or bfloat16, not quantised")
+        weights[renamed] = tensor.float()
+    return weights, left_out
+
+
+def _tensors(path):
+    """{name: function that reads the tensor} of a weight file."""
+    if path.suffix != ".safetensors":
+        state = load_file(path)
+        if not isinstance(state, dict) or not all(hasattr(tensor, "is_floating_point") for tensor in state.values()):
+            raise InputError(f"{path}: holds something other than parameters; save the model again with save_pretrained")
+        return {name: lambda name=name: state[name] for name in state}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, though the index names it; copy or download the folder again")
+    try:
+        opened = safe_open(path, framework="pt")
+        return {name: lambda name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a safetensors file, or a damaged one ({error}); copy or download it again") from error
+
+
+def _check_shapes(path, config, weights):
+    """The architecture must be that of the weights, before anything of its size is built."""
+    layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
+    if layers != config["encoder_layers"]:
+        raise InputError(f"{path}: num_hidden_layers={config['encoder_layers']}, but the weights have {layers}; copy both from one model")
+    width, channels = config["encoder_embed_dim"], 1
+    expected = {"encoder.layer_norm.weight": (width,)}
+    for i, (c, kernel, _) in enumerate(parse_conv_layers(config["conv_feature_layers"])):
+        expected[f"feature_extractor.conv_layers.{i}.0.weight"] = (c, channels, kernel)
+        channels = c
+    expected["post_extract_proj.weight"] = (width, channels)
+    expected["encoder.pos_conv.0.weight_v"] = (width, width // config["conv_pos_groups"], config["conv_pos"])
+    expected |= {f"encoder.layers.{i}.fc1.weight": (config["encoder_ffn_embed_dim"], width) for i in range(layers)}
+    for name, shape in expected.items():
+        found = tuple(weights[name].shape) if name in weights else "missing"
+        if found != shape:
+            raise InputError(f"{path}: by this configuration {name} is {shape}, in the weights it is {found}; copy both from one model")
+    convolutions = [name for name in weights if re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.0\.bias", name)]
+    if bool(convolutions) != config["conv_bias"]:
+        raise InputError(f"{path}: conv_bias={config['conv_bias']} does not fit the weights; copy both from one model")
+
+
+def _normalisation(folder, extractor_mode):
+    """(whether waveforms are normalised, [the file that says so])."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        options = _dict(path)
+        options = options.get("feature_extractor") if name == "processor_config.json" else options
+        if not isinstance(options, dict):
+            continue
+        if options.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
+            raise InputError(f"{path}: sampling_rate={options['sampling_rate']}, but audio is heard at {SAMPLE_RATE} Hz; use another model")
+        normalise = options.get("do_normalize", True)  # the default of transformers' Wav2Vec2FeatureExtractor
+        if not isinstance(normalise, bool):
+            raise InputError(f"{path}: do_normalize={normalise} is neither true nor false; copy or download the file again")
+        return normalise, [path]
+    normalise = extractor_mode == "layer_norm"
+    logger.info(
+        "%s: no preprocessor_config.json; waveforms are %s, as models with feat_extract_norm=%s were trained",
+        folder,
+        "normalised" if normalise else "not normalised",
+        "layer" if normalise else "group",
+    )
+    return normalise, []

@@ -1,0 +1,286 @@
+"""How much a trained model loses when recordings get worse: noise, reverberation, a narrow band, clipping, shorter clips.
+
+Every utterance is degraded in the same way whatever the batch, the number of processes and the model: by its place in the split
+and the seed alone. The same noise and the same room come back at every level, so that neighbouring conditions differ in level only.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from . import degradation, evaluation, figures, synthesis
+from .errors import InputError
+from .files import Stamp, atomic, make_folder, write_json, write_lines
+from .inference import predict_split, speaker_setting
+from .predictions import read_predictions, write_predictions
+
+SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
+"""Scores of classes and how they are called; for dimensions it is the CCC of each."""
+DEFAULTS = {
+    "snr": (30.0, 20.0, 10.0, 0.0),
+    "t60": (0.3, 0.6, 1.2),
+    "cutoff": (4000.0, 2000.0, 1000.0),
+    "clip": (0.01, 0.1, 0.3),
+    "seconds": (2.0, 1.0, 0.5),
+}
+"""Conditions from mild to severe, see `conditions`."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to make recordings worse; a `transform` of SpeechDataset.
+
+    Attributes:
+        group: what is done, such as "white noise".
+        level: how much, such as "20 dB".
+        change: function of (samples, numpy Generator).
+        seconds: of a recording that is left; None: all.
+        settings: what `change` depends on besides its name, for a Stamp.
+    """
+
+    group: str
+    level: str
+    change: Callable
+    seconds: float | None = None
+    settings: tuple = ()
+
+    @property
+    def name(self):
+        """The condition in words."""
+        return f"{self.group} {self.level}".strip()
+
+    @property
+    def keeps_length(self):
+        """Whether recordings keep their length."""
+        return self.seconds is None
+
+    def length(self, n, rng):
+        """Samples that n samples become."""
+        return n if self.seconds is None else degradation.shortened_length(n, self.seconds)
+
+    def __call__(self, samples, rng):
+        """The degraded waveform."""
+        return self.change(samples, rng)
+
+
+def conditions(
+    snr=DEFAULTS["snr"],
+    t60=DEFAULTS["t60"],
+    cutoff=DEFAULTS["cutoff"],
+    clip=DEFAULTS["clip"],
+    seconds=DEFAULTS["seconds"],
+    noises=("white", "babble"),
+    ratio=0.0,
+    part="centre",
+    noise_files=None,
+    reverb_files=None,
+):
+    """The conditions of an evaluation, without the clean recordings.
+
+    Args:
+        snr: signal-to-noise ratios in dB.
+        t60: reverberation times in seconds.
+        cutoff: cut-off frequencies in Hz.
+        clip: shares of clipped samples.
+        seconds: lengths.
+        noises: kinds of generated noise, of `degradation.NOISES`.
+        ratio: direct-to-reverberant ratio of generated rooms, in dB.
+        part: what is kept of longer recordings, start or centre.
+        noise_files: folder of noise recordings, in place of generated noise.
+        reverb_files: folder of impulse responses, in place of generated ones: one condition, and `t60` is not used.
+
+    Returns:
+        list of Condition, with different names.
+
+    Raises:
+        InputError: a value is impossible, or nothing is left to do.
+    """
+    for name, values in {"snr": snr, "t60": t60, "cutoff": cutoff, "clip": clip, "seconds": seconds, "drr": [ratio]}.items():
+        if wrong := [v for v in values if not math.isfinite(v)]:
+            raise InputError(f"--{name} {wrong[0]}: not a finite number")
+    found = []
+    recorded = None if noise_files is None else degradation.Recordings(noise_files)
+    for kind in noises if recorded is None else ["recorded"]:
+        make = partial(degradation.make_noise, kind) if recorded is None else recorded.part
+        settings = () if recorded is None else _content(recorded)
+        found += [Condition(f"{kind} noise", f"{v:g} dB", partial(_noise, make, v), settings=settings) for v in snr]
+    if reverb_files is not None:
+        rooms = degradation.Recordings(reverb_files)
+        found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), settings=_content(rooms)))
+    else:
+        rooms = {v: partial(degradation.impulse_response, v, ratio) for v in t60}
+        found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room), settings=(ratio,)) for v, room in rooms.items()]
+    found += [Condition("low-pass", f"{v:g} Hz", partial(_sure, partial(degradation.low_pass, cutoff=v))) for v in cutoff]
+    found += [Condition("clipping", f"{100 * v:g}%", partial(_sure, partial(degradation.clip, share=v))) for v in clip]
+    cut = {v: partial(degradation.shorten, seconds=v, part=part) for v in seconds}
+    found += [Condition(f"{part} only", f"{v:g} s", partial(_sure, change), v) for v, change in cut.items()]
+    if not found:
+        raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
+    _try(found)
+    return list({c.name: c for c in found}.values())
+
+
+def _noise(make, snr, samples, rng):
+    return degradation.add_noise(samples, make(len(samples), rng), snr)
+
+
+def _reverb(draw, samples, rng):
+    return degradation.reverberate(samples, draw(rng))
+
+
+def _sure(change, samples, rng):
+    """A change without chance."""
+    return change(samples)
+
+
+def _content(recordings):
+    """What tells one folder of recordings from another."""
+    return tuple(
+        (p.relative_to(recordings.folder).as_posix(), n, p.stat().st_mtime_ns)
+        for p, n in zip(recordings.paths, recordings.lengths, strict=True)
+    )
+
+
+def _try(found):
+    """Let impossible values show at once, not after an hour."""
+    for condition in found:
+        condition(np.ones(degradation.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
+
+
+def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
+    """Predict a split under every condition, and write and return what came out.
+
+    Writes `conditions/NAME.tsv`, the predictions under each condition, which a later run with the same settings takes over;
+    then `robustness.tsv`, `robustness.md`, `robustness.png` and, last, `robustness.json`.
+
+    Args:
+        directory: output folder, made if needed.
+        task, model: from `checkpoints.load_trained`.
+        split: a `manifest.Split` with references.
+        chosen: of `conditions`.
+        settings: what predictions depend on besides condition and seed, as for a Stamp.
+        seed: of noise and rooms, and of the bootstrap.
+        repeats: bootstrap samples.
+        overwrite: predict everything again.
+        options: of `predict_split`.
+
+    Returns:
+        For JSON: {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of
+        {"name", "group", "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}. The first condition is the
+        clean recordings; `change` is against them, with a paired bootstrap over speakers and a permutation test.
+
+    Raises:
+        InputError: a file cannot be read; nothing in the split has a reference.
+    """
+    directory = make_folder(directory)
+    folder = make_folder(directory / "conditions")
+    (directory / "robustness.json").unlink(missing_ok=True)
+    task.cfg.seed = seed  # the dataset's: nothing but degradation is drawn outside of training
+    clean, rows = None, []
+    for condition in [None, *chosen]:
+        name = "clean" if condition is None else condition.name
+        predictions = _predictions(folder, name, condition, task, model, split, settings, seed, overwrite, options)
+        scores = evaluation.evaluate(predictions, repeats=repeats, seed=seed)
+        if clean is None:
+            clean, overall = predictions, scores
+            if not scores["n"]:
+                raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
+        group, level = ("clean", "") if condition is None else (condition.group, condition.level)
+        tests = {} if condition is None else evaluation.compare(predictions, clean, repeats, seed=seed)["tests"]
+        rows.append({"name": name, "group": group, "level": level, "scores": _scores(scores, tests)})
+    report = {
+        "title": "Robustness",
+        "split": str(split.tsv),
+        **speaker_setting(task, split),
+        "n": overall["n"],
+        "speakers": len(overall["per_speaker"]),
+        "seed": seed,
+        "repeats": repeats,
+        "conditions": rows,
+    }
+    write_table(directory / "robustness.tsv", report)
+    write_lines(directory / "robustness.md", markdown(report))
+    draw(directory / "robustness.png", report)
+    write_json(directory / "robustness.json", report)
+    return report
+
+
+def _predictions(folder, name, condition, task, model, split, settings, seed, overwrite, options):
+    """Predictions under a condition, made now or taken over; always as they are in the file, so that both are the same."""
+    stem = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+    path = folder / f"{stem}.tsv"
+    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradation.VERSION, synthesis.VERSION]
+    stamp = Stamp(folder / f".{stem}.json", {"depends": depends}, [path])
+    if overwrite or not stamp.is_current():
+        stamp.clear()
+        write_predictions(path, predict_split(task, model, split, transform=condition, **options)[0])
+        stamp.write()
+    return read_predictions(path)
+
+
+def _scores(scores, tests):
+    """Values with their intervals, and changes with theirs; without tests (the clean recordings) nothing has changed."""
+    if "UA" in scores:
+        found = {shown: (scores[key], scores["ci"][key], tests.get(key)) for key, shown in SCORES.items()}
+    else:
+        found = {f"CCC {d}": (values["ccc"], scores["ci"]["dims"][d]["ccc"], tests.get(f"ccc_{d}")) for d, values in scores["dims"].items()}
+    return {
+        name: {
+            "value": value,
+            "ci": ci,
+            "change": test["difference"] if test else 0.0,
+            "change_ci": test["ci"] if test else [0.0, 0.0],
+            "p": test["p"] if test else None,
+        }
+        for name, (value, ci, test) in found.items()
+    }
+
+
+def write_table(path, report):
+    """Write `condition` and, for each score, `NAME NAME_low NAME_high NAME_change NAME_change_low NAME_change_high NAME_p`."""
+    names = list(report["conditions"][0]["scores"])
+    ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_p")
+    with atomic(path) as f:
+        f.write("\t".join(["condition", *(f"{name.replace(' ', '_')}{end}" for name in names for end in ends)]) + "\n")
+        for row in report["conditions"]:
+            cells = [row["name"]]
+            for s in row["scores"].values():
+                values = (s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"])
+                cells += ["-" if v is None or math.isnan(v) else f"{v:.6g}" for v in values]
+            f.write("\t".join(cells) + "\n")
+
+
+def markdown(report):
+    """The table for people: lines of text."""
+    names = list(report["conditions"][0]["scores"])
+    lines = ["| condition | " + " | ".join(f"{name} | change" for name in names) + " |"]
+    lines.append("|---|" + "---:|---:|" * len(names))
+    for row in report["conditions"]:
+        cells = []
+        for s in row["scores"].values():
+            cells += [
+                _with_interval(f"{s['value']:.3f}", s["ci"]),
+                _with_interval(f"{s['change']:+.3f}", s["change_ci"]) if s["p"] is not None else "",
+            ]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _with_interval(text, ci):
+    return text if any(map(math.isnan, ci)) else f"{text} [{ci[0]:.3f}, {ci[1]:.3f}]"
+
+
+def draw(path, report):
+    """Draw the changes of UA and macro F1, or of every CCC: a panel for each kind of condition. Returns the path."""
+    groups = {}
+    for row in report["conditions"][1:]:
+        levels, series = groups.setdefault(row["group"], ([], {}))
+        levels.append(row["level"] or "all")
+        for name, s in row["scores"].items():
+            if name != SCORES["WA"]:
+                series.setdefault(name, []).append((s["change"], *s["change_ci"]))
+    return figures.changes(path, groups, "change", f"Change against clean recordings, {report['n']} utterances")
