@@ -27,19 +27,33 @@ tool() {
     "$PYTHON" "$ROOT/$name.py" "$@"
 }
 
-# each FUNCTION ARGUMENT…: FUNCTION for every argument, all at the same time, each on its share of the cores; fails if one fails.
+# each FUNCTION ARGUMENT…: FUNCTION for every argument, JOBS (default: all) at the same time, each on its share of the cores; fails if
+# one fails, after those that run have ended.
 each() {
-    local function=$1 argument pid pids=() status=0 threads
+    local function=$1 argument jobs running=0 status=0
     shift
-    threads=$(($(nproc 2>/dev/null || echo 2) / $#))
+    jobs=${JOBS:-$#}
+    ((jobs <= $#)) || jobs=$#
     for argument in "$@"; do
-        OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) "$function" "$argument" &
-        pids+=("$!")
+        if ((running == jobs)); then
+            wait -n || status=$?
+            running=$((running - 1))
+        fi
+        ((status == 0)) || break
+        OMP_NUM_THREADS=$(share_of_cores "$jobs") "$function" "$argument" &
+        running=$((running + 1))
     done
-    for pid in "${pids[@]}"; do
-        wait "$pid" || status=$?
+    while ((running > 0)); do
+        wait -n || status=$?
+        running=$((running - 1))
     done
     ((status == 0)) || exit "$status"
+}
+
+# share_of_cores JOBS: threads for each of so many jobs.
+share_of_cores() {
+    local threads=$(($(nproc 2>/dev/null || echo 2) / $1))
+    echo $((threads > 0 ? threads : 1))
 }
 
 # train CONFIG DIR key=value …: fairseq-hydra-train into DIR. Done already: skipped. Interrupted: goes on where it stopped.

@@ -3,13 +3,16 @@
 
 Writes to OUT_DIR:
     predictions.tsv     a line per utterance: reference, prediction, probabilities
+    predictions.seen    what was predicted by which checkpoint, for tools/audit_run.py
     metrics.json        UA, WA, macro F1, confusion matrix; or CCC, Pearson and RMSE per dimension; each overall, per speaker
                         and by metadata column, with bootstrap intervals over speakers
     thresholds.tsv      decision-threshold sweep of every class
     embeddings.npz      with --embeddings: the pooled vector of every utterance
     figures/*.png
 
-With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
+With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table are heard with those embeddings,
+and not as the unknown speaker. With --compare OTHER (a predictions.tsv of another system on the same split) also
+comparison.json: a paired test.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -20,7 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, evaluation
+from emohubert import cli, evaluation, records
+from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
 from emohubert.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.inference import predict_split, speaker_setting
@@ -38,11 +42,12 @@ def main(argv=None):
     parser.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
+    parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     parser.add_argument(
         "--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that read audio")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
     parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
     parser.add_seed()
     parser.add_device()
@@ -57,8 +62,14 @@ def main(argv=None):
         "manifest": [sha256(p) for p in sorted(Path(args.manifest_dir).glob(f"{args.split}.*"))],
         "options": [args.embeddings, args.repeats, args.seed],
     }
-    files = [out / "predictions.tsv", out / "metrics.json", *([out / "embeddings.npz"] if args.embeddings else [])]
-    stamp = Stamp(out / ".evaluate.json", settings, files)
+    added, origin = {}, {}
+    if args.speaker_vectors:
+        new = NewSpeakers.read(args.speaker_vectors)
+        settings["speaker_vectors"] = sha256(args.speaker_vectors)
+        added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
+        origin = {"speaker_vectors": {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}}
+    names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
+    stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])
     if stamp.is_current() and not args.overwrite:
         logger.info("%s: already there, made with the same settings (--overwrite makes it again)", out)
         scores = read_json(out / "metrics.json")
@@ -66,7 +77,9 @@ def main(argv=None):
         stamp.clear()
         predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
         scores = evaluation.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
-        scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **speaker_setting(task, split), **scores}
+        origin = {**task.selection, **speaker_setting(task, split, added), **origin}
+        scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **origin, **scores}
+        records.write_evaluation(out, args.checkpoint, split, predictions.ids, args.speaker_vectors)
         write_json(out / "metrics.json", scores)
         stamp.write()
     if args.compare:
@@ -78,7 +91,7 @@ def main(argv=None):
 
 def summary(scores):
     """The main scores in a few lines."""
-    lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}"]
+    lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}", f"checkpoint: {scores['selected']}"]
     if "UA" in scores:
         lines.append(f"UA {scores['UA']:.3f}  WA {scores['WA']:.3f}  macro F1 {scores['macro_f1']:.3f}")
     for name, d in scores.get("dims", {}).items():

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# V-FT, TAPT, P-TAPT, FLEA and PAPT on the same folds, seeds and starting checkpoint, and one table of them.
+#
+#   bash recipes/compare.sh --corpus-dir RAVDESS --manifests ravdess --init scratch --out exp/compare --seeds "1 2 3"
+#
+# Stages: 1 V-FT, 2 TAPT, 3 P-TAPT, 4 FLEA, 5 PAPT, 6 the table. Each is the recipe of its name in --out/NAME; interrupted, or
+# copied with --out to the same path on another machine, the same command goes on where it stopped.
+set -euo pipefail
+# shellcheck source=paper.sh
+. "$(dirname "$0")/paper.sh"
+recipe_options "$@"
+same=()
+while (($#)); do
+    case $1 in
+        --stage | --stop-stage | --out) shift 2 ;;
+        *)
+            same+=("$1")
+            shift
+            ;;
+    esac
+done
+
+number=0
+for name in vft tapt ptapt flea papt; do
+    number=$((number + 1))
+    if stage "$number" "$name"; then
+        bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR"
+    fi
+done
+
+layer=$(of_size 3 9 9)
+clusters=${CLUSTERS:-$(of_size 16 50 50)}
+manifests=$OUT/vft/manifest
+[[ ! -e $OUT/vft/single ]] || manifests=$OUT/vft/single
+adapted=()
+for fold in $(folds); do
+    for seed in $SEEDS; do
+        adapted+=("PAPT, adapted=papt/papt_adapted/fold$fold/seed$seed" "PAPT + PLDC=papt/papt_pldc/fold$fold/seed$seed/pldc")
+    done
+done
+stage_results 6 "V-FT, TAPT, P-TAPT, FLEA and PAPT" "V-FT=vft/vft" "TAPT=tapt/tapt" "P-TAPT=ptapt/ptapt" \
+    "FLEA, mean=flea/flea_L${layer}_km${clusters}_mean" "FLEA, attention=flea/flea_L${layer}_km${clusters}_attention" \
+    "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"

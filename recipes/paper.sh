@@ -1,0 +1,246 @@
+# shellcheck shell=bash
+# What the recipes of the papers share: their options, and the stages that are the same in all of them.
+# Source it: . "$(dirname "$0")/paper.sh", then recipe_options "$@".
+#
+# Folders of a recipe, in --out:
+#   manifest/foldK/            the corpus; a corpus without folds is its own only fold, fold1
+#   foldK/unlabelled/          the audio that pretraining may hear, without a label
+#   foldK/init/                --init scratch: a tiny HuBERT pretrained on that
+#   foldK/labels…/, foldK/…/   pseudo-labels and trainings of the recipe
+#   …/foldK/seedS/             fine-tuning and its evaluation (tools/run_folds.py)
+#   results.md, results.json, report.html, audit.json
+RECIPE=$(basename "$0" .sh)
+DEFAULT_LAYERS=(3 9 18)
+
+OPTIONS_HELP='
+Options of every recipe:
+  --corpus-dir DIR         audio of the corpus
+  --manifests NAME         script in manifests/ (emodb ravdess crema_d iemocap msp_podcast synthetic table)
+  --init CKPT              checkpoint to start from: fairseq HuBERT or wav2vec 2.0, ours, or a Hugging Face folder; {fold} is replaced.
+                           scratch: a tiny HuBERT, pretrained from nothing on each fold'"'"'s unlabelled training part
+  --out DIR                output folder; run again, a recipe goes on where it stopped
+  --stage A --stop-stage B first and last stage (default: all)
+  --folds "1 2"            folds (default: all)
+  --seeds "1 2 3"          seeds of fine-tuning (default: 1)
+  --target "NAME …"        columns of .dim to predict, such as "arousal valence" (default: the classes of .emo)
+  --size tiny|base|large   of the configurations (default: base; tiny with --init scratch)
+  --transductive           pretraining and clustering hear the unlabelled audio of the test speakers too; every table says so
+  --jobs N                 folds or runs at the same time (default: 1)
+  --layer L                layer that pseudo-labels come from (default: tiny 3, base 9, large 18; P-TAPT: the last)
+  --clusters K             k-means clusters (default: see the recipe)
+  --updates N              updates of every continued pretraining (default: as configured)
+  --init-updates N         updates of --init scratch (default: 450)
+  --pretrain "KEY=VALUE …" further settings of continued pretraining
+  --finetune "KEY=VALUE …" further settings of fine-tuning
+  --manifest "OPTION …"    further options of the manifest script, such as "--protocol speaker-independent"
+  --init-dir DIR           where --init scratch keeps its models (default: in --out), so that recipes can share them'
+
+for option in "$@"; do
+    [[ $option == -h || $option == --help ]] || continue
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+    printf '%s\n' "$OPTIONS_HELP"
+    exit 0
+done
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# recipe_options ARGUMENT…: reads them into CORPUS_DIR MANIFESTS INIT OUT FIRST LAST FOLDS SEEDS SIZE TRANSDUCTIVE JOBS LAYER CLUSTERS …
+# A recipe may set OWN_OPTIONS, names of options with a value that only it has: --gamma "x" becomes GAMMA=x.
+recipe_options() {
+    # shellcheck disable=SC2034  # some are for the recipe alone
+    CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FIRST=0 LAST=99 FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
+    UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
+    local option name known=" corpus-dir manifests init out stage stop-stage folds seeds target size jobs layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} "
+    while (($#)); do
+        option=$1
+        shift
+        case $option in
+            --transductive) TRANSDUCTIVE=1 ;;
+            --*)
+                name=${option#--}
+                [[ $known == *" $name "* ]] || fail "$option: unknown option (see --help)"
+                (($#)) || fail "$option: needs a value (see --help)"
+                case $name in
+                    stage) FIRST=$1 ;;
+                    stop-stage) LAST=$1 ;;
+                    *)
+                        name=${name^^}
+                        printf -v "${name//-/_}" '%s' "$1"
+                        ;;
+                esac
+                shift
+                ;;
+            *) fail "$option: unexpected argument (see --help)" ;;
+        esac
+    done
+    for name in CORPUS_DIR MANIFESTS INIT OUT; do
+        option=--${name,,}
+        [[ -n ${!name} ]] || fail "${option//_/-} is missing (see --help)"
+    done
+    [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
+    for name in FIRST LAST JOBS INIT_UPDATES ${UPDATES:+UPDATES} ${LAYER:+LAYER}; do
+        [[ ${!name} =~ ^[0-9]+$ ]] || fail "${name,,}=${!name}: not a number (see --help)"
+    done
+    if [[ $INIT == scratch ]]; then
+        SIZE=${SIZE:-tiny}
+        [[ $SIZE == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
+    fi
+    SIZE=${SIZE:-base}
+    LAYER=${LAYER:-$(of_size "${DEFAULT_LAYERS[@]}")}
+    mkdir -p "$OUT" || fail "$OUT: cannot be made; choose another --out"
+    OUT=$(cd "$OUT" && pwd)
+    CORPUS_DIR=$(realpath -m "$CORPUS_DIR")
+    INIT_DIR=$(realpath -m "${INIT_DIR:-$OUT}")
+    [[ $INIT == scratch ]] || INIT=$(realpath -m "$INIT")
+    read -ra PRETRAIN_WITH <<<"$PRETRAIN"
+    read -ra FINETUNE_WITH <<<"$FINETUNE"
+    read -ra MANIFEST_OPTIONS <<<"$MANIFEST"
+    [[ -z $UPDATES ]] || PRETRAIN_WITH=(optimization.max_update="$UPDATES" lr_scheduler.warmup_updates=$((UPDATES / 10)) "${PRETRAIN_WITH[@]}")
+    manifests=$OUT/manifest
+    [[ ! -e $OUT/single ]] || manifests=$OUT/single
+}
+
+# of_size TINY BASE LARGE: the one for --size.
+of_size() {
+    case $SIZE in
+        tiny) echo "$1" ;;
+        base) echo "$2" ;;
+        large) echo "$3" ;;
+        *) fail "--size $SIZE: use tiny, base or large" ;;
+    esac
+}
+
+# stage_manifests: the corpus and its folds, checked: no audio, speaker or session of test in training, but for the leaks that a
+# recipe's protocol has and names in ALLOW, separated by commas.
+stage_manifests() {
+    if stage 1 "manifests of $MANIFESTS, and their check"; then
+        tool "manifests/$MANIFESTS" "$CORPUS_DIR" "$OUT/manifest" "${MANIFEST_OPTIONS[@]}"
+        tool tools/check_manifest "$OUT/manifest" --allow speaker:valid ${ALLOW:+--allow "$ALLOW"} --json "$OUT/check_manifest.json"
+        if [[ -e $OUT/manifest/train.tsv ]]; then
+            mkdir -p "$OUT/single"
+            ln -sfn ../manifest "$OUT/single/fold1"
+            manifests=$OUT/single
+        fi
+    fi
+}
+
+# folds: numbers of the folds, as --folds says or all.
+folds() {
+    local fold
+    [[ -d $manifests ]] || fail "$manifests: no manifests yet; start at --stage 1"
+    if [[ -n $FOLDS ]]; then
+        read -ra fold <<<"$FOLDS"
+        printf '%s\n' "${fold[@]}"
+        return
+    fi
+    for fold in "$manifests"/fold*; do
+        [[ -d $fold ]] || fail "$manifests: holds no fold*; make manifests with folds"
+        basename "$fold" | sed 's/^fold//'
+    done
+}
+
+# for_folds FUNCTION: FUNCTION FOLD for every fold, --jobs at the same time.
+for_folds() {
+    local chosen
+    mapfile -t chosen < <(folds)
+    ((${#chosen[@]})) || exit 2
+    each "$1" "${chosen[@]}"
+}
+
+# init_of FOLD: the checkpoint that a fold starts from.
+init_of() {
+    if [[ $INIT == scratch ]]; then
+        echo "$INIT_DIR/fold$1/init/checkpoint_last.pt"
+    else
+        echo "${INIT//\{fold\}/$1}"
+    fi
+}
+
+# stage_init: what pretraining may hear; with --init scratch, a tiny HuBERT of it.
+stage_init() {
+    if stage 2 "the unlabelled audio of each fold: $([[ -n $TRANSDUCTIVE ]] && echo "training and test speakers (transductive)" || echo "the training part (inductive)")"; then
+        for_folds init_fold
+    fi
+}
+
+init_fold() {
+    local fold=$1 dir=$OUT/fold$1 valid=()
+    [[ ! -e $manifests/fold$fold/valid.tsv ]] || valid=(--valid valid)
+    tool tools/unlabelled "$manifests/fold$fold" "$dir/unlabelled" --train train ${TRANSDUCTIVE:+test} "${valid[@]}"
+    [[ $INIT == scratch ]] || return 0
+    mkdir -p "$INIT_DIR/fold$fold"
+    if [[ ! -e $INIT_DIR/fold$fold/init/finished ]]; then
+        tool tools/make_labels "$dir/unlabelled" "$INIT_DIR/fold$fold/labels_mfcc" --mfcc --clusters 50
+        data "$dir/unlabelled"
+        train hubert_tiny "$INIT_DIR/fold$fold/init" "${DATA[@]}" task.label_dir="$INIT_DIR/fold$fold/labels_mfcc/mfcc/km50" \
+            optimization.max_update="$INIT_UPDATES" lr_scheduler.warmup_updates=$((INIT_UPDATES / 10))
+    fi
+}
+
+# data DIR: sets DATA to what a training on a manifest directory is told: where it is, and if it has no validation split.
+data() {
+    DATA=(task.data="$1")
+    [[ -e $1/valid.tsv ]] || DATA+=(dataset.disable_validation=true)
+}
+
+# labels FOLD NAME CHECKPOINT LAYERS CLUSTERS…: frame labels of the unlabelled audio in foldK/NAME, fitted on its training part.
+labels() {
+    local fold=$1 name=$2 checkpoint=$3 layers
+    read -ra layers <<<"$4"
+    shift 4
+    tool tools/make_labels "$OUT/fold$fold/unlabelled" "$OUT/fold$fold/$name" --checkpoint "$checkpoint" --layers "${layers[@]}" --clusters "$@"
+}
+
+# pretrain CONFIG FOLD NAME LABEL_DIR KEY=VALUE…: pretraining continued from the fold's --init, into foldK/NAME.
+pretrain() {
+    local config=$1 fold=$2 name=$3 label_dir=$4
+    shift 4
+    data "$OUT/fold$fold/unlabelled"
+    train "${config}_$SIZE" "$OUT/fold$fold/$name" "${DATA[@]}" task.label_dir="$label_dir" model.init_from="$(init_of "$fold")" \
+        "${PRETRAIN_WITH[@]}" "$@"
+}
+
+# finetune NAME CHECKPOINT KEY=VALUE…: fine-tuning and test of every fold and seed in NAME/; {fold} in CHECKPOINT is replaced.
+# FINETUNE_CONFIG is the configuration of a recipe that has its own.
+finetune() {
+    local name=$1 checkpoint=$2 chosen seeds config=${FINETUNE_CONFIG:-ser_classification_$SIZE} target=()
+    shift 2
+    if [[ -n $TARGET ]]; then
+        config=ser_regression_$SIZE
+        target=(task.target="[${TARGET// /,}]")
+    fi
+    mapfile -t chosen < <(folds)
+    read -ra seeds <<<"$SEEDS"
+    tool tools/run_folds "$config" "$manifests" "$OUT/$name" --folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" \
+        model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@"
+}
+
+# init_for_folds: the fold's --init, as finetune wants it.
+init_for_folds() {
+    init_of '{fold}'
+}
+
+# stage_results NUMBER TITLE "SYSTEM=NAME"…: one table of what finetune put in NAME/, beside the paper's numbers (recipes/papers/RECIPE.tsv).
+stage_results() {
+    local number=$1 title=$2 rows=() row paper=()
+    shift 2
+    stage "$number" "results" || return 0
+    [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
+    for row in "$@"; do
+        rows+=("${row%%=*}=$OUT/${row#*=}")
+    done
+    tool tools/results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
+    tool tools/report "$OUT"
+    tool tools/audit_run "$OUT" ${TRANSDUCTIVE:+--allow transductive} ${ALLOW:+--allow "$ALLOW"}
+    echo "results: $OUT/results.md"
+    echo "report:  $OUT/report.html"
+}
+
+# setting: how the test speakers are met, a phrase for titles.
+setting() {
+    if [[ -n $TRANSDUCTIVE ]]; then
+        echo "transductive: pretraining and clustering heard the unlabelled test audio"
+    else
+        echo "inductive: only the training part of a fold is read before the test"
+    fi
+}

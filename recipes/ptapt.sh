@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# P-TAPT (Chen & Rudnicky 2023): pretraining continued on clusters of an emotion-state estimator, then V-FT.
+#
+#   bash recipes/ptapt.sh --corpus-dir IEMOCAP --manifests iemocap --init hubert_base_ls960.pt --out exp/ptapt
+#
+# Stages: 1 manifests, 2 unlabelled audio, 3 the estimator: fine-tuned on the utterance's class at the utterance and at every frame,
+# classes weighted, 4 three sets of clusters of its --layer, 5 continued pretraining, a head for each set, 6 fine-tuning and test,
+# 7 results.
+# --clusters "K K K"       (default: 64 512 4096; tiny: 16 32 64)
+# --estimator-init CKPT    what the estimator starts from (default: --init); {fold} is replaced
+# --estimator "KEY=VALUE"  further settings of the estimator's training
+set -euo pipefail
+# shellcheck source=paper.sh
+. "$(dirname "$0")/paper.sh"
+
+OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=(4 12 24)
+recipe_options "$@"
+read -ra CLUSTERS <<<"${CLUSTERS:-$(of_size "16 32 64" "64 512 4096" "64 512 4096")}"
+read -ra ESTIMATOR_WITH <<<"$ESTIMATOR"
+
+stage_manifests
+stage_init
+
+estimate() {
+    local init
+    init=${ESTIMATOR_INIT//\{fold\}/$1}
+    data "$manifests/fold$1"
+    train "ser_classification_$SIZE" "$OUT/fold$1/estimator" "${DATA[@]}" model.init_from="${init:-$(init_of "$1")}" \
+        model.frame_head=true criterion.frame_weight=1.0 criterion.class_weights=balanced "${ESTIMATOR_WITH[@]}"
+}
+if stage 3 "the emotion-state estimator"; then
+    for_folds estimate
+fi
+
+estimator_of() {
+    local dir=$OUT/fold$1/estimator
+    [[ -e $dir/checkpoint_best.pt ]] && echo "$dir/checkpoint_best.pt" || echo "$dir/checkpoint_last.pt"
+}
+label() {
+    labels "$1" labels "$(estimator_of "$1")" "$LAYER" "${CLUSTERS[@]}"
+}
+if stage 4 "clusters of the estimator's frames: ${CLUSTERS[*]}"; then
+    for_folds label
+fi
+
+continued() {
+    local sets=() k
+    for k in "${CLUSTERS[@]}"; do
+        sets+=("L$LAYER/km$k")
+    done
+    pretrain ptapt "$1" ptapt "$OUT/fold$1/labels" task.labels="[$(IFS=,; echo "${sets[*]}")]"
+}
+if stage 5 "continued pretraining on ${#CLUSTERS[@]} sets of labels (P-TAPT)"; then
+    for_folds continued
+fi
+
+if stage 6 "fine-tuning"; then
+    finetune ptapt "$OUT/fold{fold}/ptapt/checkpoint_last.pt"
+fi
+
+stage_results 7 "P-TAPT" "P-TAPT=ptapt"

@@ -1,0 +1,90 @@
+"""The recipes of the papers, end to end on a miniature; and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from scripts import ROOT, run
+
+from emohubert.manifest import read_dictionary, read_split
+
+MINIATURE = [
+    *("--manifests", "synthetic", "--init", "scratch", "--folds", "1", "--init-updates", "4", "--updates", "4"),
+    *("--manifest", "--protocol folds --speakers 8 --utterances 5 --seconds 0.5 1.0"),
+    *("--pretrain", "dataset.max_tokens=32000 checkpoint.save_interval_updates=2"),
+    *("--finetune", "optimization.max_epoch=1"),
+]
+
+
+def recipe(name, *options):
+    """Run a recipe in this environment; returns (exit status, what it printed)."""
+    environment = {**os.environ, "EMOHUBERT_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        ["bash", ROOT / "recipes" / f"{name}.sh", *map(str, options)], env=environment, capture_output=True, text=True, check=False
+    )
+    return finished.returncode, finished.stdout + finished.stderr
+
+
+@pytest.mark.slow
+def test_all_papers_on_the_same_folds_and_start(tmp_path):
+    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out"]
+    status, printed = recipe("compare", *options)
+    assert status == 0, printed[-4000:]
+    systems = {s["name"]: s for s in json.loads((tmp_path / "out" / "results.json").read_text())["systems"]}
+    expected = {"V-FT", "TAPT", "P-TAPT", "FLEA, mean", "FLEA, attention", "PAPT, unknown speaker", "PAPT, adapted", "PAPT + PLDC"}
+    assert expected <= set(systems)
+    assert systems["PAPT, adapted"]["setting"] == ["adapted (2 speakers)"]
+    assert systems["PAPT, unknown speaker"]["setting"] == ["inductive (2 speakers)"]
+    for name in ("vft", "tapt", "ptapt", "flea", "papt"):
+        audit = json.loads((tmp_path / "out" / name / "audit.json").read_text())
+        assert not audit["leaks"], name
+    status, again = recipe("compare", *options)
+    assert status == 0 and "training " not in again.replace("training part", ""), "what was done is done again"
+
+
+@pytest.mark.slow
+def test_the_transductive_setting_is_named_everywhere(tmp_path):
+    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out"]
+    status, printed = recipe("tapt", *options, "--transductive")
+    assert status == 0, printed[-4000:]
+    assert "transductive" in (tmp_path / "out" / "results.md").read_text().splitlines()[0]
+    heard = read_split(tmp_path / "out" / "fold1" / "unlabelled", "train")
+    test = read_split(tmp_path / "out" / "manifest" / "fold1", "test")
+    assert set(test.paths) <= set(heard.paths) and heard.emotions is None and heard.dimensions is None
+    assert run("tools/audit_run.py", tmp_path / "out") == 2, "without --allow it is a leak"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--corpus-dir", "x"], "--manifests is missing"),
+        (["--frobnicate", "1"], "--frobnicate: unknown option"),
+        (["--corpus-dir"], "--corpus-dir: needs a value"),
+        (["--corpus-dir", "x", "--manifests", "nothing", "--init", "x", "--out", "x"], "there is no manifests/nothing.py"),
+        (["--corpus-dir", "x", "--manifests", "emodb", "--init", "scratch", "--out", "x", "--size", "base"], "makes a tiny HuBERT"),
+        (["--corpus-dir", "x", "--manifests", "emodb", "--init", "x", "--out", "x", "--stage", "two"], "not a number"),
+    ],
+)
+def test_bad_options_are_one_line_and_exit_2(options, expected):
+    status, printed = recipe("vft", *options)
+    assert status == 2 and expected in printed and printed.count("error: ") == 1
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "recipes").glob("*.sh") if p.stem not in ("lib", "paper")))
+def test_every_recipe_explains_itself(name):
+    status, printed = recipe(name, "--help")
+    assert status == 0 and "bash recipes/" in printed
+
+
+def test_pretraining_audio_holds_no_label(tmp_path, corpus):
+    manifest = corpus / "manifest"
+    assert run("tools/unlabelled.py", manifest, tmp_path / "out", "--train", "train", "test", "--valid", "valid") == 0
+    assert not any(p.suffix in (".emo", ".dim") or "emo" in p.name for p in (tmp_path / "out").iterdir())
+    heard, sources = read_split(tmp_path / "out", "train"), [read_split(manifest, s) for s in ("train", "test")]
+    assert heard.paths == [p for s in sources for p in s.paths] and heard.speakers == [p for s in sources for p in s.speakers]
+    assert set(heard.meta) == {"id"}
+    assert read_dictionary(tmp_path / "out" / "dict.spk.txt") == sorted(set(heard.speakers))
+    assert run("tools/unlabelled.py", manifest, tmp_path / "twice", "--train", "train", "--valid", "train") == 2
+    assert run("tools/unlabelled.py", manifest, tmp_path / "none") == 2

@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Measure prediction against the audio-classification pipeline of transformers: same architecture, same weights, same files.
+
+Makes a HubertForSequenceClassification with random weights (base size) and a checkpoint of ours with the same encoder. That
+model's projector, mean and classifier are linear, so our head is their product: the mean over time, then one linear layer.
+Both sides read the same files from disk, decode (and, where needed, resample) them, and use the same number of threads; the
+pipeline is given what soundfile decodes, since its own way is to start ffmpeg for each file. Loading the models is timed
+apart. Printed: seconds, how many times faster we are, and the largest difference between probabilities. (The pipeline's
+padded batches are inexact where a model has GroupNorm: its batch size 1 is the reference.)
+
+Needs transformers (requirements-dev.txt).
+
+  tools/bench_predict.py AUDIO_DIR --files 300
+"""
+
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+import numpy as np
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from emohubert import audio, cli
+from emohubert.checkpoints import load_trained
+from emohubert.errors import InputError
+from emohubert.files import atomic, make_folder, write_json
+from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
+from emohubert.prediction import find_files, in_order, predict_files
+from emohubert.pseudo_labels.threads import cores
+from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
+
+logger = logging.getLogger("emohubert.bench_predict")
+CLASSES = ["angry", "bored", "disgusted", "fearful", "happy", "neutral", "sad"]
+TINY = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "conv_dim": [32] * 7,
+    "classifier_proj_size": 24,
+}
+SPREAD = 20.0  # standard deviation of the classifier's weights: large, so that files get different probabilities
+
+
+def write_transformers_model(folder, seed=1, **architecture):
+    """Write a HubertForSequenceClassification with random weights and its feature extractor; returns the model."""
+    import transformers
+
+    labels = dict(enumerate(CLASSES))
+    config = transformers.HubertConfig(num_labels=len(labels), id2label=labels, label2id={v: k for k, v in labels.items()}, **architecture)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.HubertForSequenceClassification(config).eval()
+        torch.nn.init.normal_(model.classifier.weight, std=SPREAD)
+    model.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=False).save_pretrained(folder)
+    return model
+
+
+def write_checkpoint(path, init_from, classes=(), dimensions=(), head=None, speakers=(), training_speakers=(), **options):
+    """Write a checkpoint of the task emotion_finetuning as training would, without training; returns its path.
+
+    Args:
+        path: of the checkpoint.
+        init_from: of the encoder.
+        classes, dimensions: what it predicts, one of them.
+        head: (weight, bias) of a linear head; by default random.
+        speakers, training_speakers: of the task's state.
+        options: fields of EmotionHubertConfig.
+    """
+    cfg = EmotionHubertConfig(init_from=str(init_from), pooling="mean", head="linear", freeze="none", **options)
+    cfg.backbone, pretrained = resolve_backbone(cfg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = EmotionHubertModel(cfg, len(classes or dimensions), list(speakers) or pretrained.speakers)
+    model.start_from(pretrained)
+    if head is not None:
+        with torch.no_grad():
+            model.head[-1].weight.copy_(head[0])
+            model.head[-1].bias.copy_(head[1])
+    task = EmotionFinetuningConfig(data="", target="emo" if classes else list(dimensions), seed=1)
+    configurations = {"task": (task, "emotion_finetuning"), "model": (cfg, "emotion_hubert")}
+    saved = {
+        name: {**OmegaConf.to_container(OmegaConf.structured(c), enum_to_str=True), "_name": kind}
+        for name, (c, kind) in configurations.items()
+    }
+    state = {
+        "cfg": {**saved, "checkpoint": {"best_checkpoint_metric": "loss"}},
+        "model": model.state_dict(),
+        "task_state": {
+            "classes": list(classes),
+            "speakers": list(speakers) or pretrained.speakers,
+            "training_speakers": list(training_speakers),
+            "label_scales": {},
+        },
+    }
+    with atomic(path, "wb") as f:
+        torch.save(state, f)
+    return path
+
+
+def composed_head(model):
+    """(weight, bias) of the one linear layer that a transformers model's projector and classifier make around the mean."""
+    projector, classifier = model.projector, model.classifier
+    weight = classifier.weight.double() @ projector.weight.double()
+    bias = classifier.weight.double() @ projector.bias.double() + classifier.bias.double()
+    return weight.float(), bias.float()
+
+
+def decoded(paths):
+    """What the pipeline is given for each file."""
+    for path in paths:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        yield {"array": samples.mean(axis=1), "sampling_rate": rate}
+
+
+def by_pipeline(pipe, paths, batch_size):
+    """(seconds, probabilities (files, classes)) of the pipeline."""
+    start = time.perf_counter()
+    found = [{row["label"]: row["score"] for row in rows} for rows in pipe(decoded(paths), batch_size=batch_size)]
+    seconds = time.perf_counter() - start
+    return seconds, np.array([[scores[name] for name in CLASSES] for scores in found])
+
+
+def by_us(task, model, paths, device, threads):
+    """(seconds, probabilities (files, classes)) of ours."""
+    start = time.perf_counter()
+    found = list(in_order(predict_files(task, model, paths, device=device, workers=threads)))
+    seconds = time.perf_counter() - start
+    failed = [f for f in found if f.error is not None]
+    if failed:
+        raise failed[0].error
+    return seconds, np.concatenate([f.values for f in found])
+
+
+def timed(function):
+    """(seconds, what it returns)."""
+    start = time.perf_counter()
+    value = function()
+    return time.perf_counter() - start, value
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="folder of audio files")
+    parser.add_argument("--files", type=int, default=300, metavar="N", help="number of files: the first N in the order of names")
+    parser.add_argument("--tiny", action="store_true", help="a very small model, to try the program")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B", help="of the pipeline")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="measure so often in turn, and take the fastest")
+    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="on a CPU, for either side")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_device()
+    parser.add_seed()
+    args = parser.parse_args(argv)
+    if min(args.files, args.repeats, args.threads, *args.batch_sizes) < 1:
+        raise InputError("--files, --batch-sizes, --repeats and --threads must be 1 or more")
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError("transformers is not installed; install requirements-dev.txt") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = cli.device(args.device)
+    torch.set_num_threads(args.threads)
+    paths = find_files([args.audio_dir])[: args.files]
+    seconds = sum(audio.probe(path).n_samples for path in paths) / audio.SAMPLE_RATE
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference = write_transformers_model(folder, args.seed, **(TINY if args.tiny else {}))
+        checkpoint = write_checkpoint(Path(folder) / "ours.pt", folder, CLASSES, head=composed_head(reference))
+        their_load, pipe = timed(
+            lambda: transformers.pipeline("audio-classification", model=folder, feature_extractor=folder, device=device, top_k=None)
+        )
+        our_load, (task, model) = timed(lambda: load_trained(checkpoint))
+    by_pipeline(pipe, paths[:2], 1)  # both sides warm
+    by_us(task, model, paths[:2], device, args.threads)
+    theirs, ours, probabilities = {b: [] for b in args.batch_sizes}, [], {}
+    for _ in range(args.repeats):
+        for size in args.batch_sizes:
+            taken, probabilities[size] = by_pipeline(pipe, paths, size)
+            theirs[size].append(taken)
+            logger.info("pipeline, batch size %d: %.2f s", size, taken)
+        taken, own = by_us(task, model, paths, device, args.threads)
+        ours.append(taken)
+        logger.info("ours: %.2f s", taken)
+
+    figures = {
+        "files": len(paths),
+        "audio_seconds": seconds,
+        "device": str(device),
+        "threads": args.threads,
+        "loading": {"pipeline": their_load, "ours": our_load},
+        "ours": min(ours),
+        "pipeline": {
+            size: {
+                "seconds": min(theirs[size]),
+                "ratio": min(theirs[size]) / min(ours),
+                "max_difference": float(np.abs(probabilities[size] - own).max()),
+            }
+            for size in args.batch_sizes
+        },
+        "spread": float(own.std(axis=0).mean()),
+    }
+    if args.out:
+        make_folder(args.out.parent)
+        write_json(args.out, figures)
+    print(f"{len(paths)} files, {seconds:.0f} s of audio; {device}, {args.threads} threads; {'tiny' if args.tiny else 'base'} size")
+    print(f"loading: pipeline {their_load:.1f} s, ours {our_load:.1f} s (not counted below)")
+    print(f"{'':24}{'seconds':>9}{'× real time':>13}{'ours faster by':>16}{'max difference':>16}")
+    for size in args.batch_sizes:
+        row = figures["pipeline"][size]
+        print(
+            f"{f'pipeline, batch size {size}':24}{row['seconds']:9.2f}{seconds / row['seconds']:13.1f}{row['ratio']:16.2f}{row['max_difference']:16.1e}"
+        )
+    print(f"{'ours':24}{figures['ours']:9.2f}{seconds / figures['ours']:13.1f}")
+    print(f"standard deviation of a class's probability over files: {figures['spread']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

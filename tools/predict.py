@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Predict emotion for audio files, or for every audio file below folders, with one fine-tuned checkpoint.
+
+Any format and rate that libsndfile reads; channels are averaged. A line per file, in the order given: the class and the
+probability of each class, or the dimensions. With --window a time line: a line per window, with start and end in seconds;
+windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model hears the unknown speaker.
+
+With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated for a speaker the model has not met,
+without a label: each line by what was heard of the speaker so far, in the order given, itself included; `heard` counts.
+The speaker's vector is the mean of the pooled vectors that tools/evaluate.py --embeddings writes.
+
+A file that cannot be read, or is shorter than one frame, is named and the rest goes on; exit status 2 at the end.
+
+  tools/predict.py runs/ser_classification_base/checkpoint_best.pt recordings/ --format csv --output predictions.csv
+  tools/predict.py runs/ser_regression_base/checkpoint_best.pt interview.mp3 --window 5 --hop 1
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import calibration, cli
+from emohubert.checkpoints import load_trained
+from emohubert.errors import InputError, print_error
+from emohubert.files import Stamp, atomic, make_folder, sha256
+from emohubert.prediction import FORMATS, LONGEST_SECONDS, Layout, calibrated, check_calibration, find_files, in_order, predict_files
+
+logger = logging.getLogger("emohubert.predict")
+FOLDER, ALL = "folder", "all"
+
+
+def predict(args, paths, out):
+    """Write the predictions of all files to an open file; returns how many could not be predicted."""
+    device = cli.device(args.device)
+    task, model = load_trained(args.checkpoint)
+    if not hasattr(model, "pooling"):
+        raise InputError(f"{args.checkpoint}: predicts no emotion; give a checkpoint of the task emotion_finetuning")
+    options = {"longest": args.longest, "batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
+    files = predict_files(task, model, paths, args.window, args.hop, embeddings=args.calibration is not None, **options)
+    shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
+    found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
+    if args.calibration:
+        fitted = calibration.load(args.calibration)
+        check_calibration(fitted, task, model, args.calibration)
+        found = calibrated(found, fitted, os.path.dirname if args.speaker == FOLDER else lambda path: ALL)
+    failed = 0
+
+    def successful():
+        nonlocal failed
+        for prediction in found:
+            if prediction.error is None:
+                yield prediction
+            else:
+                failed += 1
+                print_error(prediction.error)
+
+    layout = Layout(task.classes, task.dimensions, args.window is not None, args.calibration is not None, max(map(len, paths)))
+    FORMATS[args.format](out, successful(), layout)
+    return failed
+
+
+def seconds(text):
+    """The argument of an option in seconds."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def stamp_of(args, paths):
+    """What --output was made from."""
+    names = ("format", "window", "hop", "longest", "speaker")
+    settings = {name: getattr(args, name) for name in names}
+    for name in ("checkpoint", "calibration"):
+        path = getattr(args, name)
+        settings[name] = sha256(path) if path and Path(path).is_file() else None
+    stats = [(path, os.stat(path)) for path in paths if os.path.exists(path)]
+    settings["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return Stamp(args.output.with_name(f".{args.output.name}.json"), settings, [args.output])
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="audio file, or folder")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="json: one object a line")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
+    parser.add_argument("--window", type=seconds, metavar="S", help="seconds of a window: a time line")
+    parser.add_argument("--hop", type=seconds, metavar="S", help="seconds between the beginnings of windows (default: the window)")
+    parser.add_argument("--longest", type=seconds, default=LONGEST_SECONDS, metavar="S", help="longest file without --window, in seconds")
+    parser.add_argument("--calibration", metavar="FILE", help="calibration.npz of tools/calibrate.py")
+    parser.add_argument(
+        "--speaker", choices=(ALL, FOLDER), default=ALL, help="with --calibration: all files are of one speaker, or those of each folder"
+    )
+    parser.add_argument("--batch-seconds", type=seconds, default=100.0, metavar="S", help="most audio in the model at once")
+    parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
+    parser.add_device()
+    parser.add_overwrite()
+    args = parser.parse_intermixed_args(argv)
+    if args.workers < 0:
+        raise InputError(f"--workers {args.workers}: give 0 or more")
+    paths = find_files(args.paths)
+    if args.output is None:
+        failed = predict(args, paths, sys.stdout)
+    else:
+        make_folder(args.output.parent)
+        stamp = stamp_of(args, paths)
+        if stamp.is_current() and not args.overwrite:
+            logger.info("%s: already there, made with the same settings (--overwrite makes it again)", args.output)
+            return
+        stamp.clear()
+        with atomic(args.output) as out:
+            failed = predict(args, paths, out)
+        if not failed:
+            stamp.write()
+    if failed:
+        raise InputError(f"{failed} of {len(paths)} files could not be predicted; they are named above")
+
+
+if __name__ == "__main__":
+    main()
