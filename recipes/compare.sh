@@ -28,6 +28,7 @@ for name in vft tapt ptapt flea papt; do
     fi
 done
 
+AUDIT_ALLOW+=,adapted
 layer=$(of_size 3 9 9)
 clusters=${CLUSTERS:-$(of_size 16 50 50)}
 manifests=$OUT/vft/manifest

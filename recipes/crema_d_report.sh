@@ -7,13 +7,16 @@
 # The split is the report's: 60/20/20 of the clips by chance, so that the speakers of the test are seen in training, as every table
 # says. --manifest "--protocol speaker-independent" gives unseen ones.
 #
-# Stages: 1 manifests, 2 --init scratch, 3 description of the corpus, 4 the six heads on every fold and seed, 5 results beside the
-# report's.
+# Stages: 1 manifests, 2 --init scratch, 3 description of the corpus, 4 the heads on every fold and seed (with --jobs several at the same
+# time, after the first has computed the embeddings), 5 results beside the report's.
+# --heads "mlp mlp_deep"   256-64 and 1024-256-64-64 (default: both)
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
 
+OWN_OPTIONS=heads HEADS='mlp mlp_deep'
 recipe_options "$@"
+read -ra HEADS <<<"$HEADS"
 [[ -z $TARGET ]] || fail "--target $TARGET: the report's heads tell classes; leave --target out, or use recipes/vft.sh"
 [[ $MANIFESTS != crema_d || " $MANIFEST " == *" --protocol"[\ =]* ]] || MANIFEST_OPTIONS+=(--protocol random)
 protocol="split as made by manifests/$MANIFESTS.py"
@@ -31,18 +34,27 @@ if stage 3 "description of the corpus"; then
     tool tools/describe "$OUT/manifest" "$OUT/description"
 fi
 
-heads() {
-    local head=$1 speaker
-    for speaker in none embedding mfcc; do
-        finetune "${head}_$speaker" "$(init_for_folds)" model.head="$head" model.head_speaker="$speaker" \
-            task.feature_cache="$OUT/features"
-    done
+runs=() systems=()
+for head in "${HEADS[@]}"; do
+    case $head in
+        mlp) sizes=256-64 ;;
+        mlp_deep) sizes=1024-256-64-64 ;;
+        *) fail "--heads $head: use mlp, mlp_deep or both" ;;
+    esac
+    runs+=("$head-none" "$head-embedding" "$head-mfcc")
+    systems+=("Base, $sizes=$head-none" "Personalised, $sizes=$head-embedding" "MFCC, $sizes=$head-mfcc")
+done
+
+tune() {
+    finetune "$1" "$(init_for_folds)" model.head="${1%-*}" model.head_speaker="${1#*-}" task.feature_cache="$OUT/features"
+}
+tune_beside_others() {
+    JOBS=1
+    tune "$1"
 }
 if stage 4 "Base, Personalised and MFCC"; then
-    heads mlp
-    heads mlp_deep
+    tune "${runs[0]}"
+    each tune_beside_others "${runs[@]:1}"
 fi
 
-stage_results 5 "The CREMA-D report; $protocol" \
-    "Base, 256-64=mlp_none" "Personalised, 256-64=mlp_embedding" "MFCC, 256-64=mlp_mfcc" \
-    "Base, 1024-256-64-64=mlp_deep_none" "Personalised, 1024-256-64-64=mlp_deep_embedding" "MFCC, 1024-256-64-64=mlp_deep_mfcc"
+stage_results 5 "The CREMA-D report; $protocol" "${systems[@]}"

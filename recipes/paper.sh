@@ -49,7 +49,7 @@ done
 recipe_options() {
     # shellcheck disable=SC2034  # some are for the recipe alone
     CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FIRST=0 LAST=99 FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
-    UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
+    UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR='' AUDIT_ALLOW=${AUDIT_ALLOW:-}
     local option name known=" corpus-dir manifests init out stage stop-stage folds seeds target size jobs layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} "
     while (($#)); do
         option=$1
@@ -222,7 +222,7 @@ init_for_folds() {
 
 # stage_results NUMBER TITLE "SYSTEM=NAME"…: one table of what finetune put in NAME/, beside the paper's numbers (recipes/papers/RECIPE.tsv).
 stage_results() {
-    local number=$1 title=$2 rows=() row paper=()
+    local number=$1 title=$2 rows=() row paper=() status=0 allowed
     shift 2
     stage "$number" "results" || return 0
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")

@@ -20,6 +20,7 @@ recipe_options "$@"
 CLUSTERS=${CLUSTERS:-$(of_size 50 500 500)}
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'
 TRANSDUCTIVE=''  # what is shared is inductive
+! [[ $SETTINGS == *adapted* ]] || AUDIT_ALLOW+=,adapted
 wanted() { [[ " $SETTINGS " == *" $1 "* ]]; }
 
 stage_manifests

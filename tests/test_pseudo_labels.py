@@ -216,7 +216,7 @@ def test_what_is_written(labels, manifest, checkpoint):
         f"L{layer}/km{k}/{name}"
         for layer in (2, 4)
         for k in (5, 9)
-        for name in ("train.km", "valid.km", "test.km", "dict.km.txt", "kmeans.npz")
+        for name in ("train.km", "valid.km", "test.km", "dict.km.txt", "kmeans.npz", "kmeans.npz.seen")
     )
     split, encoder = read_split(manifest, "test"), load_encoder(checkpoint)
     features = extract(EncoderFeatures(encoder, [4]), split)
@@ -340,7 +340,7 @@ def test_whole_sets_are_skipped_and_what_changed_is_made_again(manifest, checkpo
 def test_labels_of_other_centroids_do_not_stay_behind(manifest, checkpoint, tmp_path):
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])
     before = label_files(tmp_path)
-    assert len(before) == 5 + 5
+    assert len(before) == 6 + 6
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], seed=2, splits=["train"], pieces=[9])
     assert sorted(p for p in label_files(tmp_path) if p.endswith(".km")) == ["L2/km5-pieces9/train.km", "L2/km5/train.km"]
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])

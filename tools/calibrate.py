@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import calibration_report
+from emohubert import calibration_report, records
 from emohubert.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 from emohubert.cli import Parser, command, logger
 from emohubert.errors import InputError
@@ -119,7 +119,8 @@ def main(argv=None):
     if missing:
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py … --embeddings")
     used = {"settings": vars(settings), "bootstrap": args.bootstrap, "seed": args.seed, "inputs": {str(p): sha256(p) for p in inputs}}
-    stamp = Stamp(args.out_dir / "calibrate.stamp.json", used, [args.out_dir / name for name in calibration_report.FILES])
+    files = [args.out_dir / name for name in (*calibration_report.FILES, "calibration.seen")]
+    stamp = Stamp(args.out_dir / "calibrate.stamp.json", used, files)
     if stamp.is_current() and not args.overwrite:
         logger.info("%s is whole and made with the same settings; --overwrite makes it again", args.out_dir)
         print_report(read_json(args.out_dir / "calibration.json"))
@@ -128,6 +129,8 @@ def main(argv=None):
     train_predictions = read_predictions(args.train_predictions) if args.train_predictions else None
     embeddings = read_embeddings(args.train_embeddings)
     fitted = calibration_report.fit(train, embeddings, predictions, settings, train_predictions, args.train_embeddings)
+    others = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
+    records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, others)
     embeddings = read_embeddings(args.test_embeddings)
     origin = calibration_report.origin_of(args.predictions)
     report = calibration_report.save(

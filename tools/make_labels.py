@@ -7,6 +7,7 @@ on the fitting split only (on as many of its recordings as --max-memory allows) 
     OUT_DIR/{mfcc|L9}/km50/{split}.km     a line of labels for each line of the manifest
                            dict.km.txt    the labels, with their frames in the fit
                            kmeans.npz     the centroids, what they were fitted on, inertia, sizes of the clusters
+                           kmeans.npz.seen  the recordings that they were fitted on, for tools/audit_run.py
 
 With --pieces N there is also OUT_DIR/L9/km50-pieces{N}/: acoustic pieces, SentencePiece units over the clusters.
 

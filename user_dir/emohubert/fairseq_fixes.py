@@ -17,6 +17,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
+from . import records
 from .errors import InputError, exit_on_input_error
 from .files import make_folder
 
@@ -31,6 +32,7 @@ def apply():
     prepare_output_folder()
     train_in_float32_without_a_gpu()
     end_workers_with_their_epoch()
+    record_what_is_seen()
 
 
 def allow_checkpoint_classes():
@@ -83,6 +85,11 @@ def train_in_float32_without_a_gpu():
     _wrap(Trainer, "__init__", _in_float32_on_a_cpu)
 
 
+def record_what_is_seen():
+    """fairseq keeps no list of what a model was trained on: write it beside the checkpoints once all data is there (see `records`)."""
+    _wrap(Trainer, "get_train_iterator", _recording)
+
+
 def _wrap(owner, name, wrapper, static=False):
     original = getattr(owner, name)
     if not hasattr(original, "__wrapped__"):
@@ -130,6 +137,17 @@ def _making_folder(_):
             logging.getLogger().addHandler(handler)
 
     return verify_checkpoint_directory
+
+
+def _recording(get):
+    @exit_on_input_error
+    def get_train_iterator(self, epoch, combine=True, load_dataset=True, **options):
+        iterator = get(self, epoch, combine, load_dataset, **options)
+        if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
+            records.write_training(self.cfg, self.task)
+        return iterator
+
+    return get_train_iterator
 
 
 def _in_float32_on_a_cpu(init):

@@ -24,6 +24,16 @@ class SpeechTask(FairseqTask):
         return np.asarray(indices)
 
     @property
+    def label_names(self):
+        """Names of the labels of whole utterances that are learned from; empty where there are none."""
+        return []
+
+    @property
+    def label_folders(self):
+        """Folders of the frame labels that are learned from; empty where there are none."""
+        return []
+
+    @property
     def source_dictionary(self):
         """None: the input is audio."""
         return None

@@ -48,6 +48,14 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     seed: int = II("common.seed")
 
 
+def label_file(label_dir, name, file):
+    """A file of a label set: `file` is "train.{}" or "dict.{}.txt"; `name` an ending, or a folder in `label_dir` (see `task.labels`)."""
+    folder = Path(label_dir)
+    if (folder / name).is_dir():
+        return folder / name / file.format("km")
+    return folder / file.format(name)
+
+
 @register_task("speaker_hubert_pretraining", dataclass=SpeakerHubertPretrainingConfig)
 class SpeakerHubertPretrainingTask(SpeechTask):
     """Reads a manifest directory and label files. Its state (labels' symbols, speakers) is kept in checkpoints as plain lists."""
@@ -72,15 +80,17 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         return [LabelSet(**s) for s in self.state.label_sets]
 
     @property
+    def label_folders(self):
+        """Folders of the label sets."""
+        return list(dict.fromkeys(self._label_file(s.name, "dict.{}.txt").parent for s in self.label_sets))
+
+    @property
     def speakers(self):
         """Speaker ids of the speaker table, in order; empty without speakers."""
         return self.state.speakers
 
     def _label_file(self, name, file):
-        folder = Path(self.cfg.label_dir or self.cfg.data)
-        if (folder / name).is_dir():
-            return folder / name / file.format("km")
-        return folder / file.format(name)
+        return label_file(self.cfg.label_dir or self.cfg.data, name, file)
 
     def _read_label_dictionaries(self):
         if not self.cfg.labels:

@@ -1,0 +1,314 @@
+"""Records of what was seen: everything that learns or evaluates writes them itself, and `audit` follows them.
+
+A record is a text file whose name ends in `.seen`, beside what was made:
+
+    line 1      JSON: the role, what was made from what (`sources`), what was read of the utterances, from which manifest
+    line 2      path, n_samples, speaker, session
+    then        one line per utterance; paths are relative to the `root` of line 1
+
+It holds the utterances themselves, so that it stays true when the manifest changes. Records beside checkpoints and labels have
+their content's fingerprint in the name: going on with the same data leaves one record, with other data two.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .audio import RECEPTIVE_FIELD
+from .errors import InputError
+from .files import atomic, make_folder
+from .manifest import UNKNOWN_SPEAKER, read_corpus, read_lines
+
+SUFFIX = ".seen"
+TRAIN, PRETRAINING, SELECTION, WATCHED = "train", "pretraining", "selection", "watched"
+CLUSTERING, FEATURES, LABELS = "clustering", "features", "labels"
+EVALUATION, CALIBRATION, ADAPTATION = "evaluation", "calibration", "adaptation"
+ROLES = (TRAIN, PRETRAINING, SELECTION, WATCHED, CLUSTERING, FEATURES, LABELS, EVALUATION, CALIBRATION, ADAPTATION)
+"""What utterances were for: gradients with labels, gradients from audio alone, choosing the checkpoint, only being validated on,
+fitting centroids or acoustic pieces, being turned into features; `labels` lists none and only says where labels come from;
+being scored, calibrating with labels, fitting the embedding of a new speaker to audio."""
+_COLUMNS = "path\tn_samples\tspeaker\tsession"
+_KINDS = ("checkpoint", "labels", "centroids", "predictions", "vectors")
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """A list of utterances.
+
+    Attributes:
+        root: folder of the audio, absolute, links resolved.
+        paths: relative to it.
+        n_samples: list of int, at 16 kHz.
+        speakers: `<unk>` where unknown.
+        sessions: "" where unknown.
+        digest: of all this.
+    """
+
+    root: str
+    paths: list
+    n_samples: list
+    speakers: list
+    sessions: list
+    digest: str
+
+    def __len__(self):
+        return len(self.paths)
+
+    @cached_property
+    def files(self):
+        """Full path → index."""
+        return {os.path.normpath(os.path.join(self.root, path)): i for i, path in reversed(list(enumerate(self.paths)))}
+
+    @cached_property
+    def by_length(self):
+        """Samples → indices of the utterances that are so long."""
+        found = {}
+        for i, n in enumerate(self.n_samples):
+            found.setdefault(n, []).append(i)
+        return found
+
+    def file(self, index):
+        """Full path of an utterance's audio."""
+        return os.path.normpath(os.path.join(self.root, self.paths[index]))
+
+
+@dataclass
+class Record:
+    """A record that was read.
+
+    Attributes:
+        path: of the record.
+        role: of `ROLES`.
+        sources: list of {"kind": checkpoint, labels, centroids, predictions or vectors, "path": absolute path}.
+        facts: everything else of the first line: `labels` that were read, `manifest`, `corpus`, `made`, …
+        utterances: Utterances.
+    """
+
+    path: Path
+    role: str
+    sources: list
+    utterances: Utterances
+    facts: dict = field(default_factory=dict)
+
+
+def source(kind, path, **facts):
+    """A source of something that is made: a file or folder, by its absolute path."""
+    return {"kind": kind, "path": os.path.abspath(path), **facts}
+
+
+def beside(path):
+    """The record of a file: its name and `.seen`."""
+    return Path(f"{path}{SUFFIX}")
+
+
+def write(path, role, split=None, indices=None, sources=(), **facts):
+    """Write a record, unless exactly this one is there.
+
+    Args:
+        path: of the record; a folder: a name with the fingerprint in it is chosen there.
+        role: of `ROLES`.
+        split: the `manifest.Split` of the utterances, or None for a record without utterances.
+        indices: which utterances of the split, in order; by default all.
+        sources: from `source`.
+        facts: JSON values.
+
+    Returns:
+        path of the record.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    facts = {"role": role, **facts, "sources": list(sources)}
+    lines = []
+    if split is not None:
+        facts |= {"manifest": os.path.abspath(split.tsv), "corpus": read_corpus(split.directory).get("corpus")}
+        facts["root"] = os.path.realpath(split.root)
+        lines = _lines(split, indices)
+    return _write(path, facts, lines, role if split is None else split.name)
+
+
+def _lines(split, indices):
+    speakers = _speakers(split)
+    sessions = (split.meta or {}).get("session") or [""] * len(split)
+    chosen = range(len(split)) if indices is None else np.asarray(indices).tolist()
+    return [f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}" for i in chosen]
+
+
+def _speakers(split):
+    """Who speaks, by `.spk`, whatever the split was read for: a model that is not told the speakers has heard them too."""
+    path = split.directory / f"{split.name}.spk"
+    lines = read_lines(path) if path.is_file() else []
+    return lines if len(lines) == len(split) else split.speakers or [UNKNOWN_SPEAKER] * len(split)
+
+
+def _cell(text):
+    return re.sub(r"[\t\r\n]+", " ", str(text))
+
+
+def _write(path, facts, lines, name):
+    facts["utterances"] = len(lines)
+    text = "".join(f"{line}\n" for line in (json.dumps(facts, sort_keys=True, ensure_ascii=True), _COLUMNS, *lines))
+    content = text.encode("utf-8", "surrogateescape")
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        path = make_folder(path) / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}{SUFFIX}"
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
+            return path
+    with atomic(path, "wb") as f:
+        f.write(content)
+    return path
+
+
+def read(path):
+    """Read a record.
+
+    Raises:
+        InputError: missing, damaged, or not a record.
+    """
+    try:
+        content = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+        first, _, body = content.partition("\n")
+        facts = json.loads(first)
+        role, sources, n = facts.pop("role"), facts.pop("sources"), facts.pop("utterances")
+        rows = [line.split("\t") for line in body.split("\n")[1:-1]]
+        root = str(facts.get("root", ""))
+        paths, lengths, speakers, sessions = (list(c) for c in zip(*rows, strict=True)) if rows else ([], [], [], [])
+        lengths = [int(length) for length in lengths]
+        if role not in ROLES or len(paths) != n or not body.startswith(f"{_COLUMNS}\n") or not content.endswith("\n"):
+            raise ValueError(f"{len(paths)} of {n} utterances")
+        if not all(s["kind"] in _KINDS and isinstance(s["path"], str) for s in sources):
+            raise ValueError("a source of an unknown kind")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such record") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{path}: not a record of what was seen, or a damaged one ({reason}); make again what it lies beside") from error
+    digest = hashlib.sha256(f"{root}\n{body}".encode("utf-8", "surrogateescape")).hexdigest()
+    speakers, sessions = [sys.intern(s) for s in speakers], [sys.intern(s) for s in sessions]
+    return Record(Path(path), role, sources, Utterances(root, paths, lengths, speakers, sessions, digest), facts)
+
+
+# --- who writes what --------------------------------------------------------------------------------------------------
+
+
+def write_training(cfg, task):
+    """Record every split that a training has loaded, in `checkpoint.save_dir`.
+
+    Args:
+        cfg: fairseq's configuration.
+        task: with its datasets; those that are not speech of ours are left out.
+    """
+    sources = [source("checkpoint", path) for path in _started_from(cfg)]
+    sources += [source("labels", folder) for folder in task.label_folders]
+    scheduler = (cfg.get("lr_scheduler") or {}).get("_name")
+    facts = {
+        "labels": task.label_names,
+        "task": cfg.task.get("_name"),
+        "metric": cfg.checkpoint.best_checkpoint_metric,
+        "validation_decides_when_to_stop": cfg.checkpoint.patience > 0 or scheduler == "reduce_lr_on_plateau",
+    }
+    first = cfg.dataset.valid_subset.split(",")[0]
+    for name, dataset in task.datasets.items():
+        if name == cfg.dataset.train_subset:
+            role = TRAIN if task.label_names else PRETRAINING
+        else:
+            role = SELECTION if name == first else WATCHED
+        write(cfg.checkpoint.save_dir, role, dataset.split, dataset.seen, sources, **facts)
+
+
+def _started_from(cfg):
+    """Checkpoints that weights come from, other than the training's own."""
+    found = [cfg.model.get("init_from"), cfg.checkpoint.get("finetune_from_model"), cfg.checkpoint.get("continue_once")]
+    if cfg.checkpoint.restore_file != "checkpoint_last.pt":
+        found.append(cfg.checkpoint.restore_file)
+    return list(dict.fromkeys(str(path) for path in found if path))
+
+
+def write_evaluation(folder, checkpoint, split, ids, vectors=None):
+    """Record what was predicted, as `predictions.seen`.
+
+    Args:
+        folder: of `predictions.tsv`.
+        checkpoint: that predicted.
+        split: the `manifest.Split`.
+        ids: of the predicted utterances, in the order of the split.
+        vectors: file of embeddings of new speakers that were used, or None.
+    """
+    predicted, indices = iter(ids), []
+    wanted = next(predicted, None)
+    for i, name in enumerate(split.ids):
+        if name == wanted:
+            indices.append(i)
+            wanted = next(predicted, None)
+    if wanted is not None:
+        raise InputError(f"{split.tsv}: the prediction of {wanted} is not of an utterance of this split; evaluate again")
+    sources = [source("checkpoint", checkpoint), *([source("vectors", vectors)] if vectors else [])]
+    return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, indices, sources)
+
+
+def write_calibration(folder, predictions, split, ids, used):
+    """Record the training utterances that predictions were calibrated with, as `calibration.seen`.
+
+    Args:
+        folder: of the calibrated `predictions.tsv`.
+        predictions: file that was calibrated.
+        split: the training split.
+        ids: of its utterances that have an embedding.
+        used: other files of evaluations that were used: embeddings, predictions of training speakers.
+    """
+    known = set(ids)
+    indices = [i for i, name in enumerate(split.ids) if name in known]
+    folders = [path.parent for path in map(Path, (predictions, *used))]
+    sources = [source("predictions", folder) for folder in dict.fromkeys(folders)]
+    return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, indices, sources)
+
+
+def write_adaptation(vectors, checkpoint, split, label_dir=None):
+    """Record the audio that embeddings of new speakers were made from, beside their file.
+
+    Args:
+        vectors: file of the embeddings.
+        checkpoint: that they were made with.
+        split: of the new speakers.
+        label_dir: folder of frame labels that were used, or None.
+    """
+    sources = [source("checkpoint", checkpoint), *([source("labels", label_dir)] if label_dir else [])]
+    return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), sources)
+
+
+def write_fit(path, split, indices, sources, **facts):
+    """Record the recordings that centroids or acoustic pieces were fitted on, beside their file."""
+    return write(beside(path), CLUSTERING, split, indices, sources, **facts)
+
+
+def write_shard_fit(path, shards, chosen):
+    """Record a fit on feature shards, whose own records say which recordings they hold.
+
+    Args:
+        path: of the centroids.
+        shards: FeatureShards, in order.
+        chosen: indices of the recordings in all shards.
+    """
+    found = [read(beside(shard.path)) if beside(shard.path).is_file() else None for shard in shards]
+    unknown = [str(s.path) for s, record in zip(shards, found, strict=True) if record is None or len(record.utterances) != len(s)]
+    if unknown:
+        return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, [], "")
+    rows = [row for record in found for row in zip(*_columns(record.utterances), strict=True)]
+    sources = list({json.dumps(s, sort_keys=True): s for record in found for s in record.sources}.values())
+    facts = {key: found[0].facts.get(key) for key in ("manifest", "corpus", "root")}
+    return _write(beside(path), {**facts, "role": CLUSTERING, "sources": sources}, ["\t".join(map(str, rows[i])) for i in chosen], "")
+
+
+def _columns(utterances):
+    return utterances.paths, utterances.n_samples, utterances.speakers, utterances.sessions
