@@ -3,7 +3,8 @@
 
 Any format and rate that libsndfile reads; channels are averaged. A line per file, in the order given: the class and the
 probability of each class, or the dimensions. With --window a time line: a line per window, with start and end in seconds;
-windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model hears the unknown speaker.
+windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model hears the unknown speaker,
+or with --speaker-id the one named: of its table, or of --speaker-vectors (from tools/adapt_speaker.py).
 
 With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated for a speaker the model has not met,
 without a label: each line by what was heard of the speaker so far, in the order given, itself included; `heard` counts.
@@ -23,10 +24,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import calibration, cli
+from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
 from emohubert.errors import InputError, print_error
 from emohubert.files import Stamp, atomic, make_folder, sha256
-from emohubert.prediction import FORMATS, LONGEST_SECONDS, Layout, calibrated, check_calibration, find_files, in_order, predict_files
+from emohubert.manifest import UNKNOWN_SPEAKER
+from emohubert.prediction import (
+    FORMATS,
+    LONGEST_SECONDS,
+    Layout,
+    calibrated,
+    check_calibration,
+    check_speaker,
+    find_files,
+    in_order,
+    predict_files,
+)
 
 logger = logging.getLogger("emohubert.predict")
 FOLDER, ALL = "folder", "all"
@@ -38,7 +51,12 @@ def predict(args, paths, out):
     task, model = load_trained(args.checkpoint)
     if not hasattr(model, "pooling"):
         raise InputError(f"{args.checkpoint}: predicts no emotion; give a checkpoint of the task emotion_finetuning")
+    if args.speaker_vectors:
+        NewSpeakers.read(args.speaker_vectors).add_to(task, model, args.speaker_vectors)
+    if args.speaker_id is not None:
+        check_speaker(task, args.speaker_id)
     options = {"longest": args.longest, "batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
+    options["speaker"] = UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id
     files = predict_files(task, model, paths, args.window, args.hop, embeddings=args.calibration is not None, **options)
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
@@ -72,9 +90,9 @@ def seconds(text):
 
 def stamp_of(args, paths):
     """What --output was made from."""
-    names = ("format", "window", "hop", "longest", "speaker")
+    names = ("format", "window", "hop", "longest", "speaker", "speaker_id")
     settings = {name: getattr(args, name) for name in names}
-    for name in ("checkpoint", "calibration"):
+    for name in ("checkpoint", "calibration", "speaker_vectors"):
         path = getattr(args, name)
         settings[name] = sha256(path) if path and Path(path).is_file() else None
     stats = [(path, os.stat(path)) for path in paths if os.path.exists(path)]
@@ -96,6 +114,8 @@ def main(argv=None):
     parser.add_argument(
         "--speaker", choices=(ALL, FOLDER), default=ALL, help="with --calibration: all files are of one speaker, or those of each folder"
     )
+    parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
+    parser.add_argument("--speaker-id", metavar="ID", help="who is heard in all files: an id of the model's table or of --speaker-vectors")
     parser.add_argument("--batch-seconds", type=seconds, default=100.0, metavar="S", help="most audio in the model at once")
     parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
     parser.add_device()
@@ -103,6 +123,8 @@ def main(argv=None):
     args = parser.parse_intermixed_args(argv)
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: give 0 or more")
+    if args.speaker_vectors and args.speaker_id is None:
+        raise InputError("--speaker-vectors without --speaker-id; say who of them is heard")
     paths = find_files(args.paths)
     if args.output is None:
         failed = predict(args, paths, sys.stdout)

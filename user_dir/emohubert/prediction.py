@@ -136,8 +136,9 @@ def predict_files(
     workers=0,
     padded=None,
     embeddings=False,
+    speaker=UNKNOWN_SPEAKER,
 ):
-    """Predict audio files of any format, rate and length; each speaker is heard as the unknown one.
+    """Predict audio files of any format, rate and length.
 
     Args:
         task, model: from `checkpoints.load_trained`.
@@ -146,6 +147,7 @@ def predict_files(
         longest: without a window, seconds of the longest file that is predicted.
         batch_seconds, device, workers, padded: as for `inference.run`.
         embeddings: keep the pooled vectors.
+        speaker: who is heard in all files, see `check_speaker`; by default the unknown speaker.
 
     Yields:
         A FilePrediction for every file, also for those that cannot be predicted; not in order (see `in_order`), but never
@@ -155,6 +157,7 @@ def predict_files(
         InputError: window or hop make no sense.
     """
     cut = _cut(window, hop, longest)
+    options = (window is not None, embeddings, batch_seconds, device, workers, padded, speaker)
     for first in range(0, len(paths), _FILES):
         measured = pool(workers or cores()).map(_measure, range(first, first + _FILES), paths[first : first + _FILES], [cut] * _FILES)
         group, parts = [], 0
@@ -165,10 +168,10 @@ def predict_files(
             group.append(prediction)
             parts += len(prediction.spans)
             if parts >= _PARTS:
-                yield from _predict(task, model, group, window is not None, embeddings, batch_seconds, device, workers, padded)
+                yield from _predict(task, model, group, *options)
                 group, parts = [], 0
         if group:
-            yield from _predict(task, model, group, window is not None, embeddings, batch_seconds, device, workers, padded)
+            yield from _predict(task, model, group, *options)
 
 
 def _cut(window, hop, longest):
@@ -213,13 +216,13 @@ def _measure(index, path, cut):
         return FilePrediction(index, path, error=InputError(f"{path}: {error}"))
 
 
-def _predict(task, model, files, cached, embeddings, batch_seconds, device, workers, padded):
+def _predict(task, model, files, cached, embeddings, batch_seconds, device, workers, padded, speaker):
     """The predictions of files with spans; with `cached`, a file is decoded in blocks that its windows share."""
     owner = np.repeat(np.arange(len(files)), [len(f.spans) for f in files])
     spans = np.concatenate([f.spans for f in files])
     row = np.concatenate([np.arange(len(f.spans)) for f in files])
     paths = [files[i].path for i in owner]
-    split = Split(Path("."), "files", Path(), paths, spans[:, 1] - spans[:, 0], speakers=[UNKNOWN_SPEAKER] * len(paths))
+    split = Split(Path("."), "files", Path(), paths, spans[:, 1] - spans[:, 0], speakers=[speaker] * len(paths))
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(paths), dtype=np.int64))
     read = _Blocks() if cached else audio.read
 
@@ -292,6 +295,23 @@ def in_order(predictions):
 
 
 # --- a new speaker ----------------------------------------------------------------------------------------------------
+
+
+def check_speaker(task, speaker):
+    """Raise InputError unless a model has an embedding of a speaker.
+
+    Args:
+        task: from `checkpoints.load_trained`, with the speakers of `adaptation.NewSpeakers.add_to`.
+        speaker: id.
+    """
+    if speaker not in task.speakers:
+        known = f"{', '.join(task.speakers[:5])}, … ({len(task.speakers)})" if task.speakers else "nobody"
+        raise InputError(f"--speaker-id {speaker}: the model has no embedding of this speaker, it knows {known}; give --speaker-vectors")
+    if str(task.model_cfg.head_speaker) == "mfcc" and speaker not in task.state.training_voices["ids"]:
+        raise InputError(
+            f"--speaker-id {speaker}: the model's head wants the speaker's mean MFCCs, which are known of training speakers only; "
+            "leave it out, or use tools/evaluate.py on a manifest"
+        )
 
 
 def check_calibration(calibration, task, model, where):

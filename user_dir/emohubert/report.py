@@ -34,6 +34,10 @@ CAPTIONS = {
     "before_after": "Each speaker before and after calibration",
     "gain": "Gain of calibration over the number of utterances heard",
     "robustness": "Change against clean recordings; lines are intervals over speakers",
+    "lengths": "Lengths of the clips",
+    "classes": "Classes",
+    "demographics": "Who speaks",
+    "voices": "Voices of the speakers, mean MFCCs",
 }
 BADGES = {"problem": "problem", "look": "look here", "note": "note"}
 
