@@ -1,0 +1,498 @@
+"""Speakers outside the table: averages of similar ones, embeddings fitted to their audio, and what of the model may change."""
+
+import argparse
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from corpus import LABELS
+from finetuning import checkpoint, finetune
+from scipy.optimize import minimize
+from scripts import run
+from sklearn.covariance import OAS
+from torch.nn import functional as F
+from training import train
+
+from emohubert.adaptation import (
+    Chosen,
+    Fitting,
+    Heard,
+    NearestAverage,
+    NewSpeakers,
+    SpeakerFitter,
+    adapt,
+    choose_utterances,
+    make,
+    nearest_average,
+    run_length,
+    utterance_means,
+)
+from emohubert.audio import SAMPLE_RATE, n_frames, read
+from emohubert.checkpoints import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
+from emohubert.data.masking import rng_for
+from emohubert.errors import InputError
+from emohubert.manifest import read_split
+from emohubert.models.hubert import SpeakerHubertModel
+from emohubert.models.speaker import POSITIONS
+from emohubert.pseudo_labels.alignment import NO_LABEL
+from emohubert.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.speaker_vectors import read as read_vectors
+
+QUICK = Fitting(iterations=3, masks=2, batch_seconds=2.0)
+NEW = ("eve", "fritz")
+
+
+def renamed(manifest, out, split="test", names=("anna", "ben")):
+    """A copy of a manifest in which two of the speakers of a split are called `NEW`."""
+    shutil.copytree(manifest, out)
+    speakers = (out / f"{split}.spk").read_text()
+    for before, after in zip(names, NEW, strict=True):
+        speakers = speakers.replace(before, after)
+    (out / f"{split}.spk").write_text(speakers)
+    return out
+
+
+@pytest.fixture(scope="module")
+def spread(corpus, tmp_path_factory):
+    """The pretrained checkpoint, with a table of speakers who differ: two updates have moved them by nothing worth the name."""
+    path = tmp_path_factory.mktemp("spread") / "papt.pt"
+    state = torch.load(checkpoint(corpus), weights_only=True)
+    table = state["model"]["speaker_conditioning.embedding.weight"]
+    table[:] = 0.05 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def manifest(corpus, tmp_path_factory):
+    return renamed(corpus / "manifest", tmp_path_factory.mktemp("renamed") / "manifest")
+
+
+def pretraining_model(corpus, position, sets=2):
+    """A model with heads for several label sets, and speakers that differ, in double precision."""
+    cfg = encoder_config(read_pretrained(checkpoint(corpus)), speaker_position=position, untie_final_proj=True)
+    label_sets = [LabelSet(f"km{k}", list(range(k))) for k in (12, 7)[:sets]]
+    torch.manual_seed(0)
+    model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), label_sets, ["a", "b"]).double()
+    torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("position", POSITIONS[1:])
+def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position):
+    model = pretraining_model(corpus, position)
+    lengths = [9_000, 16_000, 5_123]
+    rng = np.random.default_rng(0)
+    waves = [torch.from_numpy(rng.standard_normal(n)) for n in lengths]
+    frames = [n_frames(n) for n in lengths]
+    targets = [[torch.from_numpy(rng.integers(0, k, n)) for n in frames] for k in (12, 7)]
+    targets[1][0][-1] = NO_LABEL
+
+    fitter = SpeakerFitter(model, QUICK, seed=3)
+    heard = []
+    for i, wave in enumerate(waves):
+        x, _ = model.before_speaker(wave[None], [len(wave)])
+        heard.append(Heard(i, x[0], [t[i] for t in targets]))
+    vector = model.speaker_conditioning.embedding.weight[2].clone().requires_grad_()
+    losses, masked = fitter.loss(heard, vector, draw=5)
+    gradient = torch.autograd.grad(losses.sum(), vector)[0]
+
+    model.requires_grad_(True)
+    masks = torch.zeros(3, max(frames), dtype=torch.bool)
+    for i, n in enumerate(frames):
+        masks[i, :n] = torch.from_numpy(fitter.masking.frames(n, rng_for(3, 5, i, "fit")))
+    padded = [torch.stack([F.pad(t, (0, max(frames) - len(t)), value=NO_LABEL) for t in label_set]) for label_set in targets]
+    source = torch.stack([F.pad(w, (0, max(lengths) - len(w))) for w in waves])
+    found = model(source, padded, lengths=lengths, mask_indices=masks, speaker=torch.tensor([2, 2, 2]))
+    pairs = zip(found["logits"]["masked"], found["targets"]["masked"], strict=True)
+    expected = sum(F.cross_entropy(z, t, ignore_index=NO_LABEL, reduction="sum") for z, t in pairs)
+    expected.backward()
+    table = model.speaker_conditioning.embedding.weight.grad
+    assert masked == int(masks.sum()) and float(losses.detach().sum()) == pytest.approx(float(expected.detach()), rel=1e-10)
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(gradient, table[2], rtol=1e-8, atol=1e-10)
+    assert not table[:2].any()
+
+
+def random_utterances(n, frames=20, repeated=1):
+    """Features and labels by chance; each label is said for `repeated` frames."""
+    rng = np.random.default_rng(0)
+
+    def labels():
+        drawn = rng.permutation(np.arange(frames // repeated) % LABELS)
+        return torch.from_numpy(np.repeat(drawn, repeated))
+
+    return [Heard(i, torch.from_numpy(rng.standard_normal((frames, 32))).float(), [labels()]) for i in range(n)]
+
+
+def fitted(path, manifest, corpus, chosen=None, seed=1, **options):
+    split = read_split(manifest, "test")
+    chosen = chosen or choose_utterances(split, {"anna", "ben", "cleo", "dan"}, seed=1)
+    return adapt(path, split, chosen, corpus / "labels", fitting=QUICK, seed=seed, **options)
+
+
+def test_nothing_changes_but_the_embedding(corpus, spread, manifest):
+    task, model = load_trained(spread)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    fitter = SpeakerFitter(model, QUICK)
+    heard = random_utterances(4)
+    start = before["speaker_conditioning.embedding.weight"][1].numpy()
+    vector, _ = fitter.fit(heard, start)
+    assert np.abs(vector - start).max() > 1e-3
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters()) and not model.training
+
+
+def test_the_same_seed_gives_the_same_embeddings_whatever_else_is_fitted(corpus, spread, manifest):
+    found = fitted(spread, manifest, corpus, workers=2)
+    assert sorted(found) == sorted(NEW)
+    again = fitted(spread, manifest, corpus, workers=1)
+    split = read_split(manifest, "test")
+    mine = {"eve": Chosen([i for i, s in enumerate(split.speakers) if s == "eve"], [])}
+    alone = fitted(spread, manifest, corpus, chosen=mine)
+    other = fitted(spread, manifest, corpus, seed=2)
+    for name in NEW:
+        np.testing.assert_array_equal(found[name][0], again[name][0])
+        assert found[name][1] == again[name][1]
+    np.testing.assert_array_equal(found["eve"][0], alone["eve"][0])
+    assert any((found[name][0] != other[name][0]).any() for name in NEW)
+
+
+def test_the_most_probable_embedding_is_found(spread):
+    """The objective by its definition, with scipy's optimiser and covariances of scikit-learn."""
+    _, model = load_trained(spread)
+    model.double()
+    fitter = SpeakerFitter(model, Fitting(iterations=80, masks=1))
+    heard = [Heard(u.key, u.features.double(), u.targets) for u in random_utterances(2, repeated=2)]
+    rows = model.speaker_conditioning.embedding.weight[1:].numpy()
+    precision = np.linalg.inv(OAS().fit(rows).covariance_)
+    centre = np.full(32, 0.01)
+
+    def objective(vector):
+        leaf = torch.tensor(vector, requires_grad=True)
+        found = [fitter.loss([u], leaf, draw=0) for u in heard]
+        frames = sum(n for _, n in found)
+        loss = sum(x.sum() for x, _ in found) * 40 / frames / 2  # 2 × 20 frames, each label said twice
+        away = vector - centre
+        gradient = torch.autograd.grad(loss, leaf)[0].numpy()
+        return float(loss.detach()) + away @ precision @ away / 2, gradient + precision @ away
+
+    expected = minimize(objective, centre, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-14, "gtol": 1e-7})
+    found, _ = fitter.fit(heard, centre)
+    assert np.linalg.norm(expected.x - centre) > 0.02
+    np.testing.assert_allclose(found, expected.x, atol=2e-4)
+    assert objective(found.astype(np.float64))[0] == pytest.approx(expected.fun, abs=1e-4)
+
+
+def test_little_audio_stays_near_the_prior_and_none_of_it_has_to_be_masked(spread):
+    _, model = load_trained(spread)
+    fitter = SpeakerFitter(model, QUICK)
+    centre = np.full(32, 0.01)
+    moved = [np.linalg.norm(fitter.fit(random_utterances(n), centre)[0] - centre) for n in (1, 16)]
+    assert 0 < moved[0] < moved[1]
+    single = Heard(0, torch.randn(1, 32), [torch.zeros(1, dtype=torch.int64)])  # a single frame is never masked
+    np.testing.assert_allclose(fitter.fit([single], centre)[0], centre, atol=1e-6)
+    np.testing.assert_allclose(fitter.fit([single])[0], fitter.centre, atol=1e-6)
+
+
+def test_a_table_that_never_moved_is_no_obstacle(spread):
+    _, model = load_trained(spread)
+    torch.nn.init.zeros_(model.speaker_conditioning.embedding.weight)
+    vector, _ = SpeakerFitter(model, QUICK).fit(random_utterances(4))
+    assert 0 < np.abs(vector).max() < 0.1
+
+
+def test_runs_of_equal_labels():
+    assert run_length([torch.tensor([1, 1, 2, 2, 2, 1]), torch.tensor([1, 1])]) == 8 / 4
+
+
+# --- which utterances -------------------------------------------------------------------------------------------------
+
+
+def test_utterances_held_out_are_the_same_whatever_the_amount(manifest):
+    split = read_split(manifest, "test")
+    known = {"cleo", "dan"}
+    everything = choose_utterances(split, known, holdout=0.25)
+    few = choose_utterances(split, known, most=2, holdout=0.25)
+    assert list(everything) == list(NEW)
+    for name in NEW:
+        own = {i for i, s in enumerate(split.speakers) if s == name}
+        assert set(everything[name].fitted) | set(everything[name].held_out) == own
+        assert len(everything[name].held_out) == 1 and few[name].held_out == everything[name].held_out
+        assert len(few[name].fitted) == 2 and set(few[name].fitted) < set(everything[name].fitted)
+    with pytest.raises(InputError, match="every speaker has an embedding"):
+        choose_utterances(split, known | set(NEW))
+
+
+def test_speakers_of_one_utterance_keep_it_and_nobody_is_nobody(manifest, caplog):
+    split = read_split(manifest, "test")
+    split.speakers = ["solo", *["<unk>"] * (len(split) - 1)]
+    chosen = choose_utterances(split, set(), holdout=0.5)
+    assert chosen == {"solo": Chosen([0], [])} and "solo" in caplog.text
+
+
+# --- the nearest training speakers ------------------------------------------------------------------------------------
+
+
+def test_average_by_hand():
+    vectors = from_utterances(["a", "b", "c"], [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    table = {"a": np.array([1.0, 0.0]), "b": np.array([3.0, 2.0]), "c": np.array([0.0, 8.0])}
+    average = NearestAverage.choose({6: vectors}, table, k=2)
+    # cosines with (1, 0): a 1, b 0.8, c 0; beyond c's: 1 and 0.8
+    np.testing.assert_allclose(average.embedding(np.array([2.0, 0.0])), (np.array([1.0, 0.0]) + 0.8 * np.array([3.0, 2.0])) / 1.8)
+    assert average.layer == 6 and average.k == 2
+
+
+def test_layer_and_number_of_neighbours_are_those_that_give_the_training_speakers_embeddings():
+    angles = np.linspace(0, np.pi, 12)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    ids = [f"s{i:02d}" for i in range(12)]
+    table = dict(zip(ids, circle @ [[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]], strict=True))
+    rng = np.random.default_rng(0)
+    training = {1: from_utterances(ids, rng.normal(size=(12, 5))), 2: from_utterances(ids, circle)}
+    average = NearestAverage.choose(training, table)
+    assert average.layer == 2 and average.k <= 3 and average.error < 0.2
+    unrelated = NearestAverage.choose({1: training[1]}, table)
+    assert unrelated.error > 0.6
+    with pytest.raises(InputError, match="1 training speaker"):
+        NearestAverage.choose({1: from_utterances(["a"], [[1.0]])}, table)
+
+
+def test_similarity_is_of_features_heard_as_the_unknown_speaker(corpus, spread):
+    encoder, split = load_encoder(spread), read_split(corpus / "manifest", "train")
+    found = utterance_means(encoder, split, [3, 0, 7], [1, 2])
+    model = build_encoder(read_pretrained(spread)).eval()
+    for row, index in enumerate([3, 0, 7]):
+        wave = torch.from_numpy(read(split.audio(index)))
+        with torch.no_grad():
+            features, _ = model.layer_features(wave[None], [len(wave)], [1, 2], speaker=torch.tensor([0]))
+        for layer in (1, 2):
+            np.testing.assert_allclose(found[layer][row], features[layer][0].double().mean(0).numpy(), atol=1e-5)
+
+
+def test_a_fine_tuned_checkpoint_averages_its_own_table(corpus, manifest, finetuned):
+    split, train = read_split(manifest, "test"), read_split(manifest, "train")
+    new, report = make(finetuned, split, "nearest", train, k=4)
+    task, model = load_trained(finetuned)
+    rows = model.backbone.speaker_conditioning.embedding.weight.detach().numpy()
+    assert new.speakers.ids == list(NEW) and new.method == "nearest" and report["settings"]["nearest"]["speakers"] == 4
+    assert (new.speakers.vectors >= rows[1:].min(0) - 1e-9).all() and (new.speakers.vectors <= rows[1:].max(0) + 1e-9).all()
+    average = nearest_average(load_encoder(finetuned), train, k=4)
+    indices = [i for i, s in enumerate(split.speakers) if s == "eve"]
+    vector = utterance_means(load_encoder(finetuned), split, indices, [average.layer])[average.layer].mean(0)
+    np.testing.assert_allclose(new.speakers.vectors[0], average.embedding(vector), atol=1e-12)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def some_speakers(ids=("x", "y"), width=32, method="adapted"):
+    rng = np.random.default_rng(0)
+    vectors = SpeakerVectors(list(ids), rng.normal(size=(len(ids), width)), np.arange(1, len(ids) + 1))
+    return NewSpeakers(vectors, method, "0" * 64, {"seed": 1})
+
+
+def test_file_holds_plain_arrays_and_comes_back(tmp_path):
+    new = some_speakers()
+    new.write(tmp_path / "a.npz")
+    new.write(tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    back = NewSpeakers.read(tmp_path / "a.npz")
+    assert (back.method, back.checkpoint, back.settings, back.speakers.ids) == ("adapted", "0" * 64, {"seed": 1}, ["x", "y"])
+    np.testing.assert_array_equal(back.speakers.vectors, new.speakers.vectors)
+    np.testing.assert_array_equal(read_vectors(tmp_path / "a.npz").counts, [1, 2])
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
+        assert {archive[name].dtype.kind for name in archive.files} <= set("Ufi")
+
+
+@pytest.mark.parametrize(("name", "value"), [("method", "guessed"), ("settings", "{"), ("checkpoint", None), ("ids", object())])
+def test_other_files_are_refused(tmp_path, name, value):
+    some_speakers().write(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        arrays = dict(archive)
+    arrays[name] = np.array(value)
+    if value is None:
+        del arrays[name]
+    np.savez(tmp_path / "b.npz", **arrays)
+    with pytest.raises(InputError, match="b.npz"):
+        NewSpeakers.read(tmp_path / "b.npz")
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finetuned(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuned")
+    finished = finetune(corpus, "regression", "task.target=[arousal]", "optimization.max_epoch=8", f"checkpoint.save_dir={folder}")
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    return folder / "checkpoint_best.pt"
+
+
+def columns(path):
+    return [line.split("\t") for line in path.read_text().splitlines()]
+
+
+def test_predictions_change_for_the_new_speakers_and_for_no_other(finetuned, manifest, tmp_path):
+    some_speakers(["eve", "dan"]).write(tmp_path / "new.npz")  # dan has an embedding already, and keeps it
+    base = ("tools/evaluate.py", finetuned, manifest, "test")
+    assert run(*base, tmp_path / "before", "--repeats", "20") == 0
+    assert run(*base, tmp_path / "after", "--repeats", "20", "--speaker-vectors", tmp_path / "new.npz") == 0
+    before, after = (columns(tmp_path / name / "predictions.tsv") for name in ("before", "after"))
+    changed = {a[1] for a, b in zip(before, after, strict=True) if a != b}
+    assert changed == {"eve"}
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("before", "after")]
+    assert metrics[0]["setting"] == "seen (2 speakers), inductive (2 speakers)"
+    assert metrics[1]["setting"] == "seen (2 speakers), adapted (1 speakers), inductive (1 speakers)"
+    assert metrics[0]["speaker_embedding"] == metrics[1]["speaker_embedding"] == "speaker embedding at the input"
+    assert metrics[1]["speaker_vectors"]["made_with"] == "0" * 64 and "speaker_vectors" not in metrics[0]
+
+
+def test_a_row_of_the_table_as_a_new_speaker_is_that_speaker(finetuned, manifest, tmp_path):
+    """Eve's utterances are Anna's: with Anna's embedding they are predicted as under Anna's name, bit by bit."""
+    task, model = load_trained(finetuned)
+    row = model.backbone.speaker_conditioning.embedding.weight[1 + task.speakers.index("anna")].detach().numpy()
+    NewSpeakers(SpeakerVectors(["eve"], row[None].astype(np.float64), np.array([1])), "adapted", "", {}).write(tmp_path / "anna.npz")
+    original = tmp_path / "original"
+    shutil.copytree(manifest, original)
+    (original / "test.spk").write_text((manifest / "test.spk").read_text().replace("eve", "anna"))
+    assert run("tools/evaluate.py", finetuned, original, "test", tmp_path / "a", "--repeats", "20") == 0
+    assert (
+        run("tools/evaluate.py", finetuned, manifest, "test", tmp_path / "b", "--repeats", "20", "--speaker-vectors", tmp_path / "anna.npz")
+        == 0
+    )
+    a, b = (columns(tmp_path / name / "predictions.tsv") for name in "ab")
+    assert [row[2:] for row in a] == [row[2:] for row in b]
+
+
+def test_files_are_predicted_for_a_new_speaker_as_splits_are(finetuned, manifest, tmp_path, capsys):
+    some_speakers(["eve"]).write(tmp_path / "new.npz")
+    new = ("--speaker-vectors", tmp_path / "new.npz")
+    assert run("tools/evaluate.py", finetuned, manifest, "test", tmp_path / "o", "--repeats", "20", *new) == 0
+    split = read_split(manifest, "test")
+    expected = {row[0]: row[3] for row in columns(tmp_path / "o" / "predictions.tsv") if row[1] == "eve"}
+    paths = [split.audio(i) for i, name in enumerate(split.ids) if name in expected]
+    command = ("tools/predict.py", finetuned, *paths, "--format", "csv")
+    for options, equal in (((*new, "--speaker-id", "eve"), True), ((), False), (("--speaker-id", "anna"), False)):
+        capsys.readouterr()
+        assert run(*command, *options) == 0
+        found = [float(line.split(",")[1]) for line in capsys.readouterr().out.splitlines()[1:]]
+        assert len(found) == len(expected) == 4
+        assert np.allclose(found, [float(v) for v in expected.values()], atol=1e-6) == equal
+    assert run(*command, "--speaker-id", "eve") == 2 and "no embedding of this speaker" in capsys.readouterr().err
+    assert run(*command, *new) == 2 and "--speaker-id" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_one_line(finetuned, corpus, spread, manifest, tmp_path, capsys):
+    def message():
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    some_speakers(width=31).write(tmp_path / "narrow.npz")
+    assert run("tools/evaluate.py", finetuned, manifest, "test", tmp_path / "o", "--speaker-vectors", tmp_path / "narrow.npz") == 2
+    assert message().startswith("error: ") and not (tmp_path / "o" / "metrics.json").exists()
+    tool = ("tools/adapt_speaker.py", spread, manifest, "test", tmp_path / "o.npz", "--method")
+    assert run(*tool, "adapted") == 2 and "--label-dir" in message()
+    assert run(*tool, "adapted", "--label-dir", tmp_path) == 2 and "no such label file" in message()
+    assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--labels", "km", "km") == 2 and "2 label sets" in message()
+    assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--holdout", "1.5") == 2 and "--holdout" in message()
+    assert run(*tool, "nearest", "--train-split", manifest / "test", "--layers", "9") == 2 and "layers 1 to 2" in message()
+    other = ("tools/adapt_speaker.py", finetuned, manifest, "test", tmp_path / "o.npz", "--method", "adapted")
+    assert run(*other, "--label-dir", corpus / "labels") == 2 and "prediction heads" in message()
+    assert run("tools/adapt_speaker.py", tmp_path / "none.pt", manifest, "test", tmp_path / "o.npz", "--method", "nearest") == 2
+    assert "no such checkpoint" in message()
+    assert run("tools/adapt_speaker.py", spread, corpus / "manifest", "test", tmp_path / "o.npz", "--method", "nearest") == 2
+    assert "every speaker has an embedding" in message()
+    assert not (tmp_path / "o.npz").exists()
+
+
+def garbage(manifest, out, seed=0):
+    """A copy of a manifest whose test labels are wrong: classes dealt out anew, and dimensions beyond all scales."""
+    shutil.copytree(manifest, out)
+    rng = np.random.default_rng(seed)
+    emotions = (manifest / "test.emo").read_text().split()
+    (out / "test.emo").write_text("".join(f"{e}\n" for e in rng.permutation(emotions)))
+    header, *rows = (manifest / "test.dim").read_text().splitlines()
+    rows = ["\t".join(f"{x:.3f}" for x in rng.normal(0, 1e4, len(row.split("\t")))) for row in rows]
+    (out / "test.dim").write_text("\n".join([header, *rows]) + "\n")
+    return out
+
+
+def test_no_label_of_a_test_utterance_is_read(finetuned, corpus, spread, manifest, tmp_path):
+    """Embeddings, predictions, pooled vectors and calibration are the same, bit by bit, with test labels that are garbage."""
+    wrong = garbage(manifest, tmp_path / "garbage")
+    quick, options = ("--iterations", "2", "--workers", "1"), ("--embeddings", "--repeats", "20")
+    assert run("tools/evaluate.py", finetuned, manifest, "train", tmp_path / "train", *options) == 0
+    for name, folder in (("right", manifest), ("wrong", wrong)):
+        out = tmp_path / name
+        labels = ("--label-dir", corpus / "labels")
+        assert run("tools/adapt_speaker.py", spread, folder, "test", out / "adapted.npz", "--method", "adapted", *labels, *quick) == 0
+        assert run("tools/adapt_speaker.py", finetuned, folder, "test", out / "nearest.npz", "--method", "nearest") == 0
+        adapted = ("--speaker-vectors", out / "adapted.npz")
+        assert run("tools/evaluate.py", finetuned, folder, "test", out / "test", *options, *adapted) == 0
+        learnt = ("--train-manifest", folder / "train", "--train-embeddings", tmp_path / "train" / "embeddings.npz")
+        test = ("--test-embeddings", out / "test" / "embeddings.npz", "--predictions", out / "test" / "predictions.tsv")
+        shown = ("--test-manifest", folder / "test", "--bootstrap", "20")
+        for calibrated in (("plain", "--shrinkage", "none"), ("careful",)):
+            assert run("tools/calibrate.py", *learnt, *test, out / calibrated[0], *calibrated[1:], *shown) == 0
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    for name in ("adapted.npz", "nearest.npz", "test/embeddings.npz", "plain/calibration.npz", "careful/calibration.npz"):
+        assert (right / name).read_bytes() == (wrong / name).read_bytes(), name
+    for name in ("test", "plain", "careful"):
+        a, b = (columns(folder / name / "predictions.tsv") for folder in (right, wrong))
+        at = a[0].index("arousal")
+        assert [row[:at] + row[at + 1 :] for row in a] == [row[:at] + row[at + 1 :] for row in b], name
+        assert a[1:] != b[1:]  # the references are the garbage
+
+
+def test_a_second_run_does_nothing(corpus, spread, manifest, tmp_path, capsys):
+    options = ("--method", "adapted", "--label-dir", corpus / "labels", "--holdout", "0.3", "--utterances", "2", "--iterations", "2")
+    command = ("tools/adapt_speaker.py", spread, manifest, "test", tmp_path / "o.npz", *options)
+    assert run(*command) == 0
+    first, shown = (tmp_path / "o.npz").stat().st_mtime_ns, capsys.readouterr().out
+    report = json.loads((tmp_path / "o.json").read_text())
+    assert run(*command) == 0
+    assert (tmp_path / "o.npz").stat().st_mtime_ns == first and capsys.readouterr().out == shown
+    assert {r["utterances"] for r in report["speakers"].values()} == {2} and report["summary"]["speakers"] == 2
+    assert list(report["speakers"]["eve"]["held_out"]["bits"]) == ["<unk>", "nearest", "adapted"]
+    content = (tmp_path / "o.npz").read_bytes()
+    assert run(*command, "--overwrite") == 0
+    assert (tmp_path / "o.npz").stat().st_mtime_ns > first and (tmp_path / "o.npz").read_bytes() == content
+
+
+# --- what it is for ---------------------------------------------------------------------------------------------------
+
+SMALL = [  # 2 layers × 64
+    "model.conv_feature_layers='[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2'",
+    "model.encoder_layers=2",
+    "model.encoder_embed_dim=64",
+    "model.encoder_ffn_embed_dim=128",
+    "model.encoder_attention_heads=2",
+    "model.final_dim=32",
+]
+
+
+@pytest.mark.slow
+def test_utterances_held_out_are_predicted_better_than_with_unk_and_the_nearest_average(tmp_path):
+    """Twelve voices are trained on, eight are new; nine short utterances of each are heard, three held out."""
+    speech = ("--speakers", "20", "--utterances", "12", "--seconds", "1", "2", "--protocol", "speaker-independent")
+    assert run("manifests/synthetic.py", tmp_path / "audio", tmp_path / "m", *speech) == 0
+    splits = ("--splits", "train", "valid", "test")
+    assert run("tools/make_labels.py", tmp_path / "m", tmp_path / "labels", "--mfcc", "--clusters", "50", *splits) == 0
+    data = (f"task.data={tmp_path}/m", f"task.label_dir={tmp_path}/labels/mfcc/km50", f"checkpoint.save_dir={tmp_path}/papt")
+    conditioned = ("task.speakers=spk", "model.speaker_position=input", "optimization.max_update=400", "optimization.lr=[0.003]")
+    finished = train("hubert_tiny", *SMALL, *data, *conditioned, "dataset.disable_validation=true")
+    assert finished.returncode == 0, finished.stdout[-3000:]
+    bits = {}
+    for split in ("valid", "test"):
+        command = ("tools/adapt_speaker.py", tmp_path / "papt/checkpoint_last.pt", tmp_path / "m", split, tmp_path / f"{split}.npz")
+        options = ("--method", "adapted", "--label-dir", tmp_path / "labels/mfcc/km50", "--holdout", "0.25")
+        assert run(*command, *options) == 0
+        report = json.loads((tmp_path / f"{split}.json").read_text())
+        bits |= {name: r["held_out"]["bits"] for name, r in report["speakers"].items()}
+    assert len(bits) == 8
+    for other, least in (("<unk>", 7), ("nearest", 6)):
+        assert sum(b["adapted"] < b[other] for b in bits.values()) >= least, bits
+        assert np.mean([b["adapted"] - b[other] for b in bits.values()]) < -0.2, bits

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Embeddings for speakers whom a speaker-conditioned model has not met, from their audio alone: no label of theirs is read.
+
+OUT.npz gets one for each speaker of the split who is not in the checkpoint's table, OUT.json how they were made.
+
+--method adapted   fitted to the masked-prediction loss of the speaker's audio, all else frozen. CKPT is a pretrained model
+                   (PAPT); the split needs frame labels from the k-means that the model was trained on, applied to it, not
+                   fitted to it. The prior is a normal distribution around the nearest average (without a training split: around
+                   the mean of the table) with the spread of the training speakers' embeddings, so that a few seconds of
+                   audio change little, and more audio more. With --holdout F, a share F of each speaker's utterances is
+                   kept out of everything, and OUT.json says how well it is predicted as <unk>, with the nearest average
+                   and with the adapted embedding (bits per masked frame, mean over masks).
+--method nearest   the similarity-weighted average of the embeddings of the training speakers who sound most alike. CKPT is
+                   any speaker-conditioned model of ours, pretrained or fine-tuned.
+
+Use them with tools/evaluate.py or tools/predict.py --speaker-vectors OUT.npz. Fine-tuning starts from the pretrained table
+and moves it; embeddings adapted in the pretrained model are used in the fine-tuned one as they are.
+
+  tools/make_labels.py manifests/x exp/labels --checkpoint exp/hubert/checkpoint_last.pt --layers 3 --clusters 50 \\
+      --splits train valid test
+  tools/adapt_speaker.py exp/papt/checkpoint_last.pt manifests/x test exp/adapted.npz --method adapted \\
+      --label-dir exp/labels/L3/km50 --train-split manifests/x/train --holdout 0.25
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert import adaptation, cli, records
+from emohubert.adaptation import METHODS, Fitting
+from emohubert.errors import InputError
+from emohubert.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.manifest import read_split
+
+logger = logging.getLogger("emohubert.adapt_speaker")
+
+
+def number(text):
+    """A whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("checkpoint", metavar="CKPT", help="speaker-conditioned checkpoint")
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
+    parser.add_argument("split", metavar="SPLIT", help="split of the new speakers, such as test")
+    parser.add_argument("out", metavar="OUT.npz", type=Path, help="the embeddings")
+    parser.add_argument("--method", choices=METHODS, required=True, help="how they are made")
+    parser.add_argument(
+        "--train-split", metavar="DIR/SPLIT", help="split of the training speakers, for nearest averages (default: MANIFEST_DIR/train)"
+    )
+    parser.add_argument("--label-dir", metavar="DIR", help="adapted: folder of the split's frame labels")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="adapted: as task.labels (default: as the checkpoint was trained)")
+    parser.add_argument(
+        "--layers", type=number, nargs="+", metavar="L", help="layers that similarity may be judged by (default: all, the best is taken)"
+    )
+    parser.add_argument("--top-k", type=number, metavar="K", help="nearest speakers to average (default: the best on training speakers)")
+    parser.add_argument("--utterances", type=number, metavar="N", help="use at most so many of a speaker's utterances")
+    parser.add_argument("--holdout", type=float, default=0.0, metavar="F", help="adapted: share of a speaker's utterances that is kept out")
+    parser.add_argument("--iterations", type=number, default=Fitting.iterations, metavar="N", help="adapted: most iterations of L-BFGS")
+    parser.add_argument("--masks", type=number, default=Fitting.masks, metavar="N", help="adapted: masks of each utterance")
+    parser.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="nearest: most audio in a batch")
+    parser.add_argument("--workers", type=int, default=0, help="threads; 0: one for each core")
+    parser.add_seed()
+    parser.add_device()
+    parser.add_overwrite()
+    args = parser.parse_args(argv)
+    if args.out.suffix != ".npz":
+        raise InputError(f"{args.out}: the embeddings go into an .npz file; give a name that ends so")
+    if not Path(args.checkpoint).is_file():
+        raise InputError(f"{args.checkpoint}: no such checkpoint file; correct the path")
+    device = cli.device(args.device)
+    split, train = read_split(args.manifest_dir, args.split), training_split(args)
+    make_folder(args.out.parent)
+    report_path = args.out.with_suffix(".json")
+    stamp = Stamp(args.out.with_name(f".{args.out.name}.json"), settings_of(args, train), [args.out, report_path, records.beside(args.out)])
+    if stamp.is_current() and not args.overwrite:
+        logger.info("%s: already there, made with the same settings (--overwrite makes it again)", args.out)
+        report = read_json(report_path)
+    else:
+        stamp.clear()
+        new, report = adaptation.make(
+            args.checkpoint,
+            split,
+            args.method,
+            train,
+            args.label_dir,
+            args.labels,
+            args.layers,
+            args.top_k,
+            args.utterances,
+            args.holdout,
+            Fitting(args.iterations, args.masks),
+            args.seed,
+            device,
+            args.batch_seconds,
+            args.workers,
+        )
+        new.write(args.out)
+        records.write_adaptation(args.out, args.checkpoint, split, args.label_dir)
+        write_json(report_path, report)
+        stamp.write()
+    print(adaptation.table(report))
+    print(f"written to {args.out} and {report_path}")
+
+
+def training_split(args):
+    """The Split of --train-split; without one, MANIFEST_DIR/train where it is there, or None."""
+    if args.train_split is not None:
+        path = Path(args.train_split)
+        return read_split(path.parent, path.name.removesuffix(".tsv"))
+    return read_split(args.manifest_dir, "train") if (Path(args.manifest_dir) / "train.tsv").is_file() else None
+
+
+def settings_of(args, train):
+    """What the embeddings depend on; labels of emotion are no part of it."""
+    names = ("method", "layers", "top_k", "utterances", "holdout", "iterations", "masks", "seed", "labels")
+    settings = {name: getattr(args, name) for name in names} | {"checkpoint": sha256(args.checkpoint)}
+    splits = [(Path(args.manifest_dir), args.split), *([(train.directory, train.name)] if train else [])]
+    settings["splits"] = [sha256(p) for folder, name in splits for s in ("tsv", "spk") if (p := folder / f"{name}.{s}").is_file()]
+    if args.label_dir:
+        settings["frame labels"] = [sha256(p) for p in sorted(Path(args.label_dir).rglob(f"{args.split}.*")) if p.is_file()]
+    return settings
+
+
+if __name__ == "__main__":
+    main()

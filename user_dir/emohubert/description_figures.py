@@ -1,0 +1,197 @@
+"""Figures of a corpus: how long its clips are, what is in it, who speaks, and how the speakers' voices lie to each other."""
+
+import logging
+import re
+from collections import Counter
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from . import figures
+from .figures import COLOURS, GREY, STYLE, WIDTH
+from .manifest import NO_EMOTION
+from .speaker_vectors import standardise
+
+logger = logging.getLogger(__name__)
+
+MOST_BARS = 12
+"""More values of a column than this are summed up in one bar."""
+MOST_GROUPS = 8
+"""A map is coloured by columns with at most this many values."""
+FEWEST_SPEAKERS = 3
+"""A map of fewer shows nothing."""
+
+
+def draw(directory, corpus, metadata, vectors):
+    """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths.
+
+    Args:
+        directory: output folder, which exists.
+        corpus: `description.Corpus`.
+        metadata: of `description.speaker_metadata`.
+        vectors: SpeakerVectors of mean MFCCs, or None.
+    """
+    for path in directory.glob("*.png"):
+        path.unlink()
+    paths = [lengths(directory / "lengths.png", [u["seconds"] for u in corpus.utterances])]
+    place, *others = corpus.names("places")
+    if others and all(u["places"].get(place) == ["all"] for u in corpus.utterances):  # all.* beside folds says nothing
+        place = others[0]
+    labelled = [(u["emotion"], "+".join(u["places"].get(place, ["elsewhere"]))) for u in corpus.utterances]
+    paths.append(classes(directory / "classes.png", labelled, "" if place == "split" else place))
+    several = {c: list(v.values()) for c, v in metadata.items() if len(set(v.values())) > 1}
+    columns = {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}  # and no names
+    if columns:
+        paths.append(demographics(directory / "demographics.png", columns, len(corpus.speakers)))
+    if vectors is None or len(vectors) < FEWEST_SPEAKERS:
+        logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
+        return paths
+    found = figures.project(standardise(vectors.vectors, vectors), "pca")
+    for column, values in metadata.items():
+        coloured = [values[s] for s in vectors.ids]
+        name = re.sub(r"[^\w-]", "_", column)
+        if 2 <= len(set(coloured)) <= MOST_GROUPS:
+            paths.append(voices(directory / f"voices_{name}.png", found, ["unknown" if v == "" else str(v) for v in coloured], column))
+        elif _is_numeric(coloured) and len(set(coloured)) > 1:
+            paths.append(voices(directory / f"voices_{name}.png", found, np.array([np.nan if v == "" else v for v in coloured]), column))
+    if not any(p.name.startswith("voices_") for p in paths):
+        paths.append(voices(directory / "voices.png", found, vectors.counts.astype(np.float64), "number of utterances"))
+    return paths
+
+
+def _is_numeric(values):
+    return all(v == "" or isinstance(v, (int, float)) for v in values)
+
+
+def lengths(path, seconds):
+    """Histogram of clip lengths with the median; the longest half percent is summed up at the right.
+
+    Args:
+        path: of the PNG.
+        seconds: of every clip.
+
+    Returns:
+        The path, as every function here.
+    """
+    seconds = np.asarray(seconds, dtype=np.float64)
+    limit = float(np.percentile(seconds, 99.5))
+    shown = seconds[seconds <= limit]
+    bins = int(np.clip(np.sqrt(len(shown)), 5, 60))
+    with matplotlib.rc_context(STYLE):
+        figure = figures._figure(WIDTH, 3.6)
+        axes = figure.add_subplot()
+        axes.hist(shown, bins=bins, color=COLOURS[0], edgecolor="white", linewidth=0.3)
+        median = float(np.median(seconds))
+        axes.axvline(median, color="black", linestyle="--", linewidth=1.5, label=f"median {median:.2f} s")
+        low, high = np.percentile(seconds, [5, 95])
+        axes.axvspan(low, high, color=COLOURS[1], alpha=0.25, linewidth=0, zorder=0, label=f"nine in ten: {low:.2f}–{high:.2f} s")
+        axes.set(xlabel="seconds", ylabel="utterances")
+        axes.set_title(f"Length of {len(seconds)} clips, {seconds.sum() / 3600:.2f} hours")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if len(shown) < len(seconds):
+            axes.plot([], [], " ", label=f"not shown: {len(seconds) - len(shown)} longer, up to {seconds.max():.2f} s")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
+        return figures._save(figure, path)
+
+
+def classes(path, labelled, fold=""):
+    """Utterances of every class, a bar each, the parts in each split one after the other.
+
+    Args:
+        path: of the PNG.
+        labelled: list of (class, split).
+        fold: whose splits these are; "" without folds.
+    """
+    counts = Counter(labelled)
+    order = {"train": 0, "valid": 1, "test": 2}
+    splits = sorted({s for _, s in counts}, key=lambda s: (order.get(s, 3), s))
+    totals = Counter(c for c, _ in labelled)
+    names = sorted(totals, key=lambda c: (c != NO_EMOTION, totals[c], c))
+    columns = 4 if max(map(len, splits)) <= 10 else 2
+    with matplotlib.rc_context(STYLE):
+        figure = figures._figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns))
+        axes = figure.add_subplot()
+        left = np.zeros(len(names))
+        for i, split in enumerate(splits[: len(COLOURS)]):
+            width = np.array([counts[c, split] for c in names])
+            axes.barh(
+                names, width, left=left, height=0.72, color=COLOURS[i], edgecolor="white", linewidth=0.5, label=figures._short(split, 24)
+            )
+            left += width
+        rest = np.array([totals[c] for c in names]) - left
+        if rest.any():
+            axes.barh(names, rest, left=left, height=0.72, color=GREY, label="other splits")
+        for i, c in enumerate(names):
+            axes.annotate(f"{totals[c]}", (totals[c], i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_yticks(range(len(names)), ["no class" if c == NO_EMOTION else figures._short(c, 20) for c in names])
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.set(xlabel="utterances")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_title(f"Classes of {len(labelled)} utterances" + (f", splits of {fold}" if fold else ""))
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=columns)
+        return figures._save(figure, path)
+
+
+def demographics(path, columns, speakers):
+    """Speakers by what is known of them: bars for words, a histogram for numbers with many values.
+
+    Args:
+        path: of the PNG.
+        columns: name → a value for each speaker; "" is unknown.
+        speakers: how many there are.
+    """
+    counted = {name: Counter(values) for name, values in columns.items()}
+    numeric = {n: len(c) > MOST_BARS and _is_numeric(c) for n, c in counted.items()}
+    bars = {name: [] if numeric[name] else _bars(counts) for name, counts in counted.items()}
+    heights = [2.2 if numeric[name] else 0.75 + 0.26 * len(bars[name]) for name in columns]
+    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
+        figure = figures._figure(WIDTH, 0.7 + sum(heights))
+        panels = np.atleast_1d(figure.subplots(len(columns), 1, height_ratios=heights))
+        for axes, (name, values) in zip(panels, columns.items(), strict=True):
+            unknown = counted[name][""]
+            if numeric[name]:
+                known = np.array([v for v in values if v != ""], dtype=np.float64)
+                axes.hist(known, bins=min(20, len(counted[name])), color=COLOURS[0], edgecolor="white", linewidth=0.3)
+                axes.set(xlabel=figures._short(name, 30), ylabel="speakers")
+                axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+                axes.set_title(f"{figures._short(name, 30)}, median {np.median(known):g}" + (f" ({unknown} unknown)" if unknown else ""))
+                continue
+            labels, counts = zip(*bars[name], strict=True)
+            axes.barh(range(len(labels)), counts, height=0.72, color=[GREY if label.startswith("(") else COLOURS[0] for label in labels])
+            for i, n in enumerate(counts):
+                axes.annotate(
+                    f"{n} ({100 * n / speakers:.0f}%)", (n, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+                )
+            axes.set_yticks(range(len(labels)), [figures._short(label, 28) for label in labels])
+            axes.tick_params(axis="y", length=0)
+            axes.set_xlim(0, 1.25 * max(counts))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.set_title(figures._short(name, 30))
+        figure.suptitle(f"{speakers} speakers", fontsize=11, fontweight="bold", x=0.02, ha="left")
+        return figures._save(figure, path)
+
+
+def _bars(counts):
+    """(label, speakers) from below: what is unknown, what is summed up, then values by their number."""
+    known = sorted(((v, n) for v, n in counts.items() if v != ""), key=lambda pair: (-pair[1], str(pair[0])))
+    shown, rest = (known, []) if len(known) <= MOST_BARS else (known[: MOST_BARS - 1], known[MOST_BARS - 1 :])
+    others = [(f"({len(rest)} others)", sum(n for _, n in rest))] if rest else []
+    unknown = [("(unknown)", counts[""])] if counts.get("") else []
+    return [*unknown, *others, *((str(v), n) for v, n in reversed(shown))]
+
+
+def voices(path, projected, values, name):
+    """A map of speakers: principal components of their standardised mean MFCCs.
+
+    Args:
+        path: of the PNG.
+        projected: of `figures.project`.
+        values: a list of str, or a float array, one for each speaker.
+        name: of the values.
+    """
+    places, chosen, axis_names = projected
+    coloured = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
+    return figures.embedding_map(path, places, coloured, name, axis_names, of=len(values), what="Voices (mean MFCCs)")
