@@ -24,7 +24,7 @@ MEN, WOMEN = ("03", "10", "11", "12", "15"), ("08", "09", "13", "14", "16")
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, ("folds", "speaker-independent", "seen", "both"))
+    parser = corpora.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
     parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS.values()), metavar="CLASS", help="only these (default: all)")
     args = parser.parse_args(argv)
     left_out = corpora.LeftOut()
@@ -48,7 +48,7 @@ def main(argv=None):
         "emodb",
         entries,
         lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, folds),
-        everything=args.protocol == "folds",
+        everything=args.protocol in ("folds", "leave-one-speaker-out"),
         left_out=left_out,
     )
 

@@ -27,7 +27,7 @@ FOLDS = [[f"{actor:02d}" for actor in range(first, first + 4)] for first in rang
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, ("folds", "speaker-independent", "seen", "both"))
+    parser = corpora.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
     parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS), metavar="CLASS", help="only these (default: all)")
     args = parser.parse_args(argv)
     left_out = corpora.LeftOut()
@@ -62,7 +62,7 @@ def main(argv=None):
         "ravdess",
         entries,
         lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, FOLDS),
-        everything=args.protocol == "folds",
+        everything=args.protocol in ("folds", "leave-one-speaker-out"),
         left_out=left_out,
     )
 

@@ -58,7 +58,7 @@ def generate(args, utterances):
 
 @command
 def main(argv=None):
-    protocols = ("speaker-independent", "seen", "both", "folds")
+    protocols = ("speaker-independent", "seen", "both", "folds", "leave-one-speaker-out")
     parser = corpora.parser(__doc__, protocols, audio_help="folder in which the audio is generated")
     parser.add_argument("--speakers", type=int, default=12, help="women and men in turn, 8 or more")
     parser.add_argument("--utterances", type=int, default=40, help="per speaker, the classes in turn")
@@ -100,7 +100,7 @@ def main(argv=None):
         "synthetic",
         entries,
         lambda measured: corpora.protocol_splits(measured, args.protocol, args.seed, folds),
-        everything=args.protocol == "folds",
+        everything=args.protocol in ("folds", "leave-one-speaker-out"),
         scales={d: {"min": 0, "max": 1} for d in synthesis.DIMENSIONS},
     )
 

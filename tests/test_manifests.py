@@ -126,7 +126,18 @@ def test_both_keeps_the_test_speakers_unseen(utterances, seed):
     assert Counter(u.path for split in splits.values() for u in split) == Counter(u.path for u in utterances)
 
 
+@settings(max_examples=20, deadline=None)
+@given(utterances=collections(min_utterances=5))
+def test_each_speaker_is_left_out_once(utterances):
+    folds = corpora.protocol_splits(utterances, "leave-one-speaker-out", 1)
+    assert [{u.speaker for u in f["test"]} for f in folds.values()] == [{s} for s in sorted({u.speaker for u in utterances})]
+    for fold in folds.values():
+        assert set(fold) == {"train", "test"} and sorted(u.path for s in fold.values() for u in s) == sorted(u.path for u in utterances)
+
+
 def test_protocols_need_enough_speakers():
+    with pytest.raises(InputError, match="to leave one out, two are needed"):
+        corpora.protocol_splits([Utterance("a.wav", 4000, "a")], "leave-one-speaker-out", 1)
     two = [Utterance(f"{s}{i}.wav", 4000, s) for s in "ab" for i in range(5)]
     with pytest.raises(InputError, match="2 speakers cannot be divided into 3 parts"):
         corpora.protocol_splits(two, "speaker-independent", 1)

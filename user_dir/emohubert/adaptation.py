@@ -35,7 +35,7 @@ from .cli import progress
 from .data.frame_labelled import FrameLabelledSpeech
 from .data.masking import Masking, rng_for
 from .errors import InputError
-from .files import atomic, sha256
+from .files import atomic, read_json, sha256
 from .manifest import UNKNOWN_SPEAKER
 from .models.speaker import UNKNOWN
 from .pseudo_labels.alignment import NO_LABEL, read_frame_labels
@@ -685,3 +685,34 @@ def table(report):
         below = ", ".join(f"{n} of {summary['speakers']} below {name}" for name, n in summary["below"].items())
         lines.append(f"held out, mean over speakers: {means}; adapted: {below}")
     return "\n".join(lines)
+
+
+def held_out_table(paths):
+    """What several reports of tools/adapt_speaker.py (with --holdout) say of held-out utterances.
+
+    Args:
+        paths: of JSON reports; a speaker may be in one of them only.
+
+    Returns:
+        (lines of a Markdown table, {"speakers": {id: bits}, "summary": see `summarise`}).
+
+    Raises:
+        InputError: a file is no such report, holds nothing held out, or a speaker is in two.
+    """
+    speakers = {}
+    for path in paths:
+        found = read_json(path).get("speakers")
+        if not isinstance(found, dict) or not any("held_out" in r for r in found.values()):
+            raise InputError(f"{path}: no report of tools/adapt_speaker.py with held-out utterances; make it with --holdout")
+        if twice := set(found) & set(speakers):
+            raise InputError(f"{path}: the speaker “{min(twice)}” is in another report too; give each speaker once")
+        speakers |= {name: r for name, r in found.items() if "held_out" in r}
+    summary = summarise(speakers)
+    methods = list(summary["bits"])
+    lines = ["| speaker | s heard | " + " | ".join(methods) + " |", "| --- " * (len(methods) + 2) + "|"]
+    for name, r in speakers.items():
+        lines.append(f"| {name} | {r['seconds']:.0f} | " + " | ".join(f"{r['held_out']['bits'][m]:.3f}" for m in methods) + " |")
+    lines.append(f"| mean of {len(speakers)} | | " + " | ".join(f"{summary['bits'][m]:.3f}" for m in methods) + " |")
+    below = ", ".join(f"below {name} for {n} of {len(speakers)} speakers" for name, n in summary["below"].items())
+    bits = {name: r["held_out"]["bits"] for name, r in speakers.items()}
+    return [*lines, "", f"adapted: {below}"], {"speakers": bits, "summary": summary}

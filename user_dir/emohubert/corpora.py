@@ -24,6 +24,7 @@ logger = logging.getLogger("emohubert")
 
 PROTOCOLS = {
     "folds": "the corpus's speaker-independent folds, one folder each, and all.*",
+    "leave-one-speaker-out": "a folder for each speaker: the speaker is test, all others train, nothing is validation",
     "speaker-independent": "one train/valid/test, no speaker in two of them (60/20/20 of the speakers, each sex alike)",
     "seen": "one train/valid/test, every speaker in all of them (60/20/20 of each speaker's utterances, each class alike)",
     "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
@@ -209,6 +210,8 @@ def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
     """
     if protocol == "folds":
         return speaker_folds(utterances, folds)
+    if protocol == "leave-one-speaker-out":
+        return leave_one_speaker_out(utterances)
     if protocol == "seen":
         return {"": stratified_split(utterances, seed)}
     group = {u.speaker: group_of(u) if group_of else u.meta.get("sex", "") for u in utterances}
@@ -220,6 +223,21 @@ def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
         seen = stratified_split(_of(utterances, rest), seed)
         return {"": {"train": seen["train"], "valid": seen["valid"], "test": _of(utterances, unseen), "test_seen": seen["test"]}}
     raise InputError(f"--protocol {protocol}: unknown; use one of {', '.join(PROTOCOLS)}")
+
+
+def leave_one_speaker_out(utterances):
+    """`fold1` … : each speaker, in the order of their ids, is test once; all others are train.
+
+    Raises:
+        InputError: there is only one speaker.
+    """
+    speakers = sorted({u.speaker for u in utterances})
+    if len(speakers) < 2:
+        raise InputError(f"{len(speakers)} speaker: to leave one out, two are needed; use another --protocol")
+    return {
+        f"fold{k}": {"train": [u for u in utterances if u.speaker != s], "test": [u for u in utterances if u.speaker == s]}
+        for k, s in enumerate(speakers, 1)
+    }
 
 
 def speaker_folds(utterances, folds):

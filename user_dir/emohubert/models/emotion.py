@@ -44,7 +44,9 @@ class EmotionHubertConfig(FairseqDataclass):
     layer_weighting: bool = field(default=False, metadata={"help": "a learned weighted sum over all layers instead of the last one"})
     freeze: ChoiceEnum(FREEZE) = field(
         default="cnn",
-        metadata={"help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too, and features are cached"},
+        metadata={
+            "help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too, and features are cached"
+        },
     )
     speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
         default="inherit", metadata={"help": "where the encoder hears the speaker (inherit: as in the checkpoint)"}
