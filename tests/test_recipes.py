@@ -88,3 +88,16 @@ def test_pretraining_audio_holds_no_label(tmp_path, corpus):
     assert read_dictionary(tmp_path / "out" / "dict.spk.txt") == sorted(set(heard.speakers))
     assert run("tools/unlabelled.py", manifest, tmp_path / "twice", "--train", "train", "--valid", "train") == 2
     assert run("tools/unlabelled.py", manifest, tmp_path / "none") == 2
+
+
+def test_the_table_of_held_out_speakers(tmp_path, capsys):
+    for name, bits in {"a": (5.0, 4.5, 4.0), "b": (5.0, 4.0, 4.5)}.items():
+        held_out = {"utterances": 2, "bits": dict(zip(("<unk>", "nearest", "adapted"), bits, strict=True))}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"speakers": {name: {"seconds": 10.0, "held_out": held_out}}}))
+    arguments = ["tools/adaptation_table.py", "--out", tmp_path / "table", tmp_path / "a.json", tmp_path / "b.json"]
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| mean of 2 | | 5.000 | 4.250 | 4.250 |" in printed and "below <unk> for 2 of 2 speakers, below nearest for 1 of 2" in printed
+    assert (tmp_path / "table.md").read_text() == printed
+    assert run(*arguments, tmp_path / "a.json") == 2
+    assert "in another report too" in capsys.readouterr().err
