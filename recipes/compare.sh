@@ -3,8 +3,8 @@
 #
 #   bash recipes/compare.sh --corpus-dir RAVDESS --manifests ravdess --init scratch --out exp/compare --seeds "1 2 3"
 #
-# Stages: 1 V-FT, 2 TAPT, 3 P-TAPT, 4 FLEA, 5 PAPT, 6 the table. Each is the recipe of its name in --out/NAME; interrupted, or
-# copied with --out to the same path on another machine, the same command goes on where it stopped.
+# Stages: 1 V-FT, 2 TAPT, 3 P-TAPT, 4 FLEA, 5 PAPT, 6 the table, the audit and the report. Each is the recipe of its name in --out/NAME;
+# interrupted, or copied with --out to the same path on another machine, the same command goes on where it stopped.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
@@ -23,9 +23,16 @@ done
 number=0
 for name in vft tapt ptapt flea papt; do
     number=$((number + 1))
-    if stage "$number" "$name"; then
-        bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR"
+    stage "$number" "$name" || continue
+    mkdir -p "$OUT/$name"
+    first=1
+    if [[ $name != vft && -e $OUT/vft/manifest/corpus.json ]]; then  # the same folds, literally
+        for folder in manifest single; do
+            [[ ! -e $OUT/vft/$folder ]] || ln -sfn "../vft/$folder" "$OUT/$name/$folder"
+        done
+        first=2
     fi
+    COMPARED=1 bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR" --stage "$first"
 done
 
 AUDIT_ALLOW+=,adapted

@@ -231,6 +231,7 @@ stage_results() {
     done
     tool tools/results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
+    [[ -z ${COMPARED:-} ]] || return 0  # compare.sh audits and reports on all of them
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}
     tool tools/audit_run "$OUT" ${allowed:+--allow "${allowed#,}"} || status=$?
     tool tools/report "$OUT"

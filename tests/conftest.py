@@ -18,6 +18,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items):
+    """The recipes take longest: first, so that several processes end at the same time."""
+    items.sort(key=lambda item: "recipe" not in item.path.name and "report_" not in item.path.name)
+
+
 @pytest.fixture(scope="session")
 def emodb():
     if not (DATA / "emodb4").is_dir():
