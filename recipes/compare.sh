@@ -28,7 +28,7 @@ for name in vft tapt ptapt flea papt; do
     first=1
     if [[ $name != vft && -e $OUT/vft/manifest/corpus.json ]]; then  # the same folds, literally
         for folder in manifest single; do
-            [[ ! -e $OUT/vft/$folder ]] || ln -sfn "../vft/$folder" "$OUT/$name/$folder"
+            [[ ! -e $OUT/vft/$folder || -e $OUT/$name/$folder ]] || ln -s "../vft/$folder" "$OUT/$name/$folder"
         done
         first=2
     fi

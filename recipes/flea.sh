@@ -74,7 +74,7 @@ for layer in "${LAYERS[@]}"; do
     done
 done
 if stage 7 "fine-tuning of the grid"; then
-    finetune tapt_mean "$OUT/fold{fold}/tapt/checkpoint_last.pt" model.pooling=mean
+    [[ -n ${COMPARED:-} ]] || finetune tapt_mean "$OUT/fold{fold}/tapt/checkpoint_last.pt" model.pooling=mean
     for layer in "${LAYERS[@]}"; do
         for k in "${CLUSTERS[@]}"; do
             for pooling in "${POOLINGS[@]}"; do

@@ -224,6 +224,7 @@ init_for_folds() {
 stage_results() {
     local number=$1 title=$2 rows=() row paper=() status=0 allowed
     shift 2
+    [[ -z ${COMPARED:-} ]] || return 0  # compare.sh has one table for all of them
     stage "$number" "results" || return 0
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
     for row in "$@"; do
@@ -231,7 +232,6 @@ stage_results() {
     done
     tool tools/results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
-    [[ -z ${COMPARED:-} ]] || return 0  # compare.sh audits and reports on all of them
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}
     tool tools/audit_run "$OUT" ${allowed:+--allow "${allowed#,}"} || status=$?
     tool tools/report "$OUT"

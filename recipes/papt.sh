@@ -1,26 +1,28 @@
 #!/usr/bin/env bash
 # PAPT and PLDC (Tran, Yin & Soleymani 2023): pretraining continued with an embedding per speaker, fine-tuning, and the test speakers
-# met in three settings that are kept apart in every table.
+# met in settings that are kept apart in every table.
 #
 #   bash recipes/papt.sh --corpus-dir MSP --manifests msp_podcast --target "arousal valence" --init hubert_large.pt --size large --out exp/papt
 #
 # Stages: 1 manifests, 2 unlabelled audio, 3 frame labels, 4 continued pretraining with speakers (PAPT), 5 fine-tuning and test,
 # 6 embeddings for the test speakers from their unlabelled audio, 7 PLDC, 8 results.
-# --settings "S …"     inductive: test speakers are heard as the unknown speaker; or as an average of the nearest training speakers
+# --settings "S …"     inductive: test speakers are heard as the unknown speaker
+#                      nearest: as an average of the training speakers who sound most alike
 #                      adapted: an embedding is fitted to each test speaker's unlabelled audio, all else frozen
 #                      transductive: their unlabelled audio takes part in pretraining, and they have an embedding
-#                      (default: "inductive adapted"; --transductive adds the third)
+#                      (default: "inductive nearest adapted"; --transductive adds the last)
 # --position P         where the encoder hears the speaker: input, output, prefix, film (default: input)
 # --centroids FILE     the k-means that --init was pretrained with; without it, --clusters (default 500, tiny: 50) are fitted
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="settings position centroids" SETTINGS='inductive adapted' POSITION=input CENTROIDS=''
+OWN_OPTIONS="settings position centroids" SETTINGS='inductive nearest adapted' POSITION=input CENTROIDS=''
 recipe_options "$@"
 CLUSTERS=${CLUSTERS:-$(of_size 50 500 500)}
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'
 TRANSDUCTIVE=''  # what is shared is inductive
-! [[ $SETTINGS == *adapted* ]] || AUDIT_ALLOW+=,adapted
+[[ -z ${COMPARED:-} ]] || SETTINGS=${SETTINGS/nearest/}
+! [[ $SETTINGS == *adapted* || $SETTINGS == *nearest* ]] || AUDIT_ALLOW+=,adapted
 wanted() { [[ " $SETTINGS " == *" $1 "* ]]; }
 
 stage_manifests
@@ -89,8 +91,10 @@ checkpoint_of() {
 embed() {
     local fold=$1 dir=$OUT/fold$1 known
     tool tools/unlabelled "$manifests/fold$fold" "$dir/test_audio" --test test
-    tool tools/adapt_speaker "$dir/papt_inductive/checkpoint_last.pt" "$dir/test_audio" test "$dir/nearest.npz" --method nearest \
-        --train-split "$dir/unlabelled/train"
+    if wanted nearest; then
+        tool tools/adapt_speaker "$dir/papt_inductive/checkpoint_last.pt" "$dir/test_audio" test "$dir/nearest.npz" --method nearest \
+            --train-split "$dir/unlabelled/train"
+    fi
     wanted adapted || return 0
     known=$(label_dir inductive "$fold")
     tool tools/make_labels "$dir/test_audio" "$dir/labels_test" --checkpoint "$(init_of "$fold")" --layers "$LAYER" \
@@ -101,7 +105,7 @@ embed() {
 evaluate_embedded() {
     local fold=$1 seed=$2 method
     for method in nearest adapted; do
-        [[ $method == nearest ]] || wanted adapted || continue
+        wanted "$method" || continue
         tool tools/evaluate "$(checkpoint_of "$fold" "$seed")" "$manifests/fold$fold" test "$OUT/papt_$method/fold$fold/seed$seed" \
             --speaker-vectors "$OUT/fold$fold/$method.npz"
     done
@@ -125,7 +129,8 @@ fi
 
 systems=("PAPT, unknown speaker=papt_inductive")
 per_run() {
-    systems+=("PAPT, nearest speakers=papt_nearest/fold$1/seed$2" "PAPT + PLDC=papt_pldc/fold$1/seed$2/pldc")
+    systems+=("PAPT + PLDC=papt_pldc/fold$1/seed$2/pldc")
+    ! wanted nearest || systems+=("PAPT, nearest speakers=papt_nearest/fold$1/seed$2")
     ! wanted adapted || systems+=("PAPT, adapted=papt_adapted/fold$1/seed$2")
 }
 [[ ! -d $manifests ]] || for_runs per_run
