@@ -106,7 +106,8 @@ def read(path, start=0, stop=None, n_samples=None):
 def normalise(waveform):
     """Zero mean and unit variance over the waveform (HuBERT large expects it); a constant waveform becomes zeros.
 
-    The same as `torch.nn.functional.layer_norm` over all samples, as fairseq and transformers do it.
+    The same as `torch.nn.functional.layer_norm` over all samples, as fairseq does it. (The extractor of transformers adds 1e-7
+    to the variance, not 1e-5: very quiet audio becomes louder there.)
     """
     mean = waveform.mean(dtype=np.float64)
     variance = waveform.var(dtype=np.float64)
