@@ -18,8 +18,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 
 
+SLOW_FILES = {f"test_{name}.py" for name in ("adaptation", "audit", "predict", "robustness", "run_folds")}
+"""Files whose tests share trainings that take longer than all their tests."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The recipes take longest: first, so that several processes end at the same time."""
+    """Mark what is slow. The recipes take longest: first, so that several processes end at the same time."""
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "recipe" not in item.path.name and "report_" not in item.path.name)
 
 
