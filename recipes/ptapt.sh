@@ -7,14 +7,17 @@
 # classes weighted, 4 three sets of clusters of its --layer, 5 continued pretraining, a head for each set, 6 fine-tuning and test,
 # 7 results.
 # --clusters "K K K"       (default: 64 512 4096; tiny: 16 32 64)
-# --estimator-init CKPT    what the estimator starts from (default: --init); {fold} is replaced
+# --layer L                layer of the estimator to cluster (default: its last)
+# --estimator-init CKPT    what the estimator starts from (default: --init); {fold} is replaced. Also a wav2vec 1 of fairseq
+#                          (wav2vec_large.pt), the paper's: its one layer is the convolution that brings it to 50 frames a second
 # --estimator "KEY=VALUE"  further settings of the estimator's training
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
 
-OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=(4 12 24)
+OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=('' '' '')
 recipe_options "$@"
+[[ -n $LAYER$ESTIMATOR_INIT$ESTIMATOR ]] || LAYER=$(of_size 4 12 24)
 read -ra CLUSTERS <<<"${CLUSTERS:-$(of_size "16 32 64" "64 512 4096" "64 512 4096")}"
 read -ra ESTIMATOR_WITH <<<"$ESTIMATOR"
 
@@ -36,17 +39,34 @@ estimator_of() {
     local dir=$OUT/fold$1/estimator
     [[ -e $dir/checkpoint_best.pt ]] && echo "$dir/checkpoint_best.pt" || echo "$dir/checkpoint_last.pt"
 }
+# layer_of FOLD: --layer, or the last of the fold's estimator, which may have started from another model than --init.
+layer_of() {
+    if [[ -n $LAYER ]]; then
+        echo "$LAYER"
+        return
+    fi
+    PYTHONPATH=$ROOT/user_dir "$PYTHON" - "$(estimator_of "$1")" <<'END'
+import sys
+from emohubert.checkpoints import read_pretrained
+from emohubert.cli import command
+command(lambda _: print(read_pretrained(sys.argv[1]).n_layers))()
+END
+}
+
 label() {
-    labels "$1" labels "$(estimator_of "$1")" "$LAYER" "${CLUSTERS[@]}"
+    local layer
+    layer=$(layer_of "$1")
+    labels "$1" labels "$(estimator_of "$1")" "$layer" "${CLUSTERS[@]}"
 }
 if stage 4 "clusters of the estimator's frames: ${CLUSTERS[*]}"; then
     for_folds label
 fi
 
 continued() {
-    local sets=() k
+    local sets=() k layer
+    layer=$(layer_of "$1")
     for k in "${CLUSTERS[@]}"; do
-        sets+=("L$LAYER/km$k")
+        sets+=("L$layer/km$k")
     done
     pretrain ptapt "$1" ptapt "$OUT/fold$1/labels" task.labels="[$(IFS=,; echo "${sets[*]}")]"
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import tasks
+from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
@@ -25,9 +26,13 @@ logger = logging.getLogger(__name__)
 
 ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
-_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "emotion_hubert")
+_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "emotion_hubert")
+WAV2VEC1 = "wav2vec"
+"""fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)."""
 _CTC = ("wav2vec_ctc", "hubert_ctc")
 """fairseq's fine-tuned models: a pretrained one inside, under `w2v_encoder.w2v_model.`."""
+_METERS = [(meter, f"fairseq.meters.{meter.__name__}") for meter in (AverageMeter, TimeMeter, StopwatchMeter)]
+"""What fairseq of 2019, the time of wav2vec 1, kept of running means in its checkpoints; rebuilding them runs no code."""
 _UNSUPPORTED = {
     "layer_type": "transformer",
     "conv_pos_batch_norm": False,
@@ -59,10 +64,10 @@ class Pretrained:
 
     Attributes:
         path: of the file.
-        family: hubert, speaker_hubert, wav2vec2 or emotion_hubert.
-        config: values for fields of SpeakerHubertConfig.
+        family: hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert.
+        config: values for fields of SpeakerHubertConfig, or those of `models.wav2vec1.read_config`.
         normalise: whether waveforms are normalised before they go in.
-        weights: parameter name → tensor, in HubertModel's names.
+        weights: parameter name → tensor, in the names of HubertModel or Wav2Vec1Encoder.
         speakers: ids of the rows of its speaker table after the unknown one.
         label_symbols: per label set its symbols, where known.
         left_out: names of parameters that are no part of the encoder: heads, quantisers.
@@ -78,6 +83,24 @@ class Pretrained:
     label_symbols: list = field(default_factory=list)
     left_out: list = field(default_factory=list)
     files: list = field(default_factory=list)
+
+    @property
+    def n_layers(self):
+        """Layers whose features can be had."""
+        return self.config.get("encoder_layers", 12)
+
+    @property
+    def is_wav2vec1(self):
+        """Whether it is a wav2vec 1.0, or an emotion model on one."""
+        return self.config.get("_name") == WAV2VEC1
+
+    def require_transformer(self):
+        """Raise InputError for a wav2vec 1, which masked prediction cannot be continued from."""
+        if self.is_wav2vec1:
+            raise InputError(
+                f"{self.path}: wav2vec 1 has no Transformer to pretrain; start from a HuBERT or wav2vec 2.0 "
+                "(wav2vec 1 is for emotion_hubert, such as the estimator of recipes/ptapt.sh)"
+            )
 
     @property
     def sha256(self):
@@ -111,7 +134,7 @@ def load_file(path):
         what it holds, tensors on the CPU.
 
     Raises:
-        InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries.
+        InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries and meters.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,7 +142,8 @@ def load_file(path):
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: weights without their architecture; give the folder that also holds its config.json")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_METERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -144,7 +168,7 @@ def load_state(path):
 
 def read_pretrained(path):
     """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style, pretrained or
-    fine-tuned with CTC), one of ours, or a Hugging Face model folder.
+    fine-tuned with CTC), a wav2vec 1.0 of fairseq, one of ours, or a Hugging Face model folder.
 
     Raises:
         InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce.
@@ -156,17 +180,27 @@ def read_pretrained(path):
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
-    weights, left_out = dict(state["model"]), []
+    weights, left_out, backbone = dict(state["model"]), [], {}
     if family in _CTC:
         model = _inside_ctc(model, path)
         family = model.get("_name") or model.get("arch")
         weights, left_out = _under("w2v_encoder.w2v_model.", weights)
     if family == "emotion_hubert":
-        model = {**model["backbone"], "_name": family}
+        backbone = dict(model["backbone"])
+        model = {**backbone, "_name": family}
         weights, left_out = _under("backbone.", weights)
         task = {"normalize": model.get("normalize", False)}
+    if any(name.startswith("feature_aggregator.") for name in weights) and family not in _FAMILIES:
+        family = WAV2VEC1  # known by its parameters: the published one also names a task that fairseq does not have
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
+    if family == WAV2VEC1 or backbone.get("_name") == WAV2VEC1:
+        from .models import wav2vec1
+
+        left_out += [k for k in weights if not k.startswith(wav2vec1.ENCODER)]
+        weights = {k: w for k, w in weights.items() if k.startswith(wav2vec1.ENCODER)}
+        config = wav2vec1.read_config(model, path)
+        return Pretrained(Path(path), family, config, bool(task.get("normalize", False)), weights, left_out=left_out, files=[Path(path)])
     for name, supported in _UNSUPPORTED.items():
         if model.get(name, supported) != supported:
             raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
@@ -238,8 +272,9 @@ def initialise(model, pretrained):
         LoadReport, also logged.
 
     Raises:
-        InputError: a part of the encoder is missing, has another shape or is computed with differently.
+        InputError: a part of the encoder is missing, has another shape or is computed with differently; or a wav2vec 1.
     """
+    pretrained.require_transformer()
     report = LoadReport()
     _check_architecture(model, pretrained)
     own = model.state_dict()
@@ -251,7 +286,7 @@ def initialise(model, pretrained):
     wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, len(model.encoder.layers))]
     if wrong:
         raise InputError(
-            f"{pretrained.path}: the encoder does not fit the model: {_mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
+            f"{pretrained.path}: the encoder does not fit the model: {mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
         )
     fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
     report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
@@ -279,7 +314,8 @@ def _is_layer_after(name, layers):
     return found is not None and int(found.group(1)) >= layers
 
 
-def _mismatch(wrong, own, source):
+def mismatch(wrong, own, source):
+    """What does not fit, as text: names of parameters in `own` and `source`, {name: tensor}."""
     first = wrong[0]
     if first not in own:
         return f"{len(wrong)} parameters differ, first {first}: the model lacks it"
@@ -347,14 +383,18 @@ def encoder_config(pretrained, **changes):
 
 
 def build_encoder(pretrained, **changes):
-    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a checkpoint.
+    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a checkpoint; the
+    Wav2Vec1Encoder of an emotion model on wav2vec 1.
 
     Args:
         pretrained: from `read_pretrained`.
         changes: values of SpeakerHubertConfig to change, such as dropouts.
     """
     from .models.hubert import SpeakerHubertModel
+    from .models.wav2vec1 import build_aligned
 
+    if pretrained.is_wav2vec1:
+        return build_aligned(pretrained)
     cfg = encoder_config(pretrained, **changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
@@ -369,7 +409,7 @@ class FrozenEncoder:
     Attributes:
         path, sha256: of the checkpoint; for a folder, the hash of all that was read from it.
         normalise: whether waveforms must be normalised (`audio.normalise`) first.
-        n_layers, width: of its Transformer.
+        n_layers, width: of its Transformer; of wav2vec 1, 1 and the width of its aligned frames.
         speakers: ids it has vectors for; empty without speaker conditioning.
     """
 
@@ -379,14 +419,15 @@ class FrozenEncoder:
         self.device = torch.device(device)
         self.model = build_encoder(pretrained).eval().requires_grad_(False).to(self.device)
         self.normalise = pretrained.normalise
-        self.n_layers, self.width = len(self.model.encoder.layers), self.model.encoder.embedding_dim
+        self.n_layers, self.width = self.model.n_layers, self.model.width
         self.speakers = self.model.speakers if self.model.speaker_conditioning is not None else []
 
     def check_layers(self, layers):
         """Raise InputError unless all `layers` (1-based) exist."""
         wrong = [layer for layer in layers if not 1 <= layer <= self.n_layers]
         if wrong:
-            raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has layers 1 to {self.n_layers}")
+            has = f"layers 1 to {self.n_layers}" if self.n_layers > 1 else "one layer; use --layers 1"
+            raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has {has}")
 
     def features(self, source, lengths, layers, speakers=None):
         """Features of several layers in one pass, exact under padding.
@@ -414,7 +455,7 @@ def load_encoder(path, device="cpu"):
     """Load what `read_pretrained` reads as a FrozenEncoder.
 
     Raises:
-        InputError: it cannot be loaded, or is not a HuBERT or wav2vec 2.0.
+        InputError: it cannot be loaded, is not a HuBERT or wav2vec 2.0, or is a wav2vec 1 without an emotion model's alignment.
     """
     return FrozenEncoder(path, device)
 

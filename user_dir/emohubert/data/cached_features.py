@@ -43,7 +43,7 @@ class CachedFeatures:
         rows = np.ones(len(order), dtype=np.int64) if model.mean_is_enough else n_frames(dataset.sizes[order])
         starts = np.concatenate([[0], np.cumsum(rows)])
         self._rows = {int(index): (int(a), int(b)) for index, a, b in zip(order, starts[:-1], starts[1:], strict=True)}
-        width = model.backbone.encoder.embedding_dim
+        width = model.backbone.width
         shape = (int(starts[-1]), model.layers, width) if model.layer_weights is not None else (int(starts[-1]), width)
         if folder is None:
             self._array = np.concatenate(list(self._computed(model, dataset, batches, device)))

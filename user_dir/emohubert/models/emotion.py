@@ -10,13 +10,14 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import nn
 
 from ..audio import SAMPLE_RATE
-from ..checkpoints import encoder_config, initialise, read_pretrained
+from ..checkpoints import WAV2VEC1, encoder_config, initialise, read_pretrained
 from ..errors import InputError
 from ..speaker_vectors import MFCC_COEFFICIENTS
 from .heads import HEADS, READOUTS, ContrastiveHead, make_head
 from .hubert import SpeakerHubertModel
 from .pooling import POOLINGS, MeanPooling, make_pooling
 from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
+from .wav2vec1 import Wav2Vec1Encoder, refuse_inapplicable
 
 FREEZE = ("none", "cnn", "encoder", "all")
 
@@ -27,7 +28,7 @@ class EmotionHubertConfig(FairseqDataclass):
 
     init_from: Optional[str] = field(
         default=None,
-        metadata={"help": "the encoder: checkpoint of fairseq's HuBERT or wav2vec 2.0 or ours, or Hugging Face model folder"},
+        metadata={"help": "the encoder: checkpoint of fairseq's HuBERT, wav2vec 2.0 or wav2vec 1 or ours, or Hugging Face model folder"},
     )
     num_layers: Optional[int] = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
     pooling: ChoiceEnum(POOLINGS) = field(default="mean", metadata={"help": "how frames become one vector"})
@@ -45,7 +46,8 @@ class EmotionHubertConfig(FairseqDataclass):
     freeze: ChoiceEnum(FREEZE) = field(
         default="cnn",
         metadata={
-            "help": "cnn: the convolutions; encoder: all pretrained weights but the speakers'; all: those too, and features are cached"
+            "help": "cnn: the convolutions (wav2vec 1: those before the aggregator); encoder: all pretrained weights but the speakers' "
+            "(wav2vec 1: but the alignment); all: those too, and features are cached"
         },
     )
     speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
@@ -75,14 +77,17 @@ def resolve_backbone(cfg):
         (configuration as a dict, Pretrained).
 
     Raises:
-        InputError: no or an unusable checkpoint, or more layers wanted than it has.
+        InputError: no or an unusable checkpoint, or something wanted that it does not have, such as more layers.
     """
     if not cfg.init_from:
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
     pretrained = read_pretrained(cfg.init_from)
+    if pretrained.is_wav2vec1:
+        refuse_inapplicable(cfg, pretrained)
+        return {**pretrained.config, "normalize": pretrained.normalise}, pretrained
     changes = {name: getattr(cfg, name) for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")}
     changes |= {name: getattr(cfg, name) for name in ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")}
-    layers = pretrained.config.get("encoder_layers", 12)
+    layers = pretrained.n_layers
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= layers:
             raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {layers} layers; use 1 to {layers}")
@@ -91,6 +96,14 @@ def resolve_backbone(cfg):
         changes["speaker_position"] = str(getattr(cfg.speaker_position, "value", cfg.speaker_position))
     changes |= {"feature_grad_mult": 0.0 if str(cfg.freeze) != "none" else 1.0, "dropout_input": 0.0}
     return {**pretrained.config, **changes, "normalize": pretrained.normalise}, pretrained
+
+
+def _make_backbone(config, speakers):
+    """The encoder of a configuration from `resolve_backbone`."""
+    config = {k: v for k, v in config.items() if k != "normalize"}
+    if config.get("_name") == WAV2VEC1:
+        return Wav2Vec1Encoder(config)
+    return SpeakerHubertModel(encoder_config(argparse.Namespace(config=config)), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
 
 
 @register_model("emotion_hubert", dataclass=EmotionHubertConfig)
@@ -106,13 +119,10 @@ class EmotionHubertModel(BaseFairseqModel):
     def __init__(self, cfg, outputs, speakers=()):
         super().__init__()
         self.cfg = cfg
-        backbone = {k: v for k, v in cfg.backbone.items() if k != "normalize"}
-        self.backbone = SpeakerHubertModel(
-            encoder_config(argparse.Namespace(config=backbone)), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers
-        )
-        self.layers = len(self.backbone.encoder.layers)
+        self.backbone = _make_backbone(cfg.backbone, speakers)
+        self.layers = self.backbone.n_layers
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
-        self.pooling = make_pooling(str(cfg.pooling), self.backbone.encoder.embedding_dim)
+        self.pooling = make_pooling(str(cfg.pooling), self.backbone.width)
         self.speaker_at_head = None
         if str(cfg.head_speaker) == "embedding":
             self.speaker_at_head = SpeakerAtHead(self.pooling.width, cfg.head_speaker_width, len(speakers))
@@ -120,7 +130,7 @@ class EmotionHubertModel(BaseFairseqModel):
             self.speaker_at_head = SpeakerAtHead(self.pooling.width, MFCC_COEFFICIENTS)
         contrastive = {"size": cfg.projection, "readout": str(cfg.readout), "temperature": cfg.temperature}
         self.head = make_head(str(cfg.head), self.pooling.width, outputs, cfg.head_dropout, **contrastive)
-        self.frame_head = nn.Linear(self.backbone.encoder.embedding_dim, outputs) if cfg.frame_head else None
+        self.frame_head = nn.Linear(self.backbone.width, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
 
     @classmethod
@@ -130,7 +140,7 @@ class EmotionHubertModel(BaseFairseqModel):
 
     def start_from(self, pretrained):
         """Load the encoder's weights; returns the LoadReport."""
-        return initialise(self.backbone, pretrained)
+        return self.backbone.start_from(pretrained) if pretrained.is_wav2vec1 else initialise(self.backbone, pretrained)
 
     def _freeze(self, what):
         if what == "none":
@@ -139,7 +149,7 @@ class EmotionHubertModel(BaseFairseqModel):
         if what == "cnn":
             return
         for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(what == "encoder" and name.startswith("speaker_conditioning."))
+            parameter.requires_grad_(what == "encoder" and name.startswith(("speaker_conditioning.", "alignment.")))
 
     def train(self, mode=True):
         """Training mode; a frozen encoder stays in evaluation mode, so that its features do not change."""

@@ -51,14 +51,18 @@ class SpeakerHubertConfig(HubertConfig):
     )
 
 
-def parse_conv_layers(text):
+def parse_layers(text, name="conv_feature_layers"):
     """Read `[(512,10,5)] + [(512,3,2)] * 4` without evaluating it: lists of integer triples, + and *.
+
+    Args:
+        text: what to read.
+        name: of the option, for messages.
 
     Returns:
         list of (channels, kernel, stride).
 
     Raises:
-        InputError: anything else, or convolutions that do not give a frame of 400 samples every 320.
+        InputError: anything else.
     """
 
     def value(node):
@@ -71,21 +75,30 @@ def parse_conv_layers(text):
                 return value(left) + value(right)
             case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if 0 <= times <= 100:
                 return value(left) * times
-        raise InputError(f"conv_feature_layers: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
+        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
 
     try:
         layers = value(ast.parse(text.strip(), mode="eval").body)
-        layers = [(int(c), int(k), int(s)) for c, k, s in layers]
+        return [(int(c), int(k), int(s)) for c, k, s in layers]
     except (SyntaxError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"conv_feature_layers: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation") from error
-    field_size, hop = 1, 1
+        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation") from error
+
+
+def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
+    """Read the convolutions of `conv_feature_layers`, as `parse_layers` does.
+
+    Raises:
+        InputError: anything else, or convolutions that do not give a frame of `window` samples every `hop`.
+    """
+    layers = parse_layers(text)
+    found_window, found_hop = 1, 1
     for _, kernel, stride in layers:
-        field_size, hop = field_size + (kernel - 1) * hop, hop * stride
-    if (field_size, hop) != (RECEPTIVE_FIELD, HOP):
+        found_window, found_hop = found_window + (kernel - 1) * found_hop, found_hop * stride
+    if (found_window, found_hop) != (window, hop):
         raise InputError(
-            f"conv_feature_layers: “{text}” gives frames of {field_size} samples every {hop}; only {RECEPTIVE_FIELD} every {HOP} is supported"
+            f"conv_feature_layers: “{text}” gives frames of {found_window} samples every {found_hop}; only {window} every {hop} is supported"
         )
     return layers
 
@@ -107,9 +120,21 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
         for block in self.conv_layers:
             kernel, stride = block[0].kernel_size[0], block[0].stride[0]
             lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
-            for module in block:
-                x = group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
+            x = normalised_alone(block, x, lengths)
         return x
+
+
+def normalised_alone(block, x, lengths):
+    """A block of modules, each GroupNorm in it over every utterance's own frames.
+
+    Args:
+        block: nn.Sequential.
+        x: (batch, channels, frames).
+        lengths: frames of each utterance at the block's norm, a list of int.
+    """
+    for module in block:
+        x = group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
+    return x
 
 
 def group_norm_of_each(norm, x, lengths):
@@ -163,6 +188,16 @@ class SpeakerHubertModel(HubertModel):
     def build_model(cls, cfg, task):
         """Build the model for a task, from `cfg.init_from` where it is given (fairseq calls this)."""
         return cls(cfg, task.cfg, task.label_sets, task.speakers)
+
+    @property
+    def n_layers(self):
+        """Transformer layers."""
+        return len(self.encoder.layers)
+
+    @property
+    def width(self):
+        """Width of the Transformer."""
+        return self.encoder.embedding_dim
 
     def remove_pretraining_modules(self):
         """Drop what only pretraining needs: prediction heads and label embeddings."""

@@ -53,7 +53,8 @@ def add_features(parser):
     kind.add_argument(
         "--checkpoint",
         metavar="CKPT",
-        help="HuBERT or wav2vec 2.0: checkpoint of fairseq, one of ours, or Hugging Face model folder; 50 frames a second",
+        help="HuBERT or wav2vec 2.0: checkpoint of fairseq, one of ours (also an emotion model on wav2vec 1), or Hugging Face model "
+        "folder; 50 frames a second",
     )
     parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
     parser.add_argument(

@@ -108,6 +108,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         model = super().build_model(cfg, from_checkpoint)
         if cfg.init_from and not from_checkpoint:
             pretrained = read_pretrained(cfg.init_from)
+            pretrained.require_transformer()
             if pretrained.normalise != self.cfg.normalize:
                 raise InputError(
                     f"{cfg.init_from}: was trained with task.normalize={str(pretrained.normalise).lower()}; "

@@ -1,0 +1,277 @@
+"""wav2vec 1.0 (Schneider et al. 2019) under an emotion model: the emotion-state estimator of P-TAPT (Chen & Rudnicky 2023).
+
+x → z (convolutions, 100 frames/s) → masks → c (causal convolutions) → Conv1d(k=4, s=2), ReLU → 50 frames/s
+
+Layers and parameter names are those of `fairseq.models.wav2vec.Wav2VecModel`, whose numbers come out for a single utterance; in a
+batch every GroupNorm takes its statistics over an utterance's own frames, so that a batch gives what its utterances give alone.
+
+The last convolution, `alignment`, is no part of wav2vec: it starts anew and is trained with the emotion model. Its frames are
+those of HuBERT (`audio.n_frames`), one for each label: c gets two frames of zeros before it, and as many after it as frame counts
+ask for (0 to 2, since c reaches 65 samples beyond HuBERT's window). So frame t sees c from 2t - 2 to 2t + 1, centred 3 ms before
+HuBERT's. Without padding, as in the paper's implementation, frames would be 17 ms late, and one or two fewer than labels.
+"""
+
+import logging
+
+import torch
+from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionModel, Wav2VecConfig
+from torch import nn
+from torch.nn import functional as F
+
+from ..audio import HOP, RECEPTIVE_FIELD, n_frames
+from ..checkpoints import WAV2VEC1, LoadReport, mismatch
+from ..errors import InputError
+from .hubert import normalised_alone, parse_conv_layers, parse_layers
+
+logger = logging.getLogger(__name__)
+
+FAST_HOP = HOP // 2
+"""Samples between two frames of wav2vec 1 (10 ms)."""
+WINDOW = 465
+"""Samples that one frame of its convolutions sees."""
+ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")
+"""What makes the encoder, by parameter name."""
+_PARTS = (
+    "conv_feature_layers",
+    "conv_aggregator_layers",
+    "log_compression",
+    "skip_connections_agg",
+    "residual_scale",
+    "no_conv_bias",
+    "agg_zero_pad",
+    "non_affine_group_norm",
+    "activation",
+)
+"""fairseq's options that say how c is computed."""
+_ONLY = {"vq_type": "none", "aggregator": "cnn", "skip_connections_feat": False}
+"""Options with one supported value: no quantiser (vq-wav2vec), no recurrence over the batch, no residuals that depend on padding."""
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+_BEFORE = 2  # frames of zeros before c
+
+
+def read_config(options, path):
+    """The architecture of a wav2vec 1 from the options of its checkpoint.
+
+    Args:
+        options: of the model, fairseq's or those of an emotion model's backbone.
+        path: of the checkpoint, for messages.
+
+    Returns:
+        dict of plain values, `_name` wav2vec. `encoder_embed_dim` is the width that is masked, as in HuBERT's.
+
+    Raises:
+        InputError: an option has a value whose results the encoder would not reproduce.
+    """
+    defaults = Wav2VecConfig()  # older checkpoints lack what came later
+    values = {}
+    for name in (*_PARTS, *_ONLY):
+        found = options.get(name)
+        found = getattr(defaults, name) if found is None else found
+        values[name] = getattr(found, "value", found)
+    for name, supported in _ONLY.items():
+        if values.pop(name) != supported:
+            raise InputError(f"{path}: {name}={options[name]} is not supported in a wav2vec 1, only {supported}; use another checkpoint")
+    for name in _PARTS:
+        kind = type(getattr(defaults, name))
+        if not (isinstance(values[name], kind) or (kind is float and type(values[name]) is int)):
+            raise InputError(f"{path}: {name}={values[name]} is no {kind.__name__}; copy or download the checkpoint again")
+    if values["activation"] not in _ACTIVATIONS:
+        raise InputError(
+            f"{path}: activation={values['activation']} is not supported, only {', '.join(_ACTIVATIONS)}; use another checkpoint"
+        )
+    if not values["residual_scale"] > 0:
+        raise InputError(f"{path}: residual_scale={values['residual_scale']} is not above 0; copy or download the checkpoint again")
+    try:
+        extractor, aggregator = _layers(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if any(stride != 1 for *_, stride in aggregator):
+        raise InputError(f"{path}: conv_aggregator_layers={values['conv_aggregator_layers']}: only a stride of 1 is supported; use another")
+    return {"_name": WAV2VEC1, **values, "encoder_layers": 1, "encoder_embed_dim": extractor[-1][0]}
+
+
+def _layers(config):
+    """The convolutions of extractor and aggregator: lists of (channels, kernel, stride)."""
+    extractor = parse_conv_layers(config["conv_feature_layers"], WINDOW, FAST_HOP)
+    return extractor, parse_layers(config["conv_aggregator_layers"], "conv_aggregator_layers")
+
+
+def refuse_inapplicable(cfg, pretrained):
+    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
+    from .emotion import EmotionHubertConfig
+
+    default, wrong = EmotionHubertConfig(), {}
+    if cfg.num_layers is not None:
+        wrong["num_layers"] = "has no Transformer layers to keep; use num_layers=null"
+    if cfg.layer_weighting:
+        wrong["layer_weighting"] = "has one layer of frames, nothing to weight; use layer_weighting=false"
+    if str(cfg.speaker_position) not in ("inherit", "none"):
+        wrong["speaker_position"] = "has no place for the speaker; use speaker_position=none, or head_speaker"
+    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"):
+        if getattr(cfg, name) not in (0, getattr(default, name)):
+            wrong[name] = f"has no Transformer, nothing in it is dropped; use {name}=0"
+    if str(cfg.freeze) == "all" and not is_aligned(pretrained):
+        wrong["freeze"] = "has no trained alignment with 50 frames a second, and nothing would train it; use freeze=encoder"
+    for name, why in wrong.items():
+        raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")
+
+
+def is_aligned(pretrained):
+    """Whether a wav2vec 1 comes with its alignment, that is from an emotion model."""
+    return "alignment.weight" in pretrained.weights
+
+
+def build_aligned(pretrained):
+    """The Wav2Vec1Encoder of an emotion model, with its weights.
+
+    Raises:
+        InputError: it is fairseq's own, with frames of another rate than everything else here.
+    """
+    if not is_aligned(pretrained):
+        raise InputError(
+            f"{pretrained.path}: a wav2vec 1 as pretrained has 100 frames a second, here there are 50; fine-tune an emotion model "
+            "on it (model.init_from), which learns to align them, and give the checkpoint of that"
+        )
+    model = Wav2Vec1Encoder(pretrained.config)
+    model.start_from(pretrained)
+    return model
+
+
+class _Extractor(ConvFeatureExtractionModel):
+    """x → z, each utterance as if it were alone."""
+
+    def forward(self, source, lengths):
+        """source (batch, samples), lengths: list of int → z (batch, channels, frames), frames of each utterance."""
+        x = source.unsqueeze(1)
+        for block in self.conv_layers:
+            kernel, stride = block[0].kernel_size[0], block[0].stride[0]
+            lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
+            x = normalised_alone(block, x, lengths)
+        return (x.abs() + 1).log() if self.log_compression else x, lengths
+
+
+class _Aggregator(ConvAggegator):
+    """z → c, each utterance as if it were alone: its convolutions look back only, so padding is met by the norms alone."""
+
+    def forward(self, x, lengths):
+        """z (batch, channels, frames), frames of each utterance → c (batch, width, frames)."""
+        for block, projection in zip(self.conv_layers, self.residual_proj, strict=True):
+            residual = x
+            x = normalised_alone(block, x, lengths)
+            if self.skip_connections:
+                x = (x + (residual if projection is None else projection(residual))) * self.residual_scale
+        return x
+
+
+class Wav2Vec1Encoder(nn.Module):
+    """wav2vec 1 with frames of HuBERT's rate, in place of a SpeakerHubertModel in an emotion model.
+
+    Args:
+        config: from `read_config`.
+
+    Attributes:
+        width: of its frames.
+        n_layers: 1, the aligned frames; there is no other layer of their rate.
+        speakers, speaker_conditioning: none.
+    """
+
+    n_layers = 1
+    speakers = ()
+    speaker_conditioning = None
+
+    def __init__(self, config):
+        super().__init__()
+        extractor, aggregator = _layers(config)
+        shared = {
+            "dropout": 0.0,
+            "residual_scale": config["residual_scale"],
+            "non_affine_group_norm": config["non_affine_group_norm"],
+            "activation": _ACTIVATIONS[config["activation"]](),
+        }
+        self.feature_extractor = _Extractor(extractor, log_compression=config["log_compression"], skip_connections=False, **shared)
+        self.feature_aggregator = _Aggregator(
+            aggregator,
+            embed=extractor[-1][0],
+            skip_connections=config["skip_connections_agg"],
+            conv_bias=not config["no_conv_bias"],
+            zero_pad=config["agg_zero_pad"],
+            **shared,
+        )
+        self.width = aggregator[-1][0]
+        self.alignment = nn.Conv1d(self.width, self.width, kernel_size=4, stride=2)
+
+    def start_from(self, pretrained):
+        """Load the weights of a checkpoint; an alignment that it lacks starts anew.
+
+        Returns:
+            LoadReport, also logged.
+
+        Raises:
+            InputError: weights are missing, or have other names or shapes than their architecture.
+        """
+        own, source = self.state_dict(), pretrained.weights
+        new = [n for n in own if n.startswith("alignment.")] if not is_aligned(pretrained) else []
+        wrong = [n for n, w in own.items() if n not in new and (n not in source or source[n].shape != w.shape)]
+        wrong += [n for n in source if n not in own]
+        if wrong:
+            raise InputError(
+                f"{pretrained.path}: its weights do not fit its options: {mismatch(wrong, own, source)}; copy or download it again"
+            )
+        self.load_state_dict(source, strict=not new)
+        report = LoadReport(loaded=list(source), new=new, skipped=list(pretrained.left_out))
+        logger.info("%s: wav2vec 1, without dropout: %s", pretrained.path, report)
+        return report
+
+    def forward(self, source, lengths, features_only=True, **given):
+        """Aligned frames, as SpeakerHubertModel's features: dict of `x` (batch, frames, width) and `padding_mask`, or None."""
+        layers, valid = self.layer_features(source, lengths, [1], **given)
+        frames = [n_frames(n) for n in lengths]
+        return {"x": layers[1], "padding_mask": None if min(frames) == max(frames) else ~valid}
+
+    def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
+        """Aligned frames.
+
+        Args:
+            source: (batch, samples), zero-padded.
+            lengths: samples of each utterance, a list of int.
+            layers: [1].
+            mask_indices, mask_channel_indices: see `context`.
+            speaker, speaker_vectors: not heard here, as by a SpeakerHubertModel without speaker conditioning.
+
+        Returns:
+            ({1: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
+        """
+        c, _ = self.context(source, lengths, mask_indices, mask_channel_indices)
+        frames = [n_frames(n) for n in lengths]
+        x = self._aligned(c, max(frames))
+        return dict.fromkeys(layers, x), torch.arange(x.size(1), device=x.device) < torch.tensor(frames, device=x.device).unsqueeze(1)
+
+    def context(self, source, lengths, mask_indices=None, mask_channel_indices=None):
+        """c, wav2vec's own features, 100 a second.
+
+        Args:
+            source, lengths: as for `layer_features`. Utterances between one frame of HuBERT and one of wav2vec (400 to 464
+                samples) are heard with zeros after them.
+            mask_indices: (batch, frames) bool, at 50 frames a second: where z is zero (SpecAugment: wav2vec 1 has no mask
+                embedding, and the paper's implementation puts zeros there too).
+            mask_channel_indices: (batch, channels of z) bool, the channels of z to set to zero.
+
+        Returns:
+            c (batch, width, frames), zero past an utterance's own frames: the norms put zeros there, and nothing that follows
+            them makes anything else of a zero; own frames of each, a list of int.
+        """
+        if max(lengths) < RECEPTIVE_FIELD:
+            raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
+        lengths = [max(n, WINDOW) if n >= RECEPTIVE_FIELD else 0 for n in lengths]
+        source = F.pad(source, (0, max(lengths) - source.size(1)))  # also takes padding off that nobody needs
+        z, own = self.feature_extractor(source, lengths)
+        if mask_indices is not None:
+            z = z.masked_fill(mask_indices.repeat_interleave(2, dim=1)[:, None, : z.size(2)], 0)
+        if mask_channel_indices is not None:
+            z = z.masked_fill(mask_channel_indices.unsqueeze(2), 0)
+        return self.feature_aggregator(z, own), own
+
+    def _aligned(self, c, frames):
+        """c (batch, width, frames at 100/s), frames that the longest utterance shall have → (batch, frames, width)."""
+        c = F.pad(c, (_BEFORE, 2 * frames - c.size(2)))
+        return F.relu(self.alignment(c)).transpose(1, 2)
