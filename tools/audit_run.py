@@ -27,12 +27,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import audit
-from emohubert.cli import Parser, command
-from emohubert.errors import InputError
+from emohubert.cli import Parser, command, print_problems
 from emohubert.files import write_json
 from emohubert.validation import LEAKS
-
-SHOWN = 50  # problems that are printed; audit.json has all
 
 
 def allowed(text):
@@ -78,18 +75,7 @@ def main(argv=None):
     print_table(report)
     for line in report.unknown:
         print(f"unknown: {line}")
-    for note in report.notes:
-        print(f"note: {note}")
-    for leak in report.leaks:
-        if leak.allowed:
-            print(f"allowed: {leak}")
-    problems = report.problems
-    if problems:
-        for problem in problems[:SHOWN] if len(problems) > 1 else []:
-            print(f"problem: {problem}", file=sys.stderr)
-        if len(problems) > SHOWN:
-            print(f"… and {len(problems) - SHOWN} more (audit.json has all)", file=sys.stderr)
-        raise InputError(problems[0] + (f" ({len(problems)} problems in all)" if len(problems) > 1 else ""))
+    print_problems(report, "audit.json has all")
     print("no leaks" if not report.leaks else "no leaks but those allowed")
 
 

@@ -15,11 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import validation
-from emohubert.cli import Parser, command
-from emohubert.errors import InputError
+from emohubert.cli import Parser, command, print_problems
 from emohubert.files import write_json
-
-SHOWN = 50  # problems that are printed; --json keeps all
 
 
 def leaks(text):
@@ -68,18 +65,7 @@ def main(argv=None):
     report = validation.check(args.directories, args.labels, args.allow, not args.headers_only, args.workers)
     if args.json:
         write_json(args.json, report.as_json())
-    for note in report.notes:
-        print(f"note: {note}")
-    for leak in report.leaks:
-        if leak.allowed:
-            print(f"allowed: {leak}")
-    problems = report.problems
-    if problems:
-        for problem in problems[:SHOWN] if len(problems) > 1 else []:
-            print(f"problem: {problem}", file=sys.stderr)
-        if len(problems) > SHOWN:
-            print(f"… and {len(problems) - SHOWN} more (--json FILE keeps all)", file=sys.stderr)
-        raise InputError(problems[0] + (f" ({len(problems)} problems in all)" if len(problems) > 1 else ""))
+    print_problems(report, "--json FILE keeps all")
     print_table(report)
     print("no errors, no leaks" if not report.leaks else "no errors, no leaks but those allowed")
 

@@ -37,10 +37,7 @@ logger = logging.getLogger("emohubert.evaluate")
 @cli.command
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
-    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
-    parser.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
-    parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+    parser.add_evaluated()
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
@@ -57,11 +54,8 @@ def main(argv=None):
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
     out = make_folder(args.out_dir)
-    settings = {
-        "checkpoint": sha256(args.checkpoint),
-        "manifest": [sha256(p) for p in sorted(Path(args.manifest_dir).glob(f"{args.split}.*"))],
-        "options": [args.embeddings, args.repeats, args.seed],
-    }
+    settings = evaluation.inputs(args.checkpoint, args.manifest_dir, args.split)
+    settings["options"] = [args.embeddings, args.repeats, args.seed]
     added, origin = {}, {}
     if args.speaker_vectors:
         new = NewSpeakers.read(args.speaker_vectors)

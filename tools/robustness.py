@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, robustness
+from emohubert import cli, evaluation, robustness
 from emohubert.checkpoints import load_trained
 from emohubert.degradation import NOISES
-from emohubert.files import make_folder, sha256
+from emohubert.files import make_folder
 from emohubert.manifest import read_split
 
 logger = logging.getLogger("emohubert.robustness")
@@ -32,10 +32,7 @@ logger = logging.getLogger("emohubert.robustness")
 @cli.command
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
-    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
-    parser.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
-    parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+    parser.add_evaluated()
     for name, unit, text in (
         ("snr", "DB", "signal-to-noise ratios in dB"),
         ("t60", "S", "reverberation times in seconds"),
@@ -71,17 +68,13 @@ def main(argv=None):
     )
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
-    settings = {
-        "checkpoint": sha256(args.checkpoint),
-        "manifest": [sha256(p) for p in sorted(Path(args.manifest_dir).glob(f"{args.split}.*"))],
-    }
     report = robustness.evaluate(
         make_folder(args.out_dir),
         task,
         model,
         split,
         chosen,
-        settings,
+        evaluation.inputs(args.checkpoint, args.manifest_dir, args.split),
         args.seed,
         args.repeats,
         args.overwrite,

@@ -13,6 +13,8 @@ from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
 
+_SHOWN = 50  # problems that are printed
+
 
 def command(main):
     """Decorator of a program's `main(argv=None)`: log to standard error, and turn bad input into `error: …`, exit 2."""
@@ -49,6 +51,13 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong with the usage, and exit."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def add_evaluated(self):
+        """CKPT MANIFEST_DIR SPLIT OUT_DIR: what is evaluated, and where the results go."""
+        self.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
+        self.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
+        self.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
+        self.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
 
     def add_overwrite(self):
         """--overwrite, with its one meaning."""
@@ -89,6 +98,33 @@ def device(name):
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device auto or cpu")
     return chosen
+
+
+def print_problems(report, complete):
+    """The end of a check: print its notes and the leaks that are allowed; its problems, if there are several, to standard error.
+
+    Args:
+        report: of `validation.check` or `audit.audit`.
+        complete: where all problems are, a phrase that is printed when they are too many to be.
+
+    Raises:
+        InputError: there are problems; the first, and how many.
+    """
+    for note in report.notes:
+        print(f"note: {note}")
+    for leak in report.leaks:
+        if leak.allowed:
+            print(f"allowed: {leak}")
+    problems = report.problems
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise InputError(problems[0])
+    for problem in problems[:_SHOWN]:
+        print(f"problem: {problem}", file=sys.stderr)
+    if len(problems) > _SHOWN:
+        print(f"… and {len(problems) - _SHOWN} more ({complete})", file=sys.stderr)
+    raise InputError(f"{problems[0]} ({len(problems)} problems in all)")
 
 
 def progress(iterable, description, total=None, unit="it"):

@@ -6,12 +6,13 @@ is fitted on, or selected by, the data that is scored: the threshold sweep descr
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 from . import figures, metrics
 from .errors import InputError
-from .files import atomic, make_folder, write_json
+from .files import atomic, make_folder, sha256, write_json
 from .manifest import NO_EMOTION
 from .predictions import ClassPredictions, write_embeddings, write_predictions
 
@@ -20,6 +21,11 @@ NO_VALUE = "-"
 MOST_VALUES = 30
 """A metadata column with more values than this is named in `columns_left_out` instead of being broken down."""
 DIMENSION_SCORES = ("ccc", "pearson", "rmse")
+
+
+def inputs(checkpoint, directory, split):
+    """What an evaluation is made from, for a `files.Stamp`: the SHA-256s of a checkpoint and of a split's manifest and sidecars."""
+    return {"checkpoint": sha256(checkpoint), "manifest": [sha256(p) for p in sorted(Path(directory).glob(f"{split}.*"))]}
 
 
 def evaluate(predictions, split=None, repeats=2000, level=0.95, seed=1, bins=15):

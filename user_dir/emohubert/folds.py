@@ -19,7 +19,7 @@ import numpy as np
 
 from . import evaluation, metrics
 from .errors import InputError
-from .files import Stamp, make_folder, read_json, sha256, write_json, write_lines
+from .files import Stamp, make_folder, read_json, write_json, write_lines
 from .manifest import manifest_directories, read_corpus
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from .pseudo_labels.threads import cores
@@ -208,7 +208,7 @@ def _train(run, config_dir, environment):
 def _evaluate(run, root, threads, device, environment):
     if not run.checkpoint.is_file():
         raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
-    settings = {"checkpoint": sha256(run.checkpoint), "manifest": [sha256(p) for p in sorted(run.manifest.glob(f"{run.split}.*"))]}
+    settings = evaluation.inputs(run.checkpoint, run.manifest, run.split)
     stamp = Stamp(run.folder / f".{run.split}.json", settings, [run.results / "predictions.tsv", run.results / "metrics.json"])
     if stamp.is_current():
         return
