@@ -17,6 +17,28 @@ from torch.nn import functional as F
 from ..errors import InputError
 
 
+class _OfClasses(FairseqCriterion):
+    """A criterion of utterances with classes, whose logging outputs are those of `classification_log`."""
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs):
+        """Log the loss per utterance (cross-entropy: nats), and UA, WA and macro F1 from the epoch's confusion matrix."""
+        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
+        n = max(total["sample_size"], 1)
+        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
+        confusion = total["confusion"].tolist()
+        size = math.isqrt(len(confusion))
+        for cell, count in enumerate(confusion):
+            metrics.log_scalar_sum(f"_confusion_{cell}", count)
+        for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
+            metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        """Yes: every entry is a sum."""
+        return True
+
+
 @dataclass
 class EmotionClassificationConfig(FairseqDataclass):
     """Options of the cross-entropy."""
@@ -31,7 +53,7 @@ class EmotionClassificationConfig(FairseqDataclass):
 
 
 @register_criterion("emotion_classification", dataclass=EmotionClassificationConfig)
-class EmotionClassification(FairseqCriterion):
+class EmotionClassification(_OfClasses):
     """Cross-entropy, summed over utterances; logs UA, WA and macro F1 of the whole epoch."""
 
     def __init__(self, task, class_weights="none", label_smoothing=0.0, frame_weight=0.0):
@@ -63,16 +85,6 @@ class EmotionClassification(FairseqCriterion):
         frames = self._cross_entropy(found["frame_output"].float()[valid], target.unsqueeze(1).expand_as(valid)[valid])
         return torch.zeros_like(valid, dtype=torch.float).masked_scatter(valid, frames).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
 
-    @classmethod
-    def reduce_metrics(cls, logging_outputs):
-        """Log loss (nats per utterance), and UA, WA and macro F1 from the epoch's confusion matrix."""
-        log_classification(logging_outputs)
-
-    @staticmethod
-    def logging_outputs_can_be_summed():
-        """Yes: every entry is a sum."""
-        return True
-
 
 def classification_log(loss, output, target, sample):
     """The logging output of a batch. output: (batch, classes) logits, target: (batch,)."""
@@ -80,19 +92,6 @@ def classification_log(loss, output, target, sample):
     confusion.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
     log = {"loss": loss.detach().double(), "confusion": confusion, "sample_size": len(target)}
     return log | {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-
-
-def log_classification(logging_outputs):
-    """Log the loss per utterance, and UA, WA and macro F1 from the epoch's confusion matrix."""
-    total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
-    n = max(total["sample_size"], 1)
-    metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
-    confusion = total["confusion"].tolist()
-    size = math.isqrt(len(confusion))
-    for cell, count in enumerate(confusion):
-        metrics.log_scalar_sum(f"_confusion_{cell}", count)
-    for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
-        metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
 
 
 def _confusion(meters, size):
@@ -116,7 +115,7 @@ def _macro_f1(confusion):
 
 
 @register_criterion("emotion_contrastive", dataclass=FairseqDataclass)
-class EmotionContrastive(FairseqCriterion):
+class EmotionContrastive(_OfClasses):
     """Supervised contrastive loss (Khosla et al. 2020, L_out) over the batch on all processes, and the classes' read-out.
 
     The model needs `head=contrastive`. A linear read-out adds its cross-entropy, which does not reach the encoder; centroids
@@ -137,16 +136,6 @@ class EmotionContrastive(FairseqCriterion):
         read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
         log = classification_log(loss * len(target) + read_out, found["output"], target, sample)
         return loss * len(classes) + read_out, len(target), log
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs):
-        """Log the loss per utterance, and UA, WA and macro F1 from the epoch's confusion matrix."""
-        log_classification(logging_outputs)
-
-    @staticmethod
-    def logging_outputs_can_be_summed():
-        """Yes: every entry is a sum."""
-        return True
 
 
 def supervised_contrastive(points, target, temperature):
