@@ -79,6 +79,7 @@ def test_the_report_end_to_end(release, tmp_path):  # noqa: F811
     assert status == 0, printed[-4000:]
     results = json.loads((tmp_path / "results.json").read_text())
     assert "random 60/20/20 split of the clips: test speakers are seen in training" in results["title"]
+    assert "inductive" not in results["title"], "that is of unseen speakers"
     assert [s["name"] for s in results["systems"]] == [f"{who}, 256-64" for who in ("Base", "Personalised", "MFCC")]
     assert all(s["setting"][0].startswith("seen") and s["utterances"] == 14 for s in results["systems"])
     text = (tmp_path / "results.md").read_text()
