@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import corpora
 from emohubert.cli import command
-from emohubert.errors import InputError
 from emohubert.manifest import Utterance
 
 NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])?")
@@ -39,18 +38,8 @@ def main(argv=None):
             meta = {"sex": "male" if match["speaker"] in MEN else "female", "text": match["text"], "version": match["version"] or ""}
             entries.append(Utterance(path, 0, match["speaker"], EMOTIONS[match["emotion"]], meta=meta))
     corpora.check_found(entries, args.audio_dir, "files named like 03a01Wa.wav")
-    missing = set(args.classes or ()) - {u.emotion for u in entries}
-    if missing:
-        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
-    folds = list(zip(MEN, WOMEN, strict=True))
-    corpora.write(
-        args,
-        "emodb",
-        entries,
-        lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, folds),
-        everything=args.protocol in ("folds", "leave-one-speaker-out"),
-        left_out=left_out,
-    )
+    corpora.check_classes(entries, args)
+    corpora.write_protocol(args, "emodb", entries, list(zip(MEN, WOMEN, strict=True)), left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import corpora
 from emohubert.cli import command
-from emohubert.errors import InputError
 from emohubert.manifest import Utterance
 
 NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1\d|2[0-4])")
@@ -54,17 +53,8 @@ def main(argv=None):
             }
             entries.append(Utterance(path, 0, actor, emotion, meta=meta))
     corpora.check_found(entries, args.audio_dir, "files named like 03-01-05-02-01-01-24.wav")
-    missing = set(args.classes or ()) - {u.emotion for u in entries}
-    if missing:
-        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
-    corpora.write(
-        args,
-        "ravdess",
-        entries,
-        lambda utterances: corpora.protocol_splits(utterances, args.protocol, args.seed, FOLDS),
-        everything=args.protocol in ("folds", "leave-one-speaker-out"),
-        left_out=left_out,
-    )
+    corpora.check_classes(entries, args)
+    corpora.write_protocol(args, "ravdess", entries, FOLDS, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -95,14 +95,7 @@ def main(argv=None):
     folds = None
     if args.protocol == "folds":
         folds = corpora.balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
-    corpora.write(
-        args,
-        "synthetic",
-        entries,
-        lambda measured: corpora.protocol_splits(measured, args.protocol, args.seed, folds),
-        everything=args.protocol in ("folds", "leave-one-speaker-out"),
-        scales={d: {"min": 0, "max": 1} for d in synthesis.DIMENSIONS},
-    )
+    corpora.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in synthesis.DIMENSIONS})
 
 
 if __name__ == "__main__":

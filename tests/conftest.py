@@ -47,8 +47,6 @@ def ravdess():
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    from finetuning import make_pretrained_corpus
+    from finetuning import AT_INPUT, make_pretrained_corpus
 
-    folder = tmp_path_factory.mktemp("corpus")
-    make_pretrained_corpus(folder)
-    return folder
+    return make_pretrained_corpus(tmp_path_factory.mktemp("corpus"), *AT_INPUT, seconds=(0.3, 1.0), valid=16, test=16)

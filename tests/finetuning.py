@@ -5,13 +5,16 @@ from training import MICRO, train
 
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 
+AT_INPUT = ("task.speakers=spk", "model.speaker_position=input")
 
-def make_pretrained_corpus(folder):
-    """A corpus and its labels in `folder`, and an encoder of two layers × 32 pretrained on it, with the speaker at its input."""
-    make_labels(make_corpus(folder, seconds=(0.3, 1.0), valid=16, test=16), folder / "labels")
-    overrides = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", "task.speakers=spk", "model.speaker_position=input"]
-    pretraining = train("hubert_tiny", *MICRO, *overrides, f"checkpoint.save_dir={folder}/hubert", "optimization.max_update=2")
+
+def make_pretrained_corpus(folder, *overrides, updates=2, **corpus):
+    """`make_corpus` and its labels in `folder`, and an encoder of two layers × 32 pretrained on it; returns the folder."""
+    make_labels(make_corpus(folder, **corpus), folder / "labels")
+    options = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", f"checkpoint.save_dir={folder}/hubert"]
+    pretraining = train("hubert_tiny", *MICRO, *options, f"optimization.max_update={updates}", *overrides)
     assert pretraining.returncode == 0, pretraining.stdout[-3000:]
+    return folder
 
 
 def checkpoint(corpus):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from corpus import make_corpus, make_labels
+from corpus import make_corpus
 from fairseq.tasks.fairseq_task import FairseqTask
+from finetuning import make_pretrained_corpus
 from omegaconf import OmegaConf
-from training import MICRO, train
+from training import train
 
 from emohubert import audio, degradation
 from emohubert.checkpoints import load_state, load_trained
@@ -224,11 +225,7 @@ def test_the_config_lists_every_option_with_its_default():
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    make_labels(make_corpus(folder, seconds=(0.3, 0.8), train=16, valid=4, test=2), folder / "labels")
-    overrides = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", f"checkpoint.save_dir={folder}/hubert"]
-    finished = train("hubert_tiny", *MICRO, *overrides, "optimization.max_update=1")
-    assert finished.returncode == 0, finished.stdout[-3000:]
-    return folder
+    return make_pretrained_corpus(folder, updates=1, seconds=(0.3, 0.8), train=16, valid=4, test=2)
 
 
 def finetune(folder, name, *overrides):

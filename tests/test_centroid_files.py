@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import pickle
 import struct
 import zipfile
@@ -11,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn
+from hostile import Hostile
 from scripts import run
 from sklearn.cluster import KMeans as StockKMeans
 from sklearn.cluster import MiniBatchKMeans
@@ -18,16 +18,6 @@ from sklearn.cluster import MiniBatchKMeans
 from emohubert.errors import InputError
 from emohubert.pseudo_labels.centroids import load_centroids, write_joblib
 from emohubert.pseudo_labels.kmeans import KMeans
-
-
-class Hostile:
-    """Unpickling this creates a file."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
 
 
 @pytest.fixture

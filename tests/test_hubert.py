@@ -7,6 +7,7 @@ import pytest
 import torch
 from fairseq.models.hubert.hubert import HubertModel
 from torch.nn import functional as F
+from training import TINY
 
 from emohubert.audio import n_frames
 from emohubert.criterions.masked_prediction import MaskedPrediction
@@ -18,14 +19,7 @@ from emohubert.models.speaker import POSITIONS
 from emohubert.pseudo_labels.alignment import NO_LABEL
 
 TASK = argparse.Namespace(sample_rate=16_000)
-SMALL = {
-    "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
-    "encoder_layers": 3,
-    "encoder_embed_dim": 48,
-    "encoder_ffn_embed_dim": 96,
-    "encoder_attention_heads": 4,
-    "final_dim": 24,
-}
+SMALL = {**TINY, "encoder_layers": 3}
 PRE_NORM = {"extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True}
 BASE = {"final_dim": 256, "untie_final_proj": True}
 LARGE = {

@@ -13,6 +13,7 @@ import soundfile
 import torch
 from corpus import CLASSES, make_corpus
 from scripts import load, run
+from training import TINY
 
 from emohubert import audio, calibration, prediction
 from emohubert.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
@@ -26,14 +27,6 @@ from emohubert.pseudo_labels.benchmark import write_random_hubert
 from emohubert.speaker_vectors import from_utterances
 
 bench = load("tools/bench_predict.py")
-TINY = {
-    "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
-    "encoder_layers": 2,
-    "encoder_embed_dim": 48,
-    "encoder_ffn_embed_dim": 96,
-    "encoder_attention_heads": 4,
-    "final_dim": 24,
-}
 DIMENSIONS = ("arousal", "valence")
 
 

@@ -17,6 +17,7 @@ from corpus import make_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripts import ROOT, run
+from training import TINY
 
 from emohubert import audio
 from emohubert.checkpoints import load_encoder
@@ -29,15 +30,8 @@ from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, piec
 from emohubert.pseudo_labels.kmeans import KMeans
 from emohubert.pseudo_labels.make import LabelMaker, agreement, choose_recordings
 
-TINY = {
-    "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
-    "encoder_layers": 4,
-    "encoder_embed_dim": 48,
-    "encoder_ffn_embed_dim": 96,
-    "encoder_attention_heads": 4,
-    "final_dim": 24,
-}
-LARGE = {**TINY, "extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True}
+SMALL = {**TINY, "encoder_layers": 4}
+LARGE = {**SMALL, "extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +41,7 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return write_random_hubert(tmp_path_factory.mktemp("base") / "hubert.pt", seed=1, **TINY)
+    return write_random_hubert(tmp_path_factory.mktemp("base") / "hubert.pt", seed=1, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -440,17 +434,19 @@ def test_no_manifest_no_labels(tmp_path, capsys):
 # --- interruptions and memory -----------------------------------------------------------------------------------------
 
 RUNNER = """
-import sys
+import resource, sys
 sys.path[:0] = [{tests!r}, {user_dir!r}]
 from emohubert.pseudo_labels import make
 from scripts import load
-make._WINDOW_SECONDS = 3
+make._WINDOW_SECONDS = {window}
 load("tools/make_labels.py").main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def command(*arguments):
-    code = RUNNER.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"))
+def command(*arguments, window=3):
+    """The command line of tools/make_labels.py in a process of its own, which prints its peak of memory last."""
+    code = RUNNER.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"), window=window)
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -458,7 +454,7 @@ def command(*arguments):
 def test_kill_at_any_moment_and_run_again(tmp_path):
     """kill -9 at nine moments: the files are those of a run without interruption; what was finished is not redone."""
     manifest = make_corpus(tmp_path, seconds=(0.5, 2.0), train=60, valid=10, test=10)
-    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **TINY)
+    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **SMALL)
     options = ("--checkpoint", checkpoint, "--layers", 2, 4, "--clusters", 20, 60, "--pieces", 80, "--workers", 1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(manifest, tmp_path / "whole", *options), check=True, env=environment, capture_output=True)
@@ -509,21 +505,10 @@ def test_a_part_that_is_done_is_not_redone(manifest, checkpoint, labels, tmp_pat
     assert label_files(tmp_path) == label_files(labels)
 
 
-PEAK = """
-import resource, sys
-sys.path[:0] = [{tests!r}, {user_dir!r}]
-from emohubert.pseudo_labels import make
-from scripts import load
-make._WINDOW_SECONDS = 120
-load("tools/make_labels.py").main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
 @pytest.mark.slow
 def test_ten_times_the_audio_does_not_take_more_memory(tmp_path):
     manifest = make_corpus(tmp_path, seconds=(1.0, 6.0), train=120, valid=1, test=1)
-    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **TINY)
+    checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **SMALL)
     lines = (manifest / "train.tsv").read_text().splitlines()
     tenfold = tmp_path / "tenfold"
     tenfold.mkdir()
@@ -532,7 +517,6 @@ def test_ten_times_the_audio_does_not_take_more_memory(tmp_path):
     single.mkdir()
     (single / "train.tsv").write_text("\n".join(lines) + "\n")
     peaks = []
-    code = PEAK.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"))
     for folder in (single, tenfold):
         arguments = [
             folder,
@@ -547,6 +531,6 @@ def test_ten_times_the_audio_does_not_take_more_memory(tmp_path):
             "--max-memory",
             "2M",
         ]
-        result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True)
+        result = subprocess.run(command(*arguments, window=120), check=True, capture_output=True, text=True)
         peaks.append(int(result.stdout.split()[-1]))
     assert peaks[1] < 1.1 * peaks[0], json.dumps(peaks)

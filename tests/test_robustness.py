@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
-from corpus import make_corpus, make_labels
+from finetuning import make_pretrained_corpus
 from scripts import run
 from sklearn.metrics import balanced_accuracy_score
-from training import MICRO, train
+from training import train
 
 from emohubert import audio, degradation, figures, findings, report, robustness
 from emohubert.checkpoints import load_trained
@@ -27,12 +27,7 @@ NAMES = ["clean", "white noise 10 dB", "white noise -5 dB", "reverberation 0.4 s
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    make_labels(make_corpus(folder, seconds=(0.3, 1.0), valid=4, test=16), folder / "labels")
-    overrides = [f"task.data={folder}/manifest", f"task.label_dir={folder}/labels", f"checkpoint.save_dir={folder}/hubert"]
-    finished = train("hubert_tiny", *MICRO, *overrides, "optimization.max_update=2")
-    assert finished.returncode == 0, finished.stdout[-3000:]
-    return folder
+    return make_pretrained_corpus(tmp_path_factory.mktemp("corpus"), seconds=(0.3, 1.0), valid=4, test=16)
 
 
 def finetune(corpus, kind, *overrides):

@@ -18,6 +18,14 @@ MICRO = [  # as small as a HuBERT gets
     "dataset.max_tokens=64000",
     "common.log_interval=1",
 ]
+TINY = {  # fields of HubertConfig and SpeakerHubertConfig
+    "conv_feature_layers": "[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2",
+    "encoder_layers": 2,
+    "encoder_embed_dim": 48,
+    "encoder_ffn_embed_dim": 96,
+    "encoder_attention_heads": 4,
+    "final_dim": 24,
+}
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["fairseq_cli.hydra_train"])  # not emohubert: the user-dir is imported as in a fresh process
 

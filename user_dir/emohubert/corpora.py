@@ -17,7 +17,7 @@ import soundfile
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
 from .cli import Parser, progress
 from .errors import InputError
-from .files import Stamp, make_folder
+from .files import Stamp, make_folder, reading_text
 from .manifest import NO_EMOTION, read_json, write_corpus
 
 logger = logging.getLogger("emohubert")
@@ -126,14 +126,8 @@ def read_text(path, errors="strict"):
     Raises:
         InputError: missing, or not such text.
     """
-    try:
+    with reading_text(path, "give its place in the options, or complete the corpus folder"):
         return Path(path).read_bytes().decode("utf-8-sig", errors)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give its place in the options, or complete the corpus folder") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read_delimited(path):
@@ -193,6 +187,17 @@ def check_found(entries, folder, expected):
     """
     if not entries:
         raise InputError(f"{folder}: holds no {expected}; give the folder of the corpus as AUDIO_DIR")
+
+
+def check_classes(entries, args):
+    """Raise an error that names a class of --classes without an utterance.
+
+    Raises:
+        InputError: there is one.
+    """
+    missing = set(args.classes or ()) - {u.emotion for u in entries}
+    if missing:
+        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
 
 
 def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
@@ -376,6 +381,17 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
     left_out.log()
     for fold, splits in folds.items():
         logger.info("%s: %s", args.out_dir / fold, "; ".join(_summary(name, us) for name, us in splits.items()))
+
+
+def write_protocol(args, corpus, entries, folds, **more):
+    """`write` with the splits of --protocol, one of `PROTOCOLS`, and with `all.*` where there are several folds.
+
+    Args:
+        args, corpus, entries, more: as for `write`.
+        folds: as for `protocol_splits`.
+    """
+    everything = args.protocol in ("folds", "leave-one-speaker-out")
+    write(args, corpus, entries, lambda us: protocol_splits(us, args.protocol, args.seed, folds), everything=everything, **more)
 
 
 def measure(root, entries, left_out, skip_damaged=False, workers=4):

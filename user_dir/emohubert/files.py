@@ -98,6 +98,19 @@ def read_json(path):
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+@contextlib.contextmanager
+def reading_text(path, remedy):
+    """Turn the errors of reading a UTF-8 text file into InputError; `remedy` is for where there is no such file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def sha256(path):
     """SHA-256 of a file's content, as hex."""
     digest = hashlib.sha256()
