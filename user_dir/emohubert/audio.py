@@ -1,9 +1,15 @@
 """Reading speech, and the arithmetic between samples and frames (the only place that knows 400 and 320).
 
 Every model here hears 16 kHz mono. Files of another rate or with several channels are converted while they are read.
+
+A path may end in a part of an uncompressed tar, `shards/000003.tar:OFFSET:SIZE`: the bytes of one of its members, which are
+read as if they were a file (fairseq writes parts of zip files so). Everything here takes such paths.
 """
 
+import io
 import math
+import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +26,9 @@ RECEPTIVE_FIELD = 400
 HOP = 320
 """Samples between two frames (20 ms): 50 frames a second."""
 FRAME_RATE = SAMPLE_RATE / HOP
+_PACKED = re.compile(r"(.+\.tar):(\d+):(\d+)", re.DOTALL)
+_BUFFER = 1 << 16
+"""Bytes of a tar that are read at once."""
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus", ".sph", ".w64", ".rf64", ".caf"})
 
 
@@ -56,6 +65,75 @@ class AudioInfo:
         return resampled_length(self.frames, self.rate)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a recording are.
+
+    Attributes:
+        file: the file, or the tar that holds them.
+        start, size: which bytes of the tar; None of a file of its own.
+    """
+
+    file: Path
+    start: int | None = None
+    size: int | None = None
+
+    def stat(self):
+        """(bytes, time of the last change in ns).
+
+        Raises:
+            OSError: no such file.
+        """
+        found = self.file.stat()
+        return found.st_size if self.size is None else self.size, found.st_mtime_ns
+
+
+def is_packed(path):
+    """Whether a path is a part of a tar."""
+    return _PACKED.fullmatch(str(path)) is not None
+
+
+def locate(path):
+    """The Place of a recording."""
+    found = _PACKED.fullmatch(str(path))
+    return Place(Path(found[1]), int(found[2]), int(found[3])) if found else Place(Path(path))
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file of its own, for reading."""
+
+    def __init__(self, place):
+        self._file, self._place, self._position = place.file.open("rb", buffering=0), place, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self._position
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._position = max(offset + (0, self._position, self._place.size)[whence], 0)
+        return self._position
+
+    def readinto(self, buffer):
+        wanted = max(min(len(buffer), self._place.size - self._position), 0)
+        n = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._place.start + self._position)
+        self._position += n
+        return n
+
+    def close(self):
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _stream(place):
+    return place.file.open("rb") if place.size is None else io.BufferedReader(_Part(place), _BUFFER)
+
+
 def probe(path):
     """Read a file's header, and see that the audio reaches as far as the header of a WAV or FLAC says.
 
@@ -63,7 +141,7 @@ def probe(path):
         InputError: the file is missing, not audio, or shorter than its header promises.
     """
     path = Path(path)
-    with _open(path) as f:
+    with opened(path) as f:
         if f.format == "FLAC" and f.frames > 0:
             _decode(f, f.frames - 1, f.frames, path)
         return AudioInfo(f.frames, f.samplerate, f.channels)
@@ -76,7 +154,7 @@ def read(path, start=0, stop=None, n_samples=None):
     since seeking in it is inexact.)
 
     Args:
-        path: any file that libsndfile reads.
+        path: any file that libsndfile reads, or a part of a tar.
         start, stop: in samples at 16 kHz; `stop=None` reads to the end.
         n_samples: if given, the length at 16 kHz that the file must have.
 
@@ -88,7 +166,7 @@ def read(path, start=0, stop=None, n_samples=None):
             it does not reach from `start` to `stop`.
     """
     path = Path(path)
-    with _open(path) as f:
+    with opened(path) as f:
         length = resampled_length(f.frames, f.samplerate)
         if n_samples is not None and length != n_samples:
             raise InputError(
@@ -114,22 +192,33 @@ def normalise(waveform):
     return ((waveform - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
 
 
-def _open(path):
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file; restore it or remove it from the manifest")
-    if path.stat().st_size == 0:
+def opened(path):
+    """A recording as a `soundfile.SoundFile`.
+
+    Raises:
+        InputError: the file is missing, empty, not audio, or a WAV that is shorter than its header promises.
+    """
+    place = locate(path)
+    if not place.file.is_file():
+        raise InputError(f"{place.file}: no such audio file; restore it or remove it from the manifest")
+    size = place.file.stat().st_size
+    if place.size is not None and size < place.start + place.size:
+        raise InputError(f"{path}: the tar ends at byte {size}; restore it, or pack the audio again with tools/pack_audio.py")
+    if 0 in (size, place.size):
         raise InputError(f"{path}: the file is empty; restore it or remove it from the manifest")
     try:
-        opened = soundfile.SoundFile(path)
+        found = soundfile.SoundFile(path if place.size is None else _stream(place))
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: cannot be read as audio ({error.error_string}); restore it or remove it from the manifest") from error
     except TypeError as error:  # soundfile wants to be told the rate of a .raw file
         raise InputError(f"{path}: has no header that tells its sample rate; convert it to WAV or FLAC") from error
+    except OSError as error:
+        raise InputError(f"{place.file}: cannot be read ({error.strerror}); make it readable") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
-    if opened.format in ("WAV", "WAVEX"):
-        _refuse_truncated_wav(path, opened.frames)
-    return opened
+    if found.format in ("WAV", "WAVEX"):
+        _refuse_truncated_wav(path, place, found.frames)
+    return found
 
 
 def _decode(f, start, stop, path):
@@ -158,13 +247,13 @@ def _read_resampled(f, start, stop, path):
     return resampled[start - first * up : stop - first * up]
 
 
-def _refuse_truncated_wav(path, frames):
+def _refuse_truncated_wav(path, place, frames):
     """libsndfile quietly shortens a WAV whose data chunk is cut off, down to `frames`: look at the chunk's own size."""
-    with open(path, "rb") as f:
+    with _stream(place) as f:
         head = f.read(12)
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
             return
-        size = path.stat().st_size
+        size = place.stat()[0]
         while len(chunk := f.read(8)) == 8:
             name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -61,6 +62,49 @@ def write_lines(path, lines):
     """Write an iterable of strings, one per line, atomically."""
     with atomic(path) as f:
         f.writelines(f"{line}\n" for line in lines)
+
+
+def require_space(folder, needed):
+    """Raise InputError unless a folder's disk has so many bytes left."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some space or choose another disk"
+        )
+
+
+def append(source, f):
+    """Write a file's bytes to the open file `f`.
+
+    Returns:
+        the source's `os.stat`.
+
+    Raises:
+        InputError: it cannot be read, or changes its size while it is.
+    """
+    try:
+        with open(source, "rb") as old:
+            before, start = os.fstat(old.fileno()), f.tell()
+            shutil.copyfileobj(old, f, 1 << 20)
+    except OSError as error:
+        if str(error.filename) != str(source):
+            raise
+        raise InputError(f"{source}: cannot be read ({error.strerror}); restore it, and start again") from error
+    if f.tell() - start != before.st_size:
+        raise InputError(f"{source}: {f.tell() - start} bytes where there were {before.st_size}; start again when nothing writes to it")
+    return before
+
+
+def copy(source, path):
+    """Copy a file atomically, with its time of change.
+
+    Raises:
+        InputError: the source cannot be read, or the copy not be written.
+    """
+    with atomic(path, "wb") as new:
+        before = append(source, new)
+        new.flush()
+        os.utime(new.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def write_json(path, value):

@@ -5,24 +5,31 @@ resampling where a file has another rate. Line i of every sidecar (`.spk`, `.emo
 of the audio list.
 """
 
+import glob
 import hashlib
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from .audio import is_packed
+from .columns import Codes, Column, KeptFile, Strings, Table, compact, offsets_of
 from .errors import InputError
-from .files import atomic, make_folder, read_json, write_json, write_lines
+from .files import atomic, copy, make_folder, read_json, reading_text, write_json, write_lines
 
 NO_EMOTION = "-"
 """What `.emo` holds for an utterance without a class."""
 UNKNOWN_SPEAKER = "<unk>"
 """What `.spk` holds where the corpus does not know who speaks; in no dictionary, and never one person."""
+STAGED = "staged.json"
+"""What a manifest directory of staged audio says about where it comes from."""
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")
 """Text that cannot stand in a column: tabs, line breaks, bytes of a file name that are not UTF-8, nothing at all."""
+_REMEDY = "make the manifest first (manifests/NAME.py), or correct the path"
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class Utterance:
 
     @property
     def id(self):
-        """The path without its ending."""
-        return Path(self.path).with_suffix("").as_posix()
+        """The column `id` of its meta, or the path without its ending."""
+        return self.meta.get("id") or _id_of(self.path)
 
 
 @dataclass
@@ -60,20 +67,20 @@ class Split:
         root: folder of the audio.
         paths: relative paths, in order.
         n_samples: int64 array.
-        speakers, emotions: lists of str, or None without the sidecar.
+        speakers, emotions: lists of str (or what reads like one, see `columns`), or None without the sidecar.
         dimensions: name → float array (NaN: no value), or None.
-        meta: column → list of str, or None.
+        meta: column → list of str, read when it is first asked for; or None.
     """
 
     directory: Path
     name: str
     root: Path
-    paths: list
+    paths: list | Column
     n_samples: np.ndarray
-    speakers: list | None = None
-    emotions: list | None = None
+    speakers: list | Column | None = None
+    emotions: list | Column | None = None
     dimensions: dict | None = None
-    meta: dict | None = None
+    meta: dict | Table | None = None
 
     def __len__(self):
         return len(self.paths)
@@ -88,7 +95,7 @@ class Split:
         """The utterances' ids: the column `id` of `.meta.tsv`, or the paths without their endings."""
         if self.meta and "id" in self.meta:
             return self.meta["id"]
-        return [Path(p).with_suffix("").as_posix() for p in self.paths]
+        return [_id_of(p) for p in self.paths]
 
     def audio(self, index):
         """Full path of an utterance's file."""
@@ -99,21 +106,25 @@ class Split:
         return f"{self.directory / self.name}.{suffix}:{index + (2 if suffix in ('tsv', 'dim', 'meta.tsv') else 1)}"
 
 
+def _id_of(path):
+    return path if is_packed(path) else Path(path).with_suffix("").as_posix()
+
+
 def read_lines(path):
     """Lines of a UTF-8 text file, without line ends (Windows ones included) and without the byte order mark of Windows editors.
 
     Raises:
         InputError: missing or not text.
     """
-    try:
+    with reading_text(path, _REMEDY):
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make the manifest first (manifests/NAME.py), or correct the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_column(path):
+    """The same, as a column (see `columns`): little memory for millions of lines."""
+    with reading_text(path, _REMEDY):
+        return compact(KeptFile(path).lines)
 
 
 def read_table(path):
@@ -122,20 +133,12 @@ def read_table(path):
     Raises:
         InputError: no header, duplicate columns, or a line with another number of columns.
     """
-    lines = read_lines(path)
-    if not lines:
-        raise InputError(f"{path}: empty; the first line must name the columns")
-    names = lines[0].split("\t")
-    if len(set(names)) != len(names):
-        raise InputError(f"{path}:1: a column is named twice in {names}; rename one")
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(names):
-            raise InputError(f"{path}:{number}: {len(row)} columns where the header has {len(names)}; correct the line")
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    with reading_text(path, _REMEDY):
+        table = Table(path)
+        return {name: list(table.read(name)) for name in table}
 
 
-def read_split(directory, name, speakers="spk", problems=None):
+def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
     """Read `{name}.tsv` and every sidecar that is there.
 
     Args:
@@ -143,6 +146,7 @@ def read_split(directory, name, speakers="spk", problems=None):
         name: of the split, such as `train`.
         speakers: suffix of the speaker sidecar; None ignores it.
         problems: a list that takes what is wrong with sidecars, which are then left out, instead of raising it.
+        sidecars: attributes of the split that are wanted.
 
     Raises:
         InputError: a file is missing, empty, malformed, or of another length than the audio list.
@@ -150,34 +154,53 @@ def read_split(directory, name, speakers="spk", problems=None):
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
-    tsv = directory / f"{name}.tsv"
-    lines = read_lines(tsv)
-    if len(lines) < 2:
-        raise InputError(f"{tsv}: lists no audio; expected a root folder and then lines of path<TAB>n_samples")
-    if not lines[0].strip() or "\t" in lines[0]:
-        raise InputError(f"{tsv}:1: “{lines[0][:80]}” is not a folder; the first line must be the root folder of the paths")
-    paths, counts = [], np.empty(len(lines) - 1, dtype=np.int64)
-    for number, line in enumerate(lines[1:], 2):
-        path, _, count = line.partition("\t")
-        if not path or not count.isdecimal() or len(count) > 15:
-            raise InputError(f"{tsv}:{number}: “{line[:80]}” is not path<TAB>n_samples; correct the line or make the manifest again")
-        paths.append(path)
-        counts[number - 2] = int(count)
-    split = Split(directory, name, Path(lines[0]), paths, counts)
+    split = Split(directory, name, *_read_list(directory / f"{name}.tsv"))
     readers = {
         "speakers": lambda: None if speakers is None else _sidecar(split, speakers),
         "emotions": lambda: _sidecar(split, "emo"),
         "dimensions": lambda: _dimensions(split),
         "meta": lambda: _table_sidecar(split, "meta.tsv"),
     }
-    for attribute, reader in readers.items():
+    for attribute in sidecars:
         try:
-            setattr(split, attribute, reader())
+            setattr(split, attribute, readers[attribute]())
         except InputError as error:
             if problems is None:
                 raise
             problems.append(error)
     return split
+
+
+def _read_list(tsv):
+    """The audio list: (root, paths, n_samples)."""
+    root, number, paths, lengths, counts = None, 1, bytearray(), [], []
+    with reading_text(tsv, _REMEDY):
+        for lines in KeptFile(tsv).lines():
+            if root is None:
+                root = lines.pop(0).decode()
+                if lines and (not root.strip() or "\t" in root):
+                    raise InputError(f"{tsv}:1: “{root[:80]}” is not a folder; the first line must be the root folder of the paths")
+            fields = [line.partition(b"\t") for line in lines]
+            paths += b"".join([path for path, _, _ in fields])
+            lengths.append(np.fromiter((len(path) for path, _, _ in fields), dtype=np.uint32, count=len(fields)))
+            found = [_count(path, count) for path, _, count in fields]
+            if None in found:
+                bad = found.index(None)
+                line = lines[bad].decode()[:80]
+                raise InputError(
+                    f"{tsv}:{number + 1 + bad}: “{line}” is not path<TAB>n_samples; correct the line or make the manifest again"
+                )
+            counts.append(np.array(found, dtype=np.int64))
+            number += len(lines)
+    if number < 2:
+        raise InputError(f"{tsv}: lists no audio; expected a root folder and then lines of path<TAB>n_samples")
+    return Path(root), Strings(paths, offsets_of(lengths)), np.concatenate(counts)
+
+
+def _count(path, count):
+    """A number of samples, from bytes; None where it is not one, or has no path."""
+    text = count.decode()
+    return int(text) if path and text.isdecimal() and len(text) <= 15 else None
 
 
 def splits_of(directory):
@@ -270,15 +293,54 @@ def write_unlabelled(directory, out, parts):
     for name, sources in parts.items():
         for source in sources:
             split = read_split(directory, source)
-            for i, path in enumerate(split.paths):
+            for i, (path, name_of) in enumerate(zip(split.paths, split.ids, strict=True)):
                 if path in seen:
                     raise InputError(f"{split.where(i)}: {path} is in {seen[path]} too; give each utterance to one split")
                 seen[path] = split.tsv
                 speaker = split.speakers[i] if split.speakers else UNKNOWN_SPEAKER
-                meta = {"session": split.meta["session"][i]} if split.meta and "session" in split.meta else {}
+                meta = {"id": name_of} | ({"session": split.meta["session"][i]} if split.meta and "session" in split.meta else {})
                 new.setdefault(name, []).append(Utterance(path, int(split.n_samples[i]), speaker, NO_EMOTION, {}, meta))
     write_splits(out, split.root, new)
     return {name: len(utterances) for name, utterances in new.items()}
+
+
+def relocate(split, out, root, paths):
+    """Write a split anew whose audio is elsewhere, with all its sidecars as they are, and the utterances' ids.
+
+    Args:
+        split: a Split with `meta`.
+        out: folder to write.
+        root: folder of the audio there.
+        paths: the new paths, in the order of the split.
+    """
+    out, meta = make_folder(out), f"{split.name}.meta.tsv"
+    for old in sorted(split.directory.glob(f"{glob.escape(split.name)}.*")):
+        if old.name not in (split.tsv.name, meta) and not old.name.endswith(".tsv") and old.is_file():
+            copy(old, out / old.name)
+    if split.meta and "id" in split.meta:
+        copy(split.directory / meta, out / meta)
+    else:
+        columns = split.meta or {}
+        _write_table(out / meta, ["id", *columns], zip(split.ids, *columns.values(), strict=True))
+    write_lines(out / split.tsv.name, chain([root], (f"{path}\t{n}" for path, n in zip(paths, split.n_samples, strict=True))))
+
+
+def relocate_others(directory, out, **changes):
+    """Copy the dictionaries of a manifest directory, and `corpus.json` with some changes."""
+    out = make_folder(out)
+    for old in sorted(Path(directory).glob("dict.*.txt")):
+        copy(old, out / old.name)
+    if (Path(directory) / "corpus.json").is_file():
+        write_json(out / "corpus.json", read_json(Path(directory) / "corpus.json") | changes)
+
+
+def origin(split):
+    """(audio list, root) of a split: those that it was staged from, if it was (see `staging`), otherwise its own."""
+    path = split.directory / STAGED
+    if not path.is_file():
+        return split.tsv, split.root
+    staged = read_json(path)
+    return Path(staged["manifest"]) / split.tsv.name, Path(staged["roots"][split.name])
 
 
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, classes=None, left_out=None):
@@ -351,7 +413,7 @@ def _write_split(directory, root, name, utterances):
         _write_table(directory / f"{name}.dim", names, [[f"{u.dimensions.get(n, float('nan')):.6g}" for n in names] for u in utterances])
     else:
         (directory / f"{name}.dim").unlink(missing_ok=True)
-    columns = list(utterances[0].meta)
+    columns = [column for column in utterances[0].meta if column != "id"]
     _write_table(directory / f"{name}.meta.tsv", ["id", *columns], [[u.id, *(str(u.meta.get(c, "")) for c in columns)] for u in utterances])
 
 
@@ -370,20 +432,22 @@ def _sidecar(split, suffix):
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
-    lines = read_lines(path)
-    _check_length(split, path, len(lines))
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise InputError(f"{path}:{number}: empty line; every utterance needs a value")
-    return lines
+    column = read_column(path)
+    _check_length(split, path, len(column))
+    distinct = column.symbols if isinstance(column, Codes) else column
+    if not all(map(str.strip, distinct)):
+        number = next(number for number, line in enumerate(column, 1) if not line.strip())
+        raise InputError(f"{path}:{number}: empty line; every utterance needs a value")
+    return column
 
 
 def _table_sidecar(split, suffix):
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
-    table = read_table(path)
-    _check_length(split, path, len(next(iter(table.values()))))
+    with reading_text(path, _REMEDY):
+        table = Table(path)
+    _check_length(split, path, table.rows)
     return table
 
 
@@ -391,16 +455,19 @@ def _dimensions(split):
     table = _table_sidecar(split, "dim")
     if table is None:
         return None
-    values = {}
-    for name, column in table.items():
-        try:
-            values[name] = np.array(column, dtype=np.float64)
-        except ValueError:
-            values[name] = np.array([np.inf])
-        if np.isinf(values[name]).any():
-            bad = next(i for i, text in enumerate(column) if not _is_number(text))
-            raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)") from None
-    return values
+    values, done = np.empty((len(table), table.rows)), 0
+    try:
+        for lines in table.lines():
+            cells = list(map(float, b"\t".join(lines).decode().split("\t"))) if lines else []
+            values[:, done : done + len(lines)] = np.reshape(cells, (len(lines), len(table))).T
+            done += len(lines)
+        finite = not np.isinf(values).any()
+    except ValueError:
+        finite = False
+    if not finite:
+        name, bad, text = next((n, i, text) for n in table for i, text in enumerate(table.read(n)) if not _is_number(text))
+        raise InputError(f"{split.where(bad, 'dim')}: {name} is “{text}”, not a number; correct it (nan: no value)")
+    return dict(zip(table, values, strict=True))
 
 
 def _is_number(text):

@@ -18,14 +18,15 @@ import re
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from .audio import RECEPTIVE_FIELD
 from .errors import InputError
-from .files import atomic, make_folder
-from .manifest import UNKNOWN_SPEAKER, read_corpus, read_lines
+from .files import atomic, make_folder, sha256
+from .manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
 
 SUFFIX = ".seen"
 TRAIN, PRETRAINING, SELECTION, WATCHED = "train", "pretraining", "selection", "watched"
@@ -127,25 +128,32 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
         InputError: it cannot be written.
     """
     facts = {"role": role, **facts, "sources": list(sources)}
-    lines = []
+    lines = list
     if split is not None:
-        facts |= {"manifest": os.path.abspath(split.tsv), "corpus": read_corpus(split.directory).get("corpus")}
-        facts["root"] = os.path.realpath(split.root)
+        tsv, root = origin(split)  # not of a copy that is gone when the record is read
+        facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus")}
+        facts["root"] = os.path.realpath(root)
         lines = _lines(split, indices)
+        facts["utterances"] = len(split) if indices is None else len(indices)
     return _write(path, facts, lines, role if split is None else split.name)
 
 
 def _lines(split, indices):
+    """A function that gives the lines of utterances anew: millions of them are never in memory together."""
     speakers = _speakers(split)
     sessions = (split.meta or {}).get("session") or [""] * len(split)
-    chosen = range(len(split)) if indices is None else np.asarray(indices).tolist()
-    return [f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}" for i in chosen]
+
+    def lines():
+        for i in range(len(split)) if indices is None else indices:
+            yield f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}"
+
+    return lines
 
 
 def _speakers(split):
     """Who speaks, by `.spk`, whatever the split was read for: a model that is not told the speakers has heard them too."""
     path = split.directory / f"{split.name}.spk"
-    lines = read_lines(path) if path.is_file() else []
+    lines = read_column(path) if path.is_file() else []
     return lines if len(lines) == len(split) else split.speakers or [UNKNOWN_SPEAKER] * len(split)
 
 
@@ -154,17 +162,24 @@ def _cell(text):
 
 
 def _write(path, facts, lines, name):
-    facts["utterances"] = len(lines)
-    text = "".join(f"{line}\n" for line in (json.dumps(facts, sort_keys=True, ensure_ascii=True), _COLUMNS, *lines))
-    content = text.encode("utf-8", "surrogateescape")
+    """Write the first line, the columns' names and what `lines()` gives, unless just this is there."""
+    first = json.dumps({"utterances": 0, **facts}, sort_keys=True, ensure_ascii=True)
+
+    def content():
+        for line in chain((first, _COLUMNS), lines()):
+            yield f"{line}\n".encode("utf-8", "surrogateescape")
+
+    digest = hashlib.sha256()
+    for line in content():
+        digest.update(line)
     path = Path(path)
     if path.suffix != SUFFIX:
-        path = make_folder(path) / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}{SUFFIX}"
+        path = make_folder(path) / f"{name}-{digest.hexdigest()[:12]}{SUFFIX}"
     with contextlib.suppress(OSError):
-        if path.stat().st_size == len(content) and path.read_bytes() == content:
+        if sha256(path) == digest.hexdigest():
             return path
     with atomic(path, "wb") as f:
-        f.write(content)
+        f.writelines(content())
     return path
 
 
@@ -303,11 +318,12 @@ def write_shard_fit(path, shards, chosen):
     found = [read(beside(shard.path)) if beside(shard.path).is_file() else None for shard in shards]
     unknown = [str(s.path) for s, record in zip(shards, found, strict=True) if record is None or len(record.utterances) != len(s)]
     if unknown:
-        return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, [], "")
+        return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, list, "")
     rows = [row for record in found for row in zip(*_columns(record.utterances), strict=True)]
     sources = list({json.dumps(s, sort_keys=True): s for record in found for s in record.sources}.values())
     facts = {key: found[0].facts.get(key) for key in ("manifest", "corpus", "root")}
-    return _write(beside(path), {**facts, "role": CLUSTERING, "sources": sources}, ["\t".join(map(str, rows[i])) for i in chosen], "")
+    facts |= {"role": CLUSTERING, "sources": sources, "utterances": len(chosen)}
+    return _write(beside(path), facts, lambda: ("\t".join(map(str, rows[i])) for i in chosen), "")
 
 
 def _columns(utterances):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, probe, resampled_length
+from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, opened, probe, resampled_length
 from .cli import progress
 from .errors import InputError
 from .manifest import (
@@ -181,7 +181,7 @@ def content_of(path):
     probe(path)
     digest, frames, silent = hashlib.sha256(), 0, True
     try:
-        with soundfile.SoundFile(path) as f:
+        with opened(path) as f:
             for block in f.blocks(_BLOCK, dtype="float32", always_2d=True):
                 if not np.isfinite(block).all():
                     raise InputError(f"{path}: holds samples that are not numbers (NaN or infinite); restore it")

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import torch
 
-from ..audio import HOP, SAMPLE_RATE, n_frames
+from ..audio import HOP, SAMPLE_RATE, locate, n_frames
 from ..batching import by_length
 from ..cli import progress
 from ..files import atomic, fingerprint, make_folder
@@ -87,7 +87,7 @@ def _what(model, dataset, checkpoint):
         "mean": model.mean_is_enough,
         "layers": model.layers if model.layer_weights is not None else None,
         "normalise": dataset.normalise,
-        "audio": [[str(split.audio(i)), int(split.n_samples[i]), split.audio(i).stat().st_mtime_ns] for i in dataset.kept],
+        "audio": [[str(split.audio(i)), int(split.n_samples[i]), locate(split.audio(i)).stat()[1]] for i in dataset.kept],
         "speakers": dataset.speaker_rows.tolist() if heard else None,
         "hop": HOP,
     }

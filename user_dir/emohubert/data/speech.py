@@ -65,7 +65,7 @@ class SpeechDataset(FairseqDataset):
         self.set_epoch(1)
 
     def _report_short(self, min_samples):
-        left_out = np.setdiff1d(np.arange(len(self.split)), self.kept)
+        left_out = np.flatnonzero(self.split.n_samples < min_samples)
         if len(self.kept) == 0:
             raise InputError(f"{self.split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
         if len(left_out):

@@ -263,11 +263,11 @@ def audio_fingerprint(split, indices=None):
     rows = []
     for i in range(len(split)) if indices is None else indices:
         try:
-            stat = split.audio(i).stat()
+            size, changed = audio.locate(split.audio(i)).stat()
         except OSError as error:
             raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
         speaker = split.speakers[i] if split.speakers else None
-        rows.append([split.paths[i], int(split.n_samples[i]), stat.st_size, stat.st_mtime_ns, speaker])
+        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, speaker])
     return fingerprint(rows)
 
 

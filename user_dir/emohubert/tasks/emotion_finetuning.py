@@ -137,12 +137,12 @@ class EmotionFinetuningTask(SpeechTask):
         return read_dictionary(Path(self.cfg.data) / "dict.emo.txt")
 
     def _read_training_speakers(self):
-        speakers = read_split(self.cfg.data, "train", speakers=self.cfg.speakers).speakers
+        speakers = read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=["speakers"]).speakers
         return sorted(set(speakers or []))
 
     def _read_voices(self):
         """Mean MFCCs of the training speakers, as plain values."""
-        split = read_split(self.cfg.data, "train", speakers=self.cfg.speakers)
+        split = read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=["speakers"])
         vectors = self._voices_of(split, np.arange(len(split)))
         return {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}
 
@@ -174,7 +174,7 @@ class EmotionFinetuningTask(SpeechTask):
         return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
 
     def _count_classes(self):
-        emotions = read_split(self.cfg.data, "train", speakers=None).emotions or []
+        emotions = read_split(self.cfg.data, "train", sidecars=["emotions"]).emotions or []
         return [emotions.count(c) for c in self.classes]
 
     @exit_on_input_error

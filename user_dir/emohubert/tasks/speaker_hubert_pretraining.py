@@ -121,7 +121,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     @exit_on_input_error
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split with its labels and check everything that can be checked before training."""
-        utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
+        utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers, sidecars=["speakers", "meta"])
         labels = [read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets]
         rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
         dataset = FrameLabelledSpeech(

@@ -1,0 +1,120 @@
+"""Audio on a local disk: what a manifest lists is copied once for all processes of a machine, whole files or shards."""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .audio import locate
+from .cli import progress
+from .errors import InputError
+from .files import copy, make_folder, read_json, require_space, write_json
+from .manifest import STAGED, manifest_directories, read_split, relocate, relocate_others, splits_of
+
+logger = logging.getLogger(__name__)
+
+
+def stage(directory, local, splits=None, name="manifest", jobs=8):
+    """Copy the audio of a manifest directory, its folds included, to a local disk, and write the manifest directory that lists it.
+
+    Paths below the root, sizes and times of change stay as they are: labels and features that were made from the one are those of
+    the other, and records of what was seen (`records`) name the original. Other processes that stage to the same folder wait
+    and then find everything there.
+
+    Args:
+        directory: manifest directory.
+        local: folder on the local disk.
+        splits: names of the splits that are wanted; by default all.
+        name: of the new manifest directory in `local`.
+        jobs: files that are copied at once.
+
+    Returns:
+        (the new manifest directory, files, files that were copied now).
+
+    Raises:
+        InputError: there is no such split or no such file, not enough space, or the folder holds the manifest of something else.
+    """
+    directory, local = Path(directory), make_folder(local)
+    found = [
+        read_split(d, s, sidecars=["meta"]) for d in manifest_directories(directory) for s in splits_of(d) if splits is None or s in splits
+    ]
+    missing = sorted(set(splits or []) - {split.name for split in found})
+    if missing:
+        raise InputError(f"{directory}: has no split {missing[0]}; choose of {' '.join(sorted({s.name for s in found})) or 'those it has'}")
+    out = local / name
+    with _lock(local / ".staging.lock"):
+        staged = out / STAGED
+        if out.is_dir() and any(out.iterdir()) and not staged.is_file():
+            raise InputError(f"{out}: is not of staged audio; choose another folder or another --name")
+        if staged.is_file() and read_json(staged)["staged"] != str(directory.resolve()):
+            raise InputError(f"{out}: holds the manifest {read_json(staged)['staged']}; choose another --name for this one")
+        files = _files(found, local)
+        wanted = {old: new for old, new in files.items() if not _is_there(old, new)}
+        require_space(local, sum(os.stat(old).st_size for old in wanted))
+        for folder in {new.parent for new in wanted.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            for _ in progress(pool.map(copy, wanted, wanted.values()), "copying", total=len(wanted), unit="files"):
+                pass
+        bad = next((old for old, new in wanted.items() if not _is_there(old, new)), None)
+        if bad is not None:
+            raise InputError(f"{bad}: its copy {files[bad]} is not the same; the file is being written to, or the disk is damaged")
+        write_json(make_folder(out) / STAGED, {"staged": str(directory.resolve()), "manifest": None, "roots": {}})
+        for folder in dict.fromkeys(split.directory for split in found):
+            own = [split for split in found if split.directory == folder]
+            to = out / folder.relative_to(directory)
+            for split in own:
+                relocate(split, to, _root(split, local), split.paths)
+            roots = {split.name: str(split.root.resolve()) for split in own}
+            write_json(make_folder(to) / STAGED, {"staged": str(directory.resolve()), "manifest": str(folder.resolve()), "roots": roots})
+            relocate_others(folder, to)
+        relocate_others(directory, out)
+    return out, len(files), len(wanted)
+
+
+def _root(split, local):
+    """The folder that takes the place of a split's root."""
+    root = os.path.realpath(split.root)
+    return local.resolve() / "audio" / f"{os.path.basename(root)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+def _files(splits, local):
+    """File → its copy, each once, in the order of the lists."""
+    found = {}
+    for split in splits:
+        root = _root(split, local)
+        for i, path in enumerate(split.paths):
+            relative = locate(path).file
+            if relative.is_absolute() or ".." in relative.parts:
+                raise InputError(f"{split.where(i)}: {path} is not below the root; make the manifest with paths that are")
+            old = split.root / relative
+            if old in found:
+                continue
+            if not old.is_file():
+                raise InputError(f"{split.where(i)}: {old}: no such audio file; restore it or remove it from the manifest")
+            found[old] = root / relative
+    return found
+
+
+def _is_there(old, new):
+    """Whether a copy has the size and the time of change of its original."""
+    try:
+        mine, copied = os.stat(old), os.stat(new)
+    except FileNotFoundError:
+        return False
+    return (mine.st_size, mine.st_mtime_ns) == (copied.st_size, copied.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _lock(path):
+    """Held by one process of this machine at a time; it is released however the process ends."""
+    with open(path, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: another process is staging to this folder; waiting for it", path)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
