@@ -1,12 +1,14 @@
 """Batches under a budget: everything once, nothing over, little padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 from fairseq.data import data_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert.batching import by_length, padding_share
+from emohubert.batching import by_length, cut, divided, padding_share
 
 LENGTHS = st.lists(st.integers(1, 1000), max_size=150) | st.lists(st.integers(5, 12), max_size=60)
 OPTIONS = {
@@ -111,3 +113,59 @@ def test_padding(budget):
 def test_padding_share_by_hand():
     assert padding_share([10, 5, 4], [np.array([0, 1]), np.array([2])]) == pytest.approx(5 / 24)
     assert padding_share([7, 7], [np.array([0, 1])]) == 0
+
+
+def groups(batches, parts):
+    """What each update learns from: sets of utterances."""
+    assert len(batches) % parts == 0
+    return [sorted(np.concatenate(batches[i : i + parts]).tolist()) for i in range(0, len(batches), parts)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=LENGTHS, budget=st.integers(1, 5000), most=st.none() | st.integers(1, 20), seed=st.none() | st.integers(0, 9))
+def test_updates_do_not_depend_on_how_they_are_divided(lengths, budget, most, seed):
+    def made(parts):
+        rng = None if seed is None else np.random.default_rng(seed)
+        return divided(lengths, parts, 4 * budget // parts, None if most is None else 4 * most // parts, rng=rng)
+
+    whole = [sorted(b.tolist()) for b in made(1)]
+    for parts in (2, 4):
+        assert groups(made(parts), parts) == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(lengths=LENGTHS, parts=st.integers(2, 8), budget=st.integers(1, 5000), most=st.none() | st.integers(1, 20))
+def test_parts_are_even_and_hardly_over_the_budget(lengths, parts, budget, most):
+    lengths = np.array(lengths, dtype=np.int64)
+    batches = divided(lengths, parts, budget, most)
+    for first in range(0, len(batches), parts):
+        together = batches[first : first + parts]
+        sizes = [len(part) for part in together]
+        assert min(sizes) > 0 or max(sizes) == 1  # nobody waits who could have had an utterance
+        assert most is None or max(sizes) <= most
+        for part in together:
+            assert len(part) <= 1 or lengths[part].max() * (len(part) - 1) < budget
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=9), parts=st.integers(2, 4))
+def test_the_longest_part_is_as_short_as_can_be(lengths, parts):
+    """Against all ways to cut the sorted batch."""
+    found = cut(np.array(lengths), np.arange(len(lengths)), parts)
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(edges):
+        return max(ordered[a] * (b - a) for a, b in zip((0, *edges), (*edges, len(ordered)), strict=True) if b > a)
+
+    best = min(cost(edges) for edges in itertools.combinations_with_replacement(range(len(ordered) + 1), parts - 1))
+    assert max(max(lengths[i] for i in part) * len(part) for part in found if len(part)) == best
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
+
+
+def test_realistic_parts_take_equally_long():
+    lengths = realistic().astype(np.int64)
+    batches = divided(lengths, 8, 1_400_000, rng=np.random.default_rng(1))
+    costs = np.array([lengths[b].max() * len(b) if len(b) else 0 for b in batches]).reshape(-1, 8)
+    waiting = 1 - costs.mean(axis=1) / costs.max(axis=1)
+    assert waiting.mean() < 0.1
+    assert costs.max() < 1.1 * 1_400_000

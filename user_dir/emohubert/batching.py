@@ -1,4 +1,4 @@
-"""Batches of utterances of similar length, under a budget."""
+"""Batches of utterances of similar length, under a budget, and their division among processes."""
 
 import numpy as np
 
@@ -44,6 +44,68 @@ def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, b
         longest = grown
     batches.append(batch)
     return [np.array(b, dtype=np.int64) for b in batches]
+
+
+def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=None):
+    """Batches for several processes (or passes, where gradients are accumulated) that make each update together.
+
+    What an update learns from does not depend on the division: two parts under a budget are the batch that one process has
+    under twice the budget, cut in two that take equally long. So that this can be, a part may exceed the budget, by less than
+    its longest utterance.
+
+    Args:
+        lengths: length of each utterance, in samples.
+        parts: into how many each batch is divided.
+        budget, max_utterances: of a part, as for `by_length`.
+        multiple, rng: as for `by_length`; with `rng`, batches are shuffled, too.
+
+    Returns:
+        list of int64 arrays of indices, the parts of a batch next to each other; some are empty where a batch has fewer
+        utterances than parts.
+    """
+    limits = [None if limit is None else limit * parts for limit in (budget, max_utterances)]
+    lengths = np.asarray(lengths, dtype=np.int64)
+    batches = by_length(lengths, *limits, multiple, rng)
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    if parts == 1:
+        return batches
+    return [part for batch in batches for part in cut(lengths, batch, parts, max_utterances)]
+
+
+def cut(lengths, batch, parts, max_utterances=None):
+    """Cut a batch into parts of similar length within, so that the one that takes longest (padding counted) takes as little as can be.
+
+    Args:
+        lengths: length of each utterance.
+        batch: indices of some.
+        parts: how many to cut it into.
+        max_utterances: most utterances in a part; `parts` times as many must hold the batch.
+
+    Returns:
+        `parts` int64 arrays: the utterances of the batch, longest first; empty ones at the end where there are too few.
+    """
+    batch = batch[np.argsort(-lengths[batch], kind="stable")]
+    own = lengths[batch]
+    most = len(batch) if max_utterances is None else max_utterances
+
+    def cuts(cost):
+        found, first = [], 0
+        while first < len(batch):
+            first += int(min(max(cost // own[first], 1), most, len(batch) - first))
+            found.append(first)
+        return found
+
+    low, high = int(own[0]), int(own[0]) * len(batch)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cuts(middle)) <= parts else (middle + 1, high)
+    edges = [0, *cuts(low)]
+    while len(edges) <= min(parts, len(batch)):  # a part for everyone, where there are utterances enough
+        widest = max(range(len(edges) - 1), key=lambda i: (edges[i + 1] - edges[i] > 1) * own[edges[i]] * (edges[i + 1] - edges[i]))
+        edges.insert(widest + 1, (edges[widest] + edges[widest + 1] + 1) // 2)
+    pieces = [batch[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    return pieces + [batch[:0]] * (parts - len(pieces))
 
 
 def padding_share(lengths, batches):

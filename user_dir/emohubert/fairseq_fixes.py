@@ -13,11 +13,12 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data.dictionary import Dictionary
 from fairseq.data.iterators import FrozenBatchSampler
+from fairseq.distributed import utils as fairseq_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
-from . import records
+from . import distributed, records
 from .errors import InputError, exit_on_input_error
 from .files import make_folder
 
@@ -33,6 +34,7 @@ def apply():
     train_in_float32_without_a_gpu()
     end_workers_with_their_epoch()
     record_what_is_seen()
+    run_on_many_processes()
 
 
 def allow_checkpoint_classes():
@@ -90,10 +92,18 @@ def record_what_is_seen():
     _wrap(Trainer, "get_train_iterator", _recording)
 
 
+def run_on_many_processes():
+    """fairseq needs GPUs, resolvable names and luck with ports to train on several processes, and hangs where one fails (see `distributed`)."""
+    _wrap(fairseq_utils, "call_main", lambda _: distributed.call_main)
+    _wrap(Trainer, "valid_step", distributed.still_moving)
+    _wrap(Trainer, "train_step", lambda step: distributed.still_moving(_without_empty_parts(step)))
+
+
 def _wrap(owner, name, wrapper, static=False):
     original = getattr(owner, name)
-    if not hasattr(original, "__wrapped__"):
+    if not hasattr(original, "by_emohubert"):
         wrapped = functools.wraps(original)(wrapper(original))
+        wrapped.by_emohubert = True
         setattr(owner, name, staticmethod(wrapped) if static else wrapped)
 
 
@@ -131,7 +141,7 @@ def _making_folder(_):
     @exit_on_input_error
     def verify_checkpoint_directory(save_dir):
         folder = make_folder(save_dir)
-        if HydraConfig.initialized():
+        if HydraConfig.initialized() or torch.distributed.is_initialized():
             handler = logging.FileHandler(folder / "hydra_train.log")
             handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
             logging.getLogger().addHandler(handler)
@@ -148,6 +158,15 @@ def _recording(get):
         return iterator
 
     return get_train_iterator
+
+
+def _without_empty_parts(step):
+    """fairseq takes all of an update for empty where its last part is."""
+
+    def train_step(self, samples, *args, **kwargs):
+        return step(self, [sample for sample in samples if sample] or samples[:1], *args, **kwargs)
+
+    return train_step
 
 
 def _in_float32_on_a_cpu(init):

@@ -75,9 +75,8 @@ class MaskedPrediction(FairseqCriterion):
             "ntokens": sample["ntokens"],
             "nsentences": sample["nsentences"],
         }
-        module = getattr(model, "module", model)
-        if module.speaker_conditioning is not None:
-            log |= {"speaker_norm": module.speaker_conditioning.mean_norm().double(), "batches": 1}
+        if model.speaker_conditioning is not None:  # a model wrapped for several processes hands its attributes on
+            log |= {"speaker_norm": model.speaker_conditioning.mean_norm().double(), "batches": 1}
         return loss, sample_size, log
 
     @classmethod

@@ -8,7 +8,7 @@ import torch
 from fairseq.data import FairseqDataset
 
 from .. import audio
-from ..batching import by_length
+from ..batching import divided
 from ..errors import InputError
 from .masking import rng_for
 
@@ -35,8 +35,12 @@ class SpeechDataset(FairseqDataset):
         transform: what is done to a waveform after the crop and before it is normalised, such as an `Augmentation`; or None.
             `transform(samples, rng)` gives the new waveform; unless its `keeps_length` is true, `transform.length(n, rng)`
             the length that it will have, a frame or more.
+
+    Attributes:
+        parts: into how many each batch is divided, for processes and for accumulated gradients.
     """
 
+    parts = 1
     can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
 
     def __init__(
@@ -203,9 +207,9 @@ class SpeechDataset(FairseqDataset):
         return self.kept
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """Length-bucketed batches under a budget of samples, padding counted; shuffled within buckets in training."""
+        """Length-bucketed batches under a budget of samples, padding counted; shuffled in training. See `batching.divided`."""
         rng = np.random.default_rng([self.seed, self.epoch]) if self.training else None
-        batches = by_length(self.sizes[indices], max_tokens, max_sentences, required_batch_size_multiple, rng)
+        batches = divided(self.sizes[indices], self.parts, max_tokens, max_sentences, required_batch_size_multiple, rng)
         return [indices[b] for b in batches]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..audio import n_frames
-from ..batching import by_length
+from ..batching import divided
 from .masking import rng_for
 from .speech import SpeechDataset
 
@@ -60,7 +60,8 @@ class UtteranceLabelledSpeech(SpeechDataset):
         if self.features is None or not self.features.are_means or max_sentences is None:
             return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
         order = np.random.default_rng([self.seed, self.epoch]).permutation(indices) if self.training else np.asarray(indices)
-        return [order[b] for b in by_length(np.ones(len(order)), None, max_sentences, required_batch_size_multiple)]
+        batches = divided(np.ones(len(order)), self.parts, None, max_sentences, required_batch_size_multiple)
+        return [order[b] for b in batches]
 
     def collater(self, items):
         """A batch: `net_input` for EmotionHubertModel and `target`, (batch,) classes or (batch, dimensions)."""

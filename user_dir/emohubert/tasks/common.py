@@ -23,6 +23,19 @@ class SpeechTask(FairseqTask):
         """Nothing is dropped by length here."""
         return np.asarray(indices)
 
+    def get_batch_iterator(self, dataset, *args, num_shards=1, epoch=1, **options):
+        """fairseq's iterator; what an update learns from depends neither on the number of processes nor on accumulation.
+
+        Every batch is divided among processes and passes of `optimization.update_freq` (see `batching.divided`) and the parts stay
+        together; fairseq would shuffle them, and by their number.
+        """
+        update_freq = self.cfg.update_freq
+        passes = update_freq[min(epoch, len(update_freq)) - 1] if dataset.training else 1
+        dataset.parts = num_shards * passes
+        iterator = super().get_batch_iterator(dataset, *args, num_shards=num_shards, epoch=epoch, **options)
+        iterator.disable_shuffling, iterator.shuffle = True, False
+        return iterator
+
     @property
     def label_names(self):
         """Names of the labels of whole utterances that are learned from; empty where there are none."""

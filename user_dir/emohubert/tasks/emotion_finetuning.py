@@ -2,16 +2,17 @@
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import numpy as np
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
-from torch import distributed
 
+from .. import distributed
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import read_pretrained
 from ..data.augmentation import Augmentation
@@ -64,6 +65,7 @@ class EmotionFinetuningConfig(FairseqDataclass):
     augment_reverb_files: Optional[str] = field(default=None, metadata={"help": "folder of impulse responses (null: they are generated)"})
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
+    update_freq: List[int] = II("optimization.update_freq")
 
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
@@ -283,7 +285,7 @@ class EmotionFinetuningTask(SpeechTask):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
-        if self.cfg.check_audio:
+        if self.cfg.check_audio and distributed.is_first():
             dataset.check_audio()
         if self._features_stay(dataset):
             dataset.features = self._cached_features(dataset)
@@ -308,11 +310,6 @@ class EmotionFinetuningTask(SpeechTask):
         model = EmotionHubertModel(self.model_cfg, self.n_outputs, self.speakers)
         pretrained = read_pretrained(self.model_cfg.init_from)
         model.start_from(pretrained)
-        several = distributed.is_initialized() and self.cfg.feature_cache is not None
-        if several and distributed.get_rank() > 0:
-            distributed.barrier()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = CachedFeatures(model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
-        if several and distributed.get_rank() == 0:
-            distributed.barrier()
-        return found
+        compute = partial(CachedFeatures, model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
+        return compute() if self.cfg.feature_cache is None else distributed.first_alone(compute)

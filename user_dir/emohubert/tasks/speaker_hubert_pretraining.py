@@ -9,6 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
+from .. import distributed
 from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
@@ -46,6 +47,7 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     )
     check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
     seed: int = II("common.seed")
+    update_freq: List[int] = II("optimization.update_freq")
 
 
 def label_file(label_dir, name, file):
@@ -136,7 +138,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             max_samples=self.cfg.max_sample_size,
             min_samples=self.cfg.min_sample_size,
         )
-        if self.cfg.check_audio:
+        if self.cfg.check_audio and distributed.is_first():
             dataset.check_audio()
         hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
         logger.info(

@@ -1,0 +1,194 @@
+"""One training on several processes: the same curve however it is divided, and an end instead of a hang."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus import make_corpus, make_labels
+from training import MICRO, ROOT, arguments
+
+from emohubert import distributed
+from emohubert.checkpoints import load_state
+from emohubert.errors import InputError
+
+BIN = Path(sys.executable).parent
+PLANTED = """
+import os, sys, time
+sys.path.insert(0, {plug_in!r})
+import emohubert
+from fairseq.trainer import Trainer
+
+step = Trainer.train_step
+def train_step(self, samples, *args, **kwargs):
+    if self.get_num_updates() == 3 and os.environ["RANK"] == "1":
+        {fault}
+    return step(self, samples, *args, **kwargs)
+Trainer.train_step = train_step
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    make_labels(make_corpus(folder, seconds=(0.3, 1.2), train=40), folder / "labels")
+    return folder
+
+
+def command(corpus, name, *overrides, processes=1):
+    """A micro pretraining without dropout, which processes draw for themselves."""
+    same = ["model.dropout=0", "model.attention_dropout=0", "common.tensorboard_logdir=null", "checkpoint.save_interval_updates=0"]
+    data = [f"task.data={corpus}/manifest", f"task.label_dir={corpus}/labels", f"checkpoint.save_dir={corpus}/{name}"]
+    launcher = [] if processes == 1 else [BIN / "torchrun", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    program = [*launcher, BIN / "fairseq-hydra-train", *arguments("papt_tiny", *MICRO, "model.init_from=null", *same, *data, *overrides)]
+    return [str(word) for word in program]
+
+
+def start(corpus, name, *overrides, processes=1, user_dir=ROOT / "user_dir"):
+    environment = {**os.environ, "EMOHUBERT_USER_DIR": str(user_dir), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    (corpus / name).mkdir(exist_ok=True)
+    with open(corpus / name / "output.log", "w") as f:
+        return subprocess.Popen(command(corpus, name, *overrides, processes=processes), stdout=f, stderr=f, cwd=ROOT, env=environment)
+
+
+def output(corpus, name):
+    return (corpus / name / "output.log").read_text(errors="replace")
+
+
+def run(corpus, name, *overrides, **options):
+    status = start(corpus, name, *overrides, **options).wait(300)
+    assert status == 0, output(corpus, name)[-4000:]
+
+
+def curve(corpus, name):
+    """[(update, loss)] of a training, and [(update, loss)] of its validation."""
+    found = {"train_inner": [], "valid": []}
+    for line in (corpus / name / "hydra_train.log").read_text().splitlines():
+        for kind, values in found.items():
+            if f"[{kind}]" in line:
+                log = json.loads(line[line.index("{") :])
+                prefix = "valid_" if kind == "valid" else ""
+                values.append((int(log[f"{prefix}num_updates"]), float(log[f"{prefix}loss"])))
+    return found["train_inner"], found["valid"]
+
+
+def assert_same(corpus, name, expected):
+    """The curves of two trainings agree to the last of their four decimals, and so do their weights in the end."""
+    for values, others in zip(curve(corpus, name), curve(corpus, expected), strict=True):
+        assert len(values) == len(others) > 1
+        for (update, loss), (same_update, same_loss) in zip(values, others, strict=True):
+            assert update == same_update and abs(loss - same_loss) < 1.01e-4
+    weights, others = (load_state(corpus / folder / "checkpoint_last.pt")["model"] for folder in (name, expected))
+    assert weights.keys() == others.keys()
+    assert max(float((weights[key].float() - others[key].float()).abs().max()) for key in weights) < 1e-4
+
+
+class TestPlace:
+    def test_alone(self):
+        assert distributed.place({}) is None
+        assert distributed.place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script, no step of it
+        assert distributed.place({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None
+
+    def test_torchrun(self):
+        environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
+        assert distributed.place(environment) == distributed.Place(3, 4, 1, "10.0.0.1:29400")
+        assert distributed.place({**environment, "WORLD_SIZE": "1", "RANK": "0"}) is None
+        with pytest.raises(InputError, match="MASTER_PORT=x: not a number"):
+            distributed.place({**environment, "MASTER_PORT": "x"})
+
+    def test_srun(self, tmp_path, monkeypatch):
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(
+            '#!/bin/sh\ncase "$*" in\n"show hostnames node[3-4]") echo node3; echo node4;;\n'
+            '"--oneliner show node node3") echo "NodeName=node3 NodeAddr=10.1.2.3 CPUs=8";;\n*) exit 1;;\nesac\n'
+        )
+        scontrol.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        step = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
+        nodes = {"SLURM_STEP_NODELIST": "node[3-4]"}
+        assert distributed.place({**step, **nodes}) == distributed.Place(5, 8, 1, f"10.1.2.3:{distributed.FIRST_PORT + 84}")
+        assert distributed.place({**step, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == distributed.Place(5, 8, 1, "a:1")
+        scontrol.write_text("#!/bin/sh\nexit 1\n")
+        with pytest.raises(InputError, match="set MASTER_ADDR"):
+            distributed.place({**step, **nodes})
+
+    def test_ports_of_array_tasks_differ(self):
+        ports = {distributed.slurm_port({"SLURM_JOB_ID": str(4000 + i), "SLURM_STEP_ID": "0"}) for i in range(1000)}
+        assert len(ports) == 1000
+        assert all(1024 < port < 65536 for port in ports)
+
+    def test_interface(self):
+        assert distributed.interface_towards("127.0.0.1", 9) == "lo"
+        assert distributed.interface_towards("not a host", 9) is None
+
+
+@pytest.mark.slow
+class TestTraining:
+    updates = ("optimization.max_update=50", "dataset.validate_interval_updates=25", "dataset.max_tokens=40000")
+
+    @pytest.fixture(scope="class")
+    def two(self, corpus):
+        run(corpus, "two", *self.updates, processes=2)
+        assert [update for update, _ in curve(corpus, "two")[1]] == [25, 50]
+        return "two"
+
+    def test_two_processes_are_one_with_the_doubled_batch(self, corpus, two):
+        run(corpus, "one", *self.updates, "dataset.max_tokens=80000")
+        assert_same(corpus, "one", two)
+
+    def test_so_is_accumulation(self, corpus, two):
+        run(corpus, "accumulated", *self.updates, "optimization.update_freq=[2]")
+        assert_same(corpus, "accumulated", two)
+
+    def test_so_are_processes_that_the_training_starts_itself(self, corpus, two):
+        run(corpus, "spawned", *self.updates, "distributed_training.distributed_world_size=2")
+        assert_same(corpus, "spawned", two)
+
+    def test_told_to_stop_it_goes_on_later(self, corpus, two):
+        process = start(corpus, "stopped", *self.updates, "common.seed=1", processes=2)
+        log = corpus / "stopped" / "hydra_train.log"
+        deadline = time.monotonic() + 120
+        while '"num_updates": "5"' not in (log.read_text() if log.exists() else ""):
+            assert time.monotonic() < deadline and process.poll() is None, output(corpus, "stopped")[-3000:]
+            time.sleep(0.05)
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+        os.kill(int(workers[1]), signal.SIGUSR1)  # one is enough: all stop after the same update
+        assert process.wait(60) != 0
+        updates = int((corpus / "stopped" / "stopped").read_text().split()[0])
+        assert 5 <= updates < 50
+        assert "stopped on request" in output(corpus, "stopped")
+        run(corpus, "stopped", *self.updates, "common.seed=1", processes=2)
+        assert not (corpus / "stopped" / "stopped").exists()
+        assert_same(corpus, "stopped", two)
+
+    def planted(self, corpus, name, fault, *overrides):
+        folder = corpus / f"plug_in_{name}" / "user_dir"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(PLANTED.format(plug_in=str(ROOT / "user_dir"), fault=fault))
+        began = time.monotonic()
+        status = start(corpus, name, *self.updates, *overrides, processes=2, user_dir=folder).wait(120)
+        return status, time.monotonic() - began, output(corpus, name)
+
+    def test_a_crash_ends_the_job_with_its_traceback_last(self, corpus):
+        status, seconds, log = self.planted(corpus, "crash", "raise ArithmeticError('planted in rank 1')")
+        assert status != 0
+        assert seconds < 60
+        last = log.rstrip(" \n=").splitlines()[-1]
+        assert "ArithmeticError: planted in rank 1" in last
+        assert "ArithmeticError: planted in rank 1" in (corpus / "crash" / "failed" / "rank1.log").read_text()
+
+    def test_a_standstill_is_shown_and_ended(self, corpus):
+        status, seconds, log = self.planted(corpus, "stall", "time.sleep(600)", "distributed_training.heartbeat_timeout=5")
+        assert status != 0
+        assert seconds < 60
+        assert "Timeout (0:00:05)!" in log
+        assert 'user_dir/__init__.py", line 11 in train_step' in log  # where rank 1 sleeps
+
+    def test_bad_input_is_one_line(self, corpus):
+        assert start(corpus, "bad", "task.label_dir=nowhere", processes=2).wait(120) != 0
+        lines = [line for line in output(corpus, "bad").splitlines() if line.startswith("error: ")]
+        assert lines and all("nowhere/dict.km.txt: no such file" in line for line in lines)
