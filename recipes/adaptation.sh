@@ -21,7 +21,7 @@ stage_manifests
 split() {
     tool tools/unlabelled "$manifests/fold$1" "$OUT/fold$1/unlabelled" --train train --test test
 }
-if stage 2 "the unlabelled audio of each fold"; then
+if stage 2 "the unlabelled audio of each fold" fold cpu; then
     for_folds split
 fi
 
@@ -40,7 +40,7 @@ pretrain_with_speakers() {
             "${PRETRAIN_WITH[@]}"
     fi
 }
-if stage 3 "pretraining with speakers, one left out"; then
+if stage 3 "pretraining with speakers, one left out" fold train; then
     for_folds pretrain_with_speakers
 fi
 
@@ -49,11 +49,11 @@ adapt() {
     tool tools/adapt_speaker "$dir/model/checkpoint_last.pt" "$dir/unlabelled" test "$dir/adapted.npz" --method adapted \
         --label-dir "$dir/labels/mfcc/km$CLUSTERS" --holdout "$HOLDOUT"
 }
-if stage 4 "embeddings of the left-out speakers"; then
+if stage 4 "embeddings of the left-out speakers" fold gpu; then
     for_folds adapt
 fi
 
-if stage 5 "bits per masked frame of the held-out utterances"; then
+if stage 5 "bits per masked frame of the held-out utterances" one cpu; then
     reports=()
     for fold in $(folds); do
         reports+=("$OUT/fold$fold/adapted.json")

@@ -23,7 +23,7 @@ done
 number=0
 for name in vft tapt ptapt flea papt; do
     number=$((number + 1))
-    stage "$number" "$name" || continue
+    stage "$number" "$name" one gpu || continue
     mkdir -p "$OUT/$name"
     first=1
     if [[ $name != vft && -e $OUT/vft/manifest/corpus.json ]]; then  # the same folds, literally
@@ -41,11 +41,13 @@ clusters=${CLUSTERS:-$(of_size 16 50 50)}
 manifests=$OUT/vft/manifest
 [[ ! -e $OUT/vft/single ]] || manifests=$OUT/vft/single
 adapted=()
-for fold in $(folds); do
-    for seed in $SEEDS; do
-        adapted+=("PAPT, adapted=papt/papt_adapted/fold$fold/seed$seed" "PAPT + PLDC=papt/papt_pldc/fold$fold/seed$seed/pldc")
+if [[ -d $manifests ]]; then
+    for fold in $(folds); do
+        for seed in $SEEDS; do
+            adapted+=("PAPT, adapted=papt/papt_adapted/fold$fold/seed$seed" "PAPT + PLDC=papt/papt_pldc/fold$fold/seed$seed/pldc")
+        done
     done
-done
+fi
 stage_results 6 "V-FT, TAPT, P-TAPT, FLEA and PAPT" "V-FT=vft/vft" "TAPT=tapt/tapt" "P-TAPT=ptapt/ptapt" \
     "FLEA, mean=flea/flea_L${layer}_km${clusters}_mean" "FLEA, attention=flea/flea_L${layer}_km${clusters}_attention" \
     "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"

@@ -35,7 +35,7 @@ FINETUNE_CONFIG=crema_d_report
 stage_manifests
 stage_init
 
-if stage 3 "description of the corpus"; then
+if stage 3 "description of the corpus" one cpu; then
     tool tools/describe "$OUT/manifest" "$OUT/description"
 fi
 
@@ -57,7 +57,7 @@ tune_beside_others() {
     JOBS=1
     tune "$1"
 }
-if stage 4 "Base, Personalised and MFCC"; then
+if stage 4 "Base, Personalised and MFCC" one gpu; then
     tune "${runs[0]}"
     each tune_beside_others "${runs[@]:1}"
 fi

@@ -32,7 +32,7 @@ adapt() {
     sets=("$OUT/fold$1/labels_tapt/L$LAYER"/km*)
     pretrain tapt "$1" tapt "${sets[0]}"
 }
-if stage 3 "TAPT"; then
+if stage 3 "TAPT" fold train; then
     for_folds adapt
 fi
 
@@ -40,7 +40,7 @@ tune() {
     data "$manifests/fold$1"
     train "ser_classification_$SIZE" "$OUT/fold$1/emotion" "${DATA[@]}" model.init_from="$OUT/fold$1/tapt/checkpoint_last.pt" "${FINETUNE_WITH[@]}"
 }
-if stage 4 "TAPT fine-tuned for emotion"; then
+if stage 4 "TAPT fine-tuned for emotion" fold train; then
     for_folds tune
 fi
 
@@ -49,7 +49,7 @@ label() {
     [[ -e $dir/$checkpoint ]] || checkpoint=checkpoint_last.pt
     labels "$1" labels "$dir/$checkpoint" "${LAYERS[*]}" "${CLUSTERS[@]}"
 }
-if stage 5 "frame-level pseudo-emotion labels: layers ${LAYERS[*]}, ${CLUSTERS[*]} clusters"; then
+if stage 5 "frame-level pseudo-emotion labels: layers ${LAYERS[*]}, ${CLUSTERS[*]} clusters" fold gpu; then
     for_folds label
 fi
 
@@ -61,7 +61,7 @@ continued() {
         done
     done
 }
-if stage 6 "pretraining continued from the original model (FLEA)"; then
+if stage 6 "pretraining continued from the original model (FLEA)" fold train; then
     for_folds continued
 fi
 
@@ -73,7 +73,7 @@ for layer in "${LAYERS[@]}"; do
         done
     done
 done
-if stage 7 "fine-tuning of the grid"; then
+if stage 7 "fine-tuning of the grid" run gpu; then
     [[ -n ${COMPARED:-} ]] || finetune tapt_mean "$OUT/fold{fold}/tapt/checkpoint_last.pt" model.pooling=mean
     for layer in "${LAYERS[@]}"; do
         for k in "${CLUSTERS[@]}"; do

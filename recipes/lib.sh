@@ -14,9 +14,16 @@ fail() {
     exit 2
 }
 
-# stage NUMBER TITLE: says what comes; false outside of --stage … --stop-stage (FIRST and LAST), so: if stage 2 "labels"; then …
+# stage NUMBER TITLE [UNIT] [CLASS]: says what comes; false outside of --stage … --stop-stage (FIRST and LAST), so:
+# if stage 2 "labels" fold gpu; then …
+# What recipes/slurm/submit.sh makes of it: an array of a job for each UNIT, fold, run (fold × seed) or shard, or one job (one, the
+# default); CLASS cpu (default), gpu or train (a training that may take several GPUs) says which resources it gets.
 stage() {
     (($1 >= ${FIRST:-0} && $1 <= ${LAST:-99})) || return 1
+    if [[ -n ${LIST_STAGES:-} ]]; then
+        printf '%s\t%s\t%s\t%s\n' "$1" "${3:-one}" "${4:-cpu}" "$2"
+        return 1
+    fi
     printf '\n[%s] stage %s: %s\n' "$(date +%H:%M:%S)" "$1" "$2"
 }
 
@@ -27,21 +34,27 @@ tool() {
     "$PYTHON" "$ROOT/$name.py" "$@"
 }
 
-# each FUNCTION ARGUMENT…: FUNCTION for every argument, JOBS (default: all) at the same time, each on its share of the cores; fails if
-# one fails, after those that run have ended.
+# each FUNCTION ARGUMENT…: FUNCTION for every argument, JOBS (default: all) at the same time, each on its share of the cores, and on a
+# GPU of its own where there are several; fails if one fails, after those that run have ended.
 each() {
-    local function=$1 argument jobs running=0 status=0
+    local function=$1 argument jobs running=0 status=0 number=0 gpus=0
     shift
     jobs=${JOBS:-$#}
     ((jobs <= $#)) || jobs=$#
+    if ((jobs > 1)) && [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+    fi
     for argument in "$@"; do
         if ((running == jobs)); then
             wait -n || status=$?
             running=$((running - 1))
         fi
         ((status == 0)) || break
-        OMP_NUM_THREADS=$(share_of_cores "$jobs") "$function" "$argument" &
-        running=$((running + 1))
+        (
+            ((gpus < 2)) || export CUDA_VISIBLE_DEVICES=$((number % gpus))
+            OMP_NUM_THREADS=$(share_of_cores "$jobs") "$function" "$argument"
+        ) &
+        running=$((running + 1)) number=$((number + 1))
     done
     while ((running > 0)); do
         wait -n || status=$?
@@ -54,6 +67,31 @@ each() {
 share_of_cores() {
     local threads=$(($(nproc 2>/dev/null || echo 2) / $1))
     echo $((threads > 0 ? threads : 1))
+}
+
+# launcher: sets LAUNCHER, what a training is started by: in a job of recipes/slurm that has several tasks, srun, a process for each, or
+# torchrun on every node (EMOHUBERT_LAUNCH); with --nproc, torchrun; else nothing: fairseq takes the GPUs that there are.
+launcher() {
+    LAUNCHER=()
+    if [[ -n ${EMOHUBERT_LAUNCH:-} && ${SLURM_NTASKS:-1} -gt 1 ]]; then
+        LAUNCHER=(srun --kill-on-bad-exit=1 --unbuffered)
+        [[ $EMOHUBERT_LAUNCH == srun ]] || LAUNCHER=(env EMOHUBERT_TASKS="$SLURM_NTASKS" "${LAUNCHER[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" bash "$ROOT/recipes/slurm/torchrun.sh")
+    elif ((${NPROC:-1} > 1)); then
+        LAUNCHER=("$PYTHON" -m torch.distributed.run --standalone --local-addr=127.0.0.1 --nproc-per-node="$NPROC" --no-python)
+    fi
+}
+
+# show_failure DIR LOG: why a training failed: the process that failed first, where there were several, or the end of the log.
+show_failure() {
+    local first
+    # shellcheck disable=SC2012  # our own file names
+    first=$(ls -tr "$1"/failed/rank*.log 2>/dev/null | head -n 1)
+    if [[ -n $first ]]; then
+        echo "$first:" >&2
+        tail -n 30 "$first" | cut -c1-400 >&2
+    elif ! grep -a '^error: ' "$2" | tail -n 1 | cut -c1-400 >&2; then
+        tail -n 20 "$2" | cut -c1-400 >&2
+    fi
 }
 
 # train CONFIG DIR key=value …: fairseq-hydra-train into DIR. Done already: skipped. Interrupted: goes on where it stopped.
@@ -72,8 +110,14 @@ train() {
     printf '%s\n' "$wanted" >"$dir/settings.txt"
     log=$dir/output.log
     echo "$dir: training $config (log: $dir/hydra_train.log)"
-    if ! fairseq-hydra-train --config-dir "$ROOT/config" --config-name "$config" checkpoint.save_dir="$dir" "$@" >>"$log" 2>&1 </dev/null; then
-        tail -n 20 "$log" | cut -c1-400 >&2
+    launcher
+    if ! "${LAUNCHER[@]}" fairseq-hydra-train --config-dir "$ROOT/config" --config-name "$config" checkpoint.save_dir="$dir" "$@" \
+        >>"$log" 2>&1 </dev/null; then
+        if [[ -e $dir/stopped ]]; then
+            echo "$dir: told to stop, after $(<"$dir/stopped"); the same command goes on from there" >&2
+            exit 75
+        fi
+        show_failure "$dir" "$log"
         fail "$dir: training failed; the end of $log is above, and the same command goes on from the last checkpoint"
     fi
     touch "$dir/finished"

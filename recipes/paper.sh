@@ -26,6 +26,8 @@ Options of every recipe:
   --size tiny|base|large   of the configurations (default: base; tiny with --init scratch)
   --transductive           pretraining and clustering hear the unlabelled audio of the test speakers too; every table says so
   --jobs N                 folds or runs at the same time (default: 1)
+  --nproc N                processes of each training, over torchrun: NCCL between GPUs, gloo without (default: fairseq takes all GPUs)
+  --index I                of fine-tuning, only the I-th run (folds × seeds, from 0), as in an array of jobs; no table
   --layer L                layer that pseudo-labels come from (default: tiny 3, base 9, large 18; P-TAPT: the last)
   --clusters K             k-means clusters (default: see the recipe)
   --updates N              updates of every continued pretraining (default: as configured)
@@ -49,8 +51,8 @@ done
 recipe_options() {
     # shellcheck disable=SC2034  # some are for the recipe alone
     CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FIRST=0 LAST=99 FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
-    UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
-    local option name known=" corpus-dir manifests init out stage stop-stage folds seeds target size jobs layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} "
+    NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
+    local option name known=" corpus-dir manifests init out stage stop-stage folds seeds target size jobs nproc index layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} "
     while (($#)); do
         option=$1
         shift
@@ -78,7 +80,7 @@ recipe_options() {
         [[ -n ${!name} ]] || fail "${option//_/-} is missing (see --help)"
     done
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
-    for name in FIRST LAST JOBS INIT_UPDATES ${UPDATES:+UPDATES} ${LAYER:+LAYER}; do
+    for name in FIRST LAST JOBS INIT_UPDATES ${NPROC:+NPROC} ${INDEX:+INDEX} ${UPDATES:+UPDATES} ${LAYER:+LAYER}; do
         [[ ${!name} =~ ^[0-9]+$ ]] || fail "${name,,}=${!name}: not a number (see --help)"
     done
     if [[ $INIT == scratch ]]; then
@@ -98,6 +100,11 @@ recipe_options() {
     [[ -z $UPDATES ]] || PRETRAIN_WITH=(optimization.max_update="$UPDATES" lr_scheduler.warmup_updates=$((UPDATES / 10)) "${PRETRAIN_WITH[@]}")
     manifests=$OUT/manifest
     [[ ! -e $OUT/single ]] || manifests=$OUT/single
+    if [[ -n ${LIST_STAGES:-} ]]; then
+        [[ -n $FOLDS || ! -d $manifests ]] || printf 'folds\t%s\n' "$(folds | paste -sd ' ')"
+        [[ -z $FOLDS ]] || printf 'folds\t%s\n' "$FOLDS"
+        printf 'seeds\t%s\n' "$SEEDS"
+    fi
 }
 
 # of_size TINY BASE LARGE: the one for --size.
@@ -113,7 +120,7 @@ of_size() {
 # stage_manifests: the corpus and its folds, checked: no audio, speaker or session of test in training, but for the leaks that a
 # recipe's protocol has and names in ALLOW, separated by commas.
 stage_manifests() {
-    if stage 1 "manifests of $MANIFESTS, and their check"; then
+    if stage 1 "manifests of $MANIFESTS, and their check" one cpu; then
         tool "manifests/$MANIFESTS" "$CORPUS_DIR" "$OUT/manifest" "${MANIFEST_OPTIONS[@]}"
         tool tools/check_manifest "$OUT/manifest" --allow speaker:valid ${ALLOW:+--allow "$ALLOW"} --json "$OUT/check_manifest.json"
         if [[ -e $OUT/manifest/train.tsv ]]; then
@@ -158,7 +165,8 @@ init_of() {
 
 # stage_init: what pretraining may hear; with --init scratch, a tiny HuBERT of it.
 stage_init() {
-    if stage 2 "the unlabelled audio of each fold: $([[ -n $TRANSDUCTIVE ]] && echo "training and test speakers (transductive)" || echo "the training part (inductive)")"; then
+    if stage 2 "the unlabelled audio of each fold: $([[ -n $TRANSDUCTIVE ]] && echo "training and test speakers (transductive)" || echo "the training part (inductive)")" \
+        fold "$([[ $INIT == scratch ]] && echo train || echo cpu)"; then
         for_folds init_fold
     fi
 }
@@ -212,7 +220,7 @@ finetune() {
     mapfile -t chosen < <(folds)
     read -ra seeds <<<"$SEEDS"
     tool tools/run_folds "$config" "$manifests" "$OUT/$name" --folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" \
-        model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@"
+        ${NPROC:+--nproc "$NPROC"} ${INDEX:+--index "$INDEX"} model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@"
 }
 
 # init_for_folds: the fold's --init, as finetune wants it.
@@ -225,7 +233,7 @@ stage_results() {
     local number=$1 title=$2 rows=() row paper=() status=0 allowed
     shift 2
     [[ -z ${COMPARED:-} ]] || return 0  # compare.sh has one table for all of them
-    stage "$number" "results" || return 0
+    stage "$number" "results" one cpu || return 0
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
     for row in "$@"; do
         rows+=("${row%%=*}=$OUT/${row#*=}")

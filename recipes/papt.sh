@@ -50,7 +50,7 @@ label() {
     tool tools/make_labels "$OUT/fold$fold/unlabelled_transductive" "$OUT/fold$fold/labels_transductive" --checkpoint "$(init_of "$fold")" \
         --layers "$LAYER" "${how[@]}"
 }
-if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER"; then
+if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu; then
     for_folds label
 fi
 
@@ -63,11 +63,11 @@ personalise() {
             model.init_from="$(init_of "$fold")" model.speaker_position="$POSITION" "${PRETRAIN_WITH[@]}"
     done
 }
-if stage 4 "continued pretraining with speaker embeddings (PAPT)"; then
+if stage 4 "continued pretraining with speaker embeddings (PAPT)" fold train; then
     for_folds personalise
 fi
 
-if stage 5 "fine-tuning"; then
+if stage 5 "fine-tuning" run gpu; then
     finetune papt_inductive "$OUT/fold{fold}/papt_inductive/checkpoint_last.pt"
     if wanted transductive; then
         finetune papt_transductive "$OUT/fold{fold}/papt_transductive/checkpoint_last.pt"
@@ -110,7 +110,7 @@ evaluate_embedded() {
             --speaker-vectors "$OUT/fold$fold/$method.npz"
     done
 }
-if stage 6 "embeddings for the test speakers from their unlabelled audio"; then
+if stage 6 "embeddings for the test speakers from their unlabelled audio" fold gpu; then
     for_folds embed
     for_runs evaluate_embedded
 fi
@@ -123,7 +123,7 @@ calibrate() {
     tool tools/calibrate --train-manifest "$manifests/fold$fold/train" --train-embeddings "$dir/train/embeddings.npz" \
         --test-embeddings "$dir/test/embeddings.npz" --predictions "$dir/test/predictions.tsv" --test-manifest "$manifests/fold$fold/test" "$dir/pldc"
 }
-if stage 7 "label distributions of unseen speakers calibrated (PLDC)"; then
+if stage 7 "label distributions of unseen speakers calibrated (PLDC)" fold gpu; then
     for_runs calibrate
 fi
 

@@ -31,7 +31,7 @@ estimate() {
     train "ser_classification_$SIZE" "$OUT/fold$1/estimator" "${DATA[@]}" model.init_from="${init:-$(init_of "$1")}" \
         model.frame_head=true criterion.frame_weight=1.0 criterion.class_weights=balanced "${ESTIMATOR_WITH[@]}"
 }
-if stage 3 "the emotion-state estimator"; then
+if stage 3 "the emotion-state estimator" fold train; then
     for_folds estimate
 fi
 
@@ -58,7 +58,7 @@ label() {
     layer=$(layer_of "$1")
     labels "$1" labels "$(estimator_of "$1")" "$layer" "${CLUSTERS[@]}"
 }
-if stage 4 "clusters of the estimator's frames: ${CLUSTERS[*]}"; then
+if stage 4 "clusters of the estimator's frames: ${CLUSTERS[*]}" fold gpu; then
     for_folds label
 fi
 
@@ -70,11 +70,11 @@ continued() {
     done
     pretrain ptapt "$1" ptapt "$OUT/fold$1/labels" task.labels="[$(IFS=,; echo "${sets[*]}")]"
 }
-if stage 5 "continued pretraining on ${#CLUSTERS[@]} sets of labels (P-TAPT)"; then
+if stage 5 "continued pretraining on ${#CLUSTERS[@]} sets of labels (P-TAPT)" fold train; then
     for_folds continued
 fi
 
-if stage 6 "fine-tuning"; then
+if stage 6 "fine-tuning" run gpu; then
     finetune ptapt "$OUT/fold{fold}/ptapt/checkpoint_last.pt"
 fi
 

@@ -25,7 +25,7 @@ label() {
         labels "$1" labels "$(init_of "$1")" "$LAYER" "$CLUSTERS"
     fi
 }
-if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER"; then
+if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu; then
     for_folds label
 fi
 
@@ -33,11 +33,11 @@ continued() {
     local sets=("$OUT/fold$1/labels/L$LAYER"/km*)
     pretrain tapt "$1" tapt "${sets[0]}"
 }
-if stage 4 "continued pretraining (TAPT)"; then
+if stage 4 "continued pretraining (TAPT)" fold train; then
     for_folds continued
 fi
 
-if stage 5 "fine-tuning"; then
+if stage 5 "fine-tuning" run gpu; then
     finetune tapt "$OUT/fold{fold}/tapt/checkpoint_last.pt"
 fi
 

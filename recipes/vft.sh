@@ -13,7 +13,7 @@ recipe_options "$@"
 stage_manifests
 stage_init
 
-if stage 3 "fine-tuning (V-FT)"; then
+if stage 3 "fine-tuning (V-FT)" run gpu; then
     finetune vft "$(init_for_folds)"
 fi
 

@@ -40,7 +40,10 @@ def main(argv=None):
     parser.add_argument("--folds", nargs="+", metavar="K", help="folds (default: all that there are)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="S", help="seeds")
     parser.add_argument("--split", default="test", help="split to score")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time, among which the cores are divided")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time, among which cores and GPUs are divided")
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="processes of each training, over torchrun (default: fairseq takes all GPUs)"
+    )
     parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples for the scores of pooled predictions")
     parser.add_argument("--config-dir", default=str(ROOT / "config"), metavar="DIR", help="folder of the configuration")
     only = parser.add_mutually_exclusive_group()
@@ -49,15 +52,16 @@ def main(argv=None):
     parser.add_device()
     parser.add_overwrite()
     args = parser.parse_args([a for a in argv if not folds.OVERRIDE.fullmatch(a)])
-    if args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs}: give 1 or more")
+    for name in ("jobs", "nproc"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: give 1 or more")
     cli.device(args.device)
     runs = folds.plan(args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides)
     if args.index is not None and not 0 <= args.index < len(runs):
         raise InputError(f"--index {args.index}: there are {len(runs)} runs, 0 to {len(runs) - 1}")
     if not args.collect:
         chosen = runs if args.index is None else [runs[args.index]]
-        folds.execute(chosen, ROOT, args.jobs, args.device, args.overwrite, args.config_dir)
+        folds.execute(chosen, ROOT, args.jobs, args.device, args.overwrite, args.config_dir, args.nproc)
     if args.index is None:
         print("\n".join(folds.collect(runs, args.out_dir, args.repeats)))
         print(f"written to {args.out_dir}: results.md, results.json")

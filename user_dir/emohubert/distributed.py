@@ -93,7 +93,7 @@ def slurm_port(environment):
 
 
 def first_address(nodes):
-    """The address of the first of some Slurm nodes (such as `node[3-5]`), as Slurm itself knows it: node names need not resolve.
+    """An address of the first of some Slurm nodes (such as `node[3-5]`): its name, or where that does not resolve, what Slurm knows.
 
     Raises:
         InputError: `scontrol` is missing or does not know them.
@@ -101,11 +101,18 @@ def first_address(nodes):
     try:
         name = _output("scontrol", "show", "hostnames", nodes).split()[0]
         found = dict(word.split("=", 1) for word in _output("scontrol", "--oneliner", "show", "node", name).split() if "=" in word)
-        return found["NodeAddr"]
-    except (OSError, subprocess.CalledProcessError, LookupError) as error:
+        return next((address for address in (name, found["NodeAddr"]) if _resolves(address)), found["NodeAddr"])
+    except (OSError, subprocess.SubprocessError, LookupError) as error:
         raise InputError(
             f"SLURM_STEP_NODELIST={nodes}: scontrol does not say where that is ({error}); set MASTER_ADDR to its address"
         ) from None
+
+
+def _resolves(name):
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except OSError:
+        return False
 
 
 def _output(*command):
@@ -130,6 +137,21 @@ def interface_towards(host, port):
                 if socket.inet_ntoa(found[20:24]) == own:
                     return name
     return None
+
+
+def torchrun(processes):
+    """The command that starts a program as several processes on this machine, at a free port and needing no name; [] for one or None."""
+    if processes in (None, 1):
+        return []
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={processes}",
+        "--no-python",
+    ]
 
 
 def is_first():

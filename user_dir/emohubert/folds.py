@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from . import evaluation, metrics
+from . import distributed, evaluation, metrics
 from .errors import InputError
 from .files import Stamp, make_folder, read_json, write_json, write_lines
 from .manifest import manifest_directories, read_corpus
@@ -138,25 +139,28 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
     return runs
 
 
-def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None):
+def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None, nproc=None):
     """Train and evaluate runs that are not whole yet; after a failure, none is started any more.
 
     Args:
         runs: of `plan`.
         root: folder of the project, with config/, tools/ and user_dir/.
-        jobs: processes at the same time, among which the cores are divided.
+        jobs: processes at the same time, among which the cores are divided, and the GPUs where there are several.
         device: of the evaluation.
         overwrite: remove what is there and train again.
         config_dir: folder of the configuration, by default root/config.
+        nproc: processes of each training (see `distributed.torchrun`); None: fairseq takes all GPUs that there are.
 
     Raises:
+        SystemExit: with `distributed.STOPPED`, where a training was told to stop.
         InputError: a folder holds a training with other settings, or a program failed; the end of its log is printed.
     """
     if not overwrite:
         for run in runs:
             run.check_settings()
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
-    options = (Path(root).resolve(), threads, device, overwrite, config_dir)
+    gpus = torch.cuda.device_count() if jobs > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ else 0
+    options = (Path(root).resolve(), threads, device, overwrite, config_dir, nproc, gpus)
     failed = threading.Event()
 
     def unless_failed(run):
@@ -177,12 +181,14 @@ def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None)
             failed.set()  # also where the user interrupts
 
 
-def _train_and_evaluate(run, root, threads, device, overwrite, config_dir):
+def _train_and_evaluate(run, root, threads, device, overwrite, config_dir, nproc, gpus):
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **os.environ}
     environment |= {"OMP_NUM_THREADS": str(threads), "EMOHUBERT_USER_DIR": str(root / "user_dir"), "MPLBACKEND": "Agg"}
+    if gpus > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(run.index % gpus)
     if overwrite:
         _remove(run)
-    _train(run, root / "config" if config_dir is None else Path(config_dir).resolve(), environment)
+    _train(run, root / "config" if config_dir is None else Path(config_dir).resolve(), environment, nproc)
     _evaluate(run, root, threads, device, environment)
 
 
@@ -192,7 +198,7 @@ def _remove(run):
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _train(run, config_dir, environment):
+def _train(run, config_dir, environment, nproc):
     make_folder(run.folder)
     if (run.folder / "finished").is_file():
         logger.info("%s: trained already", run.name)
@@ -201,7 +207,14 @@ def _train(run, config_dir, environment):
     logger.info("%s: training %s (log: %s)", run.name, run.config, run.folder / "hydra_train.log")
     program = Path(sys.executable).with_name("fairseq-hydra-train")
     options = ["--config-dir", config_dir, "--config-name", run.config, f"checkpoint.save_dir={run.folder}"]
-    _launched([program, *options, *run.overrides], run.folder / "output.log", environment, f"{run.folder}: training")
+    command = [*distributed.torchrun(nproc), program, *options, *run.overrides]
+    try:
+        _launched(command, run.folder / "output.log", environment, f"{run.folder}: training")
+    except InputError:
+        if not (run.folder / "stopped").is_file():
+            raise
+        logger.warning("%s: told to stop; the same command goes on from its checkpoint", run.name)
+        raise SystemExit(distributed.STOPPED) from None
     (run.folder / "finished").touch()
 
 

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Frame labels of a large corpus in shards, on one machine or as arrays of jobs (recipes/slurm/submit.sh labels …). Where one machine
+# is enough, tools/make_labels.py does it without writing features.
+#
+#   bash recipes/labels.sh --manifest-dir exp/corpus --splits "train valid" --checkpoint hubert_base.pt --layer 9 --clusters 100 \
+#       --nshard 8 --out exp/labels
+#
+# Stages: 1 features of each shard, 2 k-means on the training split, 3 labels of each shard, 4 shards joined:
+#   --out/features/L9/{split}_{R}_{N}.npy, --out/L9/km100/{kmeans.npz,dict.km.txt,{split}.km}: task.label_dir=--out/L9/km100
+# --manifest-dir DIR       manifest directory
+# --splits "S …"           splits to label; k-means is fitted on the first (default: train)
+# --checkpoint CKPT        encoder; or --mfcc yes, 39-dimensional MFCCs
+# --layer L                layer of the encoder
+# --clusters "K …"         numbers of clusters
+# --nshard N               shards (default: 1)
+# --rank R                 stages 1 and 3: only this shard, from 0
+# --jobs N                 shards at the same time (default: 1)
+# --out DIR                output folder; run again, it goes on where it stopped
+# --stage A --stop-stage B first and last stage (default: all)
+# --features "OPTION …"    further options of tools/dump_features.py, such as "--precision bf16"
+# --kmeans "OPTION …"      further options of tools/learn_kmeans.py, such as "--max-memory 8G"
+set -euo pipefail
+for option in "$@"; do
+    [[ $option == -h || $option == --help ]] || continue
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+    exit 0
+done
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+MANIFEST_DIR='' SPLITS=train CHECKPOINT='' MFCC='' LAYER='' CLUSTERS='' NSHARD=1 RANK='' JOBS=1 OUT='' FIRST=0 LAST=99 FEATURES='' KMEANS=''
+while (($#)); do
+    name=${1#--} name=${name^^} name=${name//-/_}
+    [[ $1 == --* && " STAGE STOP_STAGE MANIFEST_DIR SPLITS CHECKPOINT MFCC LAYER CLUSTERS NSHARD RANK JOBS OUT FEATURES KMEANS " == *" $name "* ]] ||
+        fail "$1: unknown option (see --help)"
+    (($# > 1)) || fail "$1: needs a value (see --help)"
+    case $name in
+        STAGE) FIRST=$2 ;;
+        STOP_STAGE) LAST=$2 ;;
+        *) printf -v "$name" '%s' "$2" ;;
+    esac
+    shift 2
+done
+for name in MANIFEST_DIR CLUSTERS OUT; do
+    option=--${name,,}
+    [[ -n ${!name} ]] || fail "${option//_/-} is missing (see --help)"
+done
+for name in FIRST LAST NSHARD JOBS ${RANK:+RANK}; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name,,} ${!name}: not a number (see --help)"
+done
+((NSHARD > 0)) || fail "--nshard 0: give 1 or more"
+[[ -z $RANK ]] || ((RANK < NSHARD)) || fail "--rank $RANK: of $NSHARD shards the last is $((NSHARD - 1))"
+if [[ -n $MFCC ]]; then
+    source=(--mfcc) kind=mfcc
+else
+    [[ -n $CHECKPOINT && -n $LAYER ]] || fail "--checkpoint and --layer are missing, or --mfcc yes (see --help)"
+    source=(--checkpoint "$CHECKPOINT" --layers "$LAYER") kind=L$LAYER
+fi
+mkdir -p "$OUT" || fail "$OUT: cannot be made; choose another --out"
+OUT=$(cd "$OUT" && pwd)
+read -ra SPLITS <<<"$SPLITS"
+read -ra CLUSTERS <<<"$CLUSTERS"
+read -ra FEATURES_WITH <<<"$FEATURES"
+read -ra KMEANS_WITH <<<"$KMEANS"
+[[ -z ${LIST_STAGES:-} ]] || printf 'shards\t%s\n' "$NSHARD"
+
+# for_shards FUNCTION: FUNCTION RANK for --rank, or for all.
+for_shards() {
+    local ranks=("$RANK")
+    [[ -n $RANK ]] || mapfile -t ranks < <(seq 0 $((NSHARD - 1)))
+    each "$1" "${ranks[@]}"
+}
+
+features() {
+    local split
+    for split in "${SPLITS[@]}"; do
+        tool tools/dump_features "$MANIFEST_DIR" "$split" "$OUT/features" "${source[@]}" --nshard "$NSHARD" --rank "$1" "${FEATURES_WITH[@]}"
+    done
+}
+if stage 1 "features, $kind, in $NSHARD shards" shard gpu; then
+    for_shards features
+fi
+
+if stage 2 "k-means: ${CLUSTERS[*]} clusters of ${SPLITS[0]}" one cpu; then
+    for k in "${CLUSTERS[@]}"; do
+        tool tools/learn_kmeans "$OUT/features/$kind" "${SPLITS[0]}" "$NSHARD" "$OUT/$kind/km$k/kmeans.npz" --clusters "$k" "${KMEANS_WITH[@]}"
+    done
+fi
+
+label() {
+    local split k
+    for split in "${SPLITS[@]}"; do
+        for k in "${CLUSTERS[@]}"; do
+            tool tools/dump_labels "$OUT/features/$kind" "$split" "$OUT/$kind/km$k/kmeans.npz" "$NSHARD" "$1" "$OUT/$kind/km$k"
+        done
+    done
+}
+if stage 3 "labels of each shard" shard cpu; then
+    for_shards label
+fi
+
+if stage 4 "shards joined" one cpu; then
+    for split in "${SPLITS[@]}"; do
+        for k in "${CLUSTERS[@]}"; do
+            tool tools/merge_labels "$OUT/$kind/km$k" "$split" "$NSHARD" --manifest-dir "$MANIFEST_DIR"
+        done
+    done
+fi

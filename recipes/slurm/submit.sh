@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# A recipe as a chain of Slurm jobs: each stage waits for the one before; folds, runs (folds × seeds) and shards are arrays.
+#
+#   bash recipes/slurm/submit.sh RECIPE OPTION…          RECIPE: vft tapt ptapt flea papt crema_d_report adaptation compare labels pretrain
+#
+# OPTION…            those of recipes/RECIPE.sh
+# --resources FILE   what jobs ask for (default: recipes/slurm/resources.conf)
+# --dry-run          print the sbatch commands, submit nothing
+# --status           how the jobs of the chain in --out stand
+# --again            submit what is done already, too
+#
+# The same command goes on after a failure: tasks that are whole are left out. Logs: --out/slurm/. Where --folds is not given, and
+# manifests are not there yet, they are made here and now, since the number of folds says how many jobs there are.
+# Needed: --out on a file system that all nodes share.
+set -euo pipefail
+ROOT=$(cd "$(dirname "$0")/../.." && pwd)
+fail() {
+    printf 'error: %s\n' "$*" >&2
+    exit 2
+}
+if (($# == 0)) || [[ $1 == -h || $1 == --help ]]; then
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+    exit 0
+fi
+recipe=$1 resources=$ROOT/recipes/slurm/resources.conf dry='' again='' status='' out='' options=()
+shift
+[[ " vft tapt ptapt flea papt crema_d_report adaptation compare labels pretrain " == *" $recipe "* ]] || fail "$recipe: no recipe for Slurm (see --help)"
+while (($#)); do
+    case $1 in
+        --resources)
+            (($# > 1)) || fail "--resources: needs a file"
+            resources=$2
+            shift
+            ;;
+        --dry-run) dry=1 ;;
+        --again) again=1 ;;
+        --status) status=1 ;;
+        --index | --rank) fail "$1: set for each job here; leave it out" ;;
+        --out)
+            (($# > 1)) || fail "--out: needs a folder"
+            out=$(realpath -m "$2")
+            options+=(--out "$out")
+            shift
+            ;;
+        *) options+=("$1") ;;
+    esac
+    shift
+done
+[[ -n $out ]] || fail "--out is missing"
+logs=$out/slurm
+
+if [[ -n $status ]]; then
+    [[ -e $logs/jobs.tsv ]] || fail "$logs/jobs.tsv: nothing was submitted for this folder"
+    exec squeue --jobs "$(cut -f 2 "$logs/jobs.tsv" | paste -sd,)" --format '%.18i %.30j %.10T %.10M %.6D %R' 2>/dev/null
+fi
+
+declare -A resource=([COMMON]='' [CPU]='' [GPU]='' [TRAIN]='' [LAUNCH]=srun [GRACE]=180 [MAX_RUNNING]='')
+[[ -r $resources ]] || fail "$resources: no such file; copy recipes/slurm/resources.conf"
+number=0
+while IFS= read -r line || [[ -n $line ]]; do
+    number=$((number + 1))
+    [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
+    [[ $line =~ ^([A-Z_]+)=(.*)$ && -v "resource[${BASH_REMATCH[1]}]" ]] ||
+        fail "$resources:$number: '$line' is not NAME=options; the names are ${!resource[*]}"
+    resource[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
+done <"$resources"
+[[ ${resource[LAUNCH]} == srun || ${resource[LAUNCH]} == torchrun ]] || fail "$resources: LAUNCH=${resource[LAUNCH]}: use srun or torchrun"
+[[ ${resource[GRACE]} =~ ^[0-9]+$ ]] || fail "$resources: GRACE=${resource[GRACE]}: not a number of seconds"
+[[ -n $dry ]] || command -v sbatch >/dev/null || fail "sbatch is not on PATH; run this where Slurm is, or look with --dry-run"
+
+recipe_script=$ROOT/recipes/$recipe.sh
+plan() {
+    LIST_STAGES=1 bash "$recipe_script" "${options[@]}"
+}
+stages=$(plan) || exit 2
+if grep -qE $'^[0-9]+\t(fold|run)\t' <<<"$stages" && ! grep -q $'^folds\t.' <<<"$stages"; then
+    echo "manifests first: they say how many folds there are"
+    bash "$recipe_script" "${options[@]}" --stage 1 --stop-stage 1 >&2 || exit 2
+    stages=$(plan) || exit 2
+fi
+field() {
+    awk -F '\t' -v name="$1" '$1 == name {print $2}' <<<"$stages"
+}
+read -ra folds <<<"$(field folds)"
+read -ra seeds <<<"$(field seeds)"
+shards=$(field shards)
+
+if [[ -z $dry && -e $logs/jobs.tsv ]]; then
+    waiting=$(squeue --noheader --format %A --jobs "$(cut -f 2 "$logs/jobs.tsv" | paste -sd,)" 2>/dev/null | sort -un | paste -sd ' ') || true
+    [[ -z $waiting ]] || fail "$out: jobs of an earlier submission are still queued or running; wait, or: scancel $waiting"
+fi
+key=$(printf '%s\n' "$recipe" "${options[@]}" | sha256sum | cut -c1-12)
+mkdir -p "$logs"
+[[ -n $dry ]] || : >"$logs/jobs.tsv"
+
+# tasks COUNT MARKS: those of 0 … COUNT − 1 that left no mark, separated by commas.
+tasks() {
+    local i found=()
+    for ((i = 0; i < $1; i++)); do
+        [[ -z $again && -e $2/$i ]] || found+=("$i")
+    done
+    (IFS=, && echo "${found[*]}")
+}
+
+previous=''
+# submit STAGE UNIT CLASS TITLE COMMAND…: one stage, waiting for the one before.
+submit() {
+    local stage=$1 unit=$2 class=$3 title=$4 count=1 values='' marks array=() after=() job todo listed
+    shift 4
+    case $unit in
+        fold) count=${#folds[@]} values=${folds[*]} ;;
+        run) count=$((${#folds[@]} * ${#seeds[@]})) ;;
+        shard) count=$shards ;;
+    esac
+    marks=$logs/done/$key/$stage
+    todo=$(tasks "$count" "$marks")
+    if [[ -z $todo ]]; then
+        printf '%-6s %-12s %-7s %s\n' "$stage" "done" "$count" "$title"
+        return
+    fi
+    listed=$(tr ',' '\n' <<<"$todo" | wc -l)
+    [[ $unit == one ]] || array=(--array="$todo${resource[MAX_RUNNING]:+%${resource[MAX_RUNNING]}}")
+    ((listed < count)) || [[ $unit == one ]] || array=(--array="0-$((count - 1))${resource[MAX_RUNNING]:+%${resource[MAX_RUNNING]}}")
+    [[ -z $previous ]] || after=(--dependency=afterok:"$previous" --kill-on-invalid-dep=yes)
+    local asked=()
+    read -ra asked <<<"${resource[COMMON]} ${resource[${class^^}]}"
+    local name=%x_%A_%a
+    [[ $unit != one ]] || name=%x_%j
+    local command=(sbatch --parsable --job-name="$recipe-$stage" --output="$logs/$name.log" --open-mode=append --requeue
+        --signal="B:USR1@${resource[GRACE]}" --chdir="$ROOT" "${asked[@]}" "${array[@]}" "${after[@]}"
+        "$ROOT/recipes/slurm/job.sh" "$ROOT" "${resource[LAUNCH]}" "${resource[GRACE]}" "$marks" "$unit" "$values" "$@")
+    if [[ -n $dry ]]; then
+        printf '%q ' "${command[@]}"
+        printf '\n'
+        previous="JOB_$stage"
+        return
+    fi
+    job=$("${command[@]}") || fail "sbatch refused stage $stage (see above); what was submitted before waits: scancel $(cut -f 2 "$logs/jobs.tsv" | paste -sd ' ')"
+    previous=${job%%;*}
+    printf '%s\t%s\t%s\n' "$stage" "$previous" "$title" >>"$logs/jobs.tsv"
+    printf '%-6s %-12s %-7s %s\n' "$stage" "$previous" "$listed" "$title"
+}
+
+[[ -n $dry ]] || printf '%-6s %-12s %-7s %s\n' stage job tasks title
+while IFS=$'\t' read -r stage unit class title; do
+    [[ $stage =~ ^[0-9]+$ ]] || continue
+    command=(bash "$recipe_script" "${options[@]}" --stage "$stage" --stop-stage "$stage")
+    submit "$stage" "$unit" "$class" "$title" "${command[@]}"
+    [[ $unit != run ]] || submit "$stage.t" one cpu "$title: the table" "${command[@]}"
+done <<<"$stages"
+[[ -z $dry ]] || exit 0
+if [[ -s $logs/jobs.tsv ]]; then
+    echo "status: bash recipes/slurm/submit.sh $recipe --out $out --status     logs: $logs"
+else
+    echo "all done: $out"
+fi
