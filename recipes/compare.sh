@@ -32,7 +32,9 @@ for name in vft tapt ptapt flea papt; do
         done
         first=2
     fi
-    COMPARED=1 bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR" --stage "$first"
+    own=()
+    [[ $name != flea || ! -d $OUT/tapt ]] || own=(--tapt "$OUT/tapt") # FLEA begins with the same TAPT
+    COMPARED=1 bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR" --stage "$first" "${own[@]}"
 done
 
 AUDIT_ALLOW+=,adapted

@@ -11,16 +11,18 @@
 # --poolings "P …"    mean, attention (default: both)
 # --tapt-clusters K   clusters for TAPT (default: 500; tiny: 50)
 # --centroids FILE    for TAPT, the k-means that --init was pretrained with
+# --tapt DIR          the --out of recipes/tapt.sh on the same folds: its models, in place of a TAPT of our own
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
 
-OWN_OPTIONS="layers poolings tapt-clusters centroids" LAYERS='' POOLINGS='mean attention' TAPT_CLUSTERS='' CENTROIDS=''
+OWN_OPTIONS="layers poolings tapt-clusters centroids tapt" LAYERS='' POOLINGS='mean attention' TAPT_CLUSTERS='' CENTROIDS='' TAPT=''
 recipe_options "$@"
 read -ra LAYERS <<<"${LAYERS:-$(of_size 3 9 9)}"
 read -ra CLUSTERS <<<"${CLUSTERS:-$(of_size 16 50 50)}"
 read -ra POOLINGS <<<"$POOLINGS"
 TAPT_CLUSTERS=${TAPT_CLUSTERS:-$(of_size 50 500 500)}
+adapted="$(realpath -m "${TAPT:-$OUT}")/fold{fold}/tapt/checkpoint_last.pt"
 
 stage_manifests
 stage_init
@@ -32,13 +34,13 @@ adapt() {
     sets=("$OUT/fold$1/labels_tapt/L$LAYER"/km*)
     pretrain tapt "$1" tapt "${sets[0]}"
 }
-if stage 3 "TAPT" fold train; then
+if [[ -z $TAPT ]] && stage 3 "TAPT" fold train; then
     for_folds adapt
 fi
 
 tune() {
     data "$manifests/fold$1"
-    train "ser_classification_$SIZE" "$OUT/fold$1/emotion" "${DATA[@]}" model.init_from="$OUT/fold$1/tapt/checkpoint_last.pt" "${FINETUNE_WITH[@]}"
+    train "ser_classification_$SIZE" "$OUT/fold$1/emotion" "${DATA[@]}" model.init_from="${adapted/\{fold\}/$1}" "${FINETUNE_WITH[@]}"
 }
 if stage 4 "TAPT fine-tuned for emotion" fold train; then
     for_folds tune
@@ -74,7 +76,7 @@ for layer in "${LAYERS[@]}"; do
     done
 done
 if stage 7 "fine-tuning of the grid" run gpu; then
-    [[ -n ${COMPARED:-} ]] || finetune tapt_mean "$OUT/fold{fold}/tapt/checkpoint_last.pt" model.pooling=mean
+    [[ -n ${COMPARED:-} ]] || finetune tapt_mean "$adapted" model.pooling=mean
     for layer in "${LAYERS[@]}"; do
         for k in "${CLUSTERS[@]}"; do
             for pooling in "${POOLINGS[@]}"; do

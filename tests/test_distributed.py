@@ -149,7 +149,7 @@ class TestTraining:
         assert_same(corpus, "spawned", two)
 
     def test_told_to_stop_it_goes_on_later(self, corpus, two):
-        process = start(corpus, "stopped", *self.updates, "common.seed=1", processes=2)
+        process = start(corpus, "stopped", *self.updates, processes=2)
         log = corpus / "stopped" / "hydra_train.log"
         deadline = time.monotonic() + 120
         while '"num_updates": "5"' not in (log.read_text() if log.exists() else ""):
@@ -161,7 +161,22 @@ class TestTraining:
         updates = int((corpus / "stopped" / "stopped").read_text().split()[0])
         assert 5 <= updates < 50
         assert "stopped on request" in output(corpus, "stopped")
-        run(corpus, "stopped", *self.updates, "common.seed=1", processes=2)
+        settings = " ".join(word.replace(" ", "") for word in command(corpus, "stopped", *self.updates)[5:] if "save_dir" not in word)
+        recipe = [
+            "bash",
+            ROOT / "recipes/pretrain.sh",
+            "--config",
+            "papt_tiny",
+            "--out",
+            corpus / "stopped",
+            "--nproc",
+            "2",
+            "--set",
+            settings,
+        ]
+        environment = {**os.environ, "EMOHUBERT_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+        finished = subprocess.run(recipe, capture_output=True, text=True, env=environment, check=False)
+        assert finished.returncode == 0, finished.stderr[-3000:]
         assert not (corpus / "stopped" / "stopped").exists()
         assert_same(corpus, "stopped", two)
 
