@@ -244,6 +244,8 @@ def _run(here, cfg, main, kwargs):
         logger.warning("distributed_training.ddp_backend=%s needs GPUs: using legacy_ddp", training.ddp_backend)
         training.ddp_backend = "legacy_ddp"
     folder = cfg.checkpoint.save_dir
+    if gpus:
+        torch.cuda.set_device(training.device_id)
     try:
         _meet(here, training)
         with watching(folder, seconds), warnings.catch_warnings():

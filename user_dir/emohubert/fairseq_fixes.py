@@ -95,7 +95,7 @@ def record_what_is_seen():
 def run_on_many_processes():
     """fairseq needs GPUs, resolvable names and luck with ports to train on several processes, and hangs where one fails (see `distributed`)."""
     _wrap(fairseq_utils, "call_main", lambda _: distributed.call_main)
-    _wrap(Trainer, "valid_step", distributed.still_moving)
+    _wrap(Trainer, "valid_step", lambda step: distributed.still_moving(_naming_empty_batches(step)))
     _wrap(Trainer, "train_step", lambda step: distributed.still_moving(_without_empty_parts(step)))
 
 
@@ -164,9 +164,22 @@ def _without_empty_parts(step):
     """fairseq takes all of an update for empty where its last part is."""
 
     def train_step(self, samples, *args, **kwargs):
-        return step(self, [sample for sample in samples if sample] or samples[:1], *args, **kwargs)
+        parts = [sample for sample in samples if sample]
+        self._criterion.stands_in = not parts
+        return step(self, parts or samples[:1], *args, **kwargs)
 
     return train_step
+
+
+def _naming_empty_batches(step):
+    """Where a process has no batch, fairseq takes an old one, and ignores what comes of it: criterions that look at all processes
+    must not hear of it (see `criterions.emotion.gather`)."""
+
+    def valid_step(self, sample, *args, **kwargs):
+        self._criterion.stands_in = not sample
+        return step(self, sample, *args, **kwargs)
+
+    return valid_step
 
 
 def _in_float32_on_a_cpu(init):

@@ -128,11 +128,10 @@ class EmotionContrastive(_OfClasses):
         if "projection" not in found:
             raise InputError("emotion_contrastive needs model.head=contrastive; set it, or choose another criterion")
         head = model.head
-        points, classes = found["projection"], target
+        points, classes = gather(found["projection"], self), gather(target, self)
         if model.training:
-            points, classes = gather(points), gather(target)
             head.follow(points.detach(), classes)
-        loss = supervised_contrastive(points, classes, head.temperature)
+        loss = supervised_contrastive(points, classes, head.temperature) + 0.0 * found["projection"].sum()  # a gradient for all
         read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
         log = classification_log(loss * len(target) + read_out, found["output"], target, sample)
         return loss * len(classes) + read_out, len(target), log
@@ -176,8 +175,8 @@ class EmotionRegression(FairseqCriterion):
         """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
         output = model(**sample["net_input"])["output"].float()  # (batch, dimensions)
         target = sample["target"].float()
-        gathered, references = (output, target) if not model.training else (gather(output), gather(target))
-        loss = (1 - ccc(gathered, references)).mean()
+        gathered, references = gather(output, self), gather(target, self)
+        loss = (1 - ccc(gathered, references)).mean() + 0.0 * output.sum()  # a gradient for every process
         x, y = output.detach().double(), target.double()
         moments = torch.cat([v.sum(dim=0) for v in (x, y, x * x, y * y, x * y)])
         log = {"loss": loss.detach().double() * len(target), "moments": moments, "sample_size": len(target)}
@@ -227,10 +226,17 @@ def _ccc_of(meters, d, dimensions):
     return 2 * (xy - x * y) / spread if spread > 1e-12 else 0.0
 
 
-def gather(x):
-    """Rows of all processes, in rank order; the gradient flows to this process's own. x: (n, …), n may differ."""
+def gather(x, criterion):
+    """Rows of all processes, in rank order; the gradient flows to this process's own.
+
+    Args:
+        x: (n, …); n may differ between processes.
+        criterion: with `stands_in`, this process has no batch of its own, and x, of another batch, counts for nothing.
+    """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x
+    if getattr(criterion, "stands_in", False):
+        x = x[:0]
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
     most = int(max(sizes))
