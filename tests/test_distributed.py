@@ -7,13 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from corpus import make_corpus, make_labels
+from torch.nn import functional as F
 from training import MICRO, ROOT, arguments
 
 from emohubert import distributed
 from emohubert.checkpoints import load_state
+from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
 from emohubert.errors import InputError
 
 BIN = Path(sys.executable).parent
@@ -39,20 +43,21 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def command(corpus, name, *overrides, processes=1):
-    """A micro pretraining without dropout, which processes draw for themselves."""
+def command(corpus, name, *overrides, processes=1, config="papt_tiny", model=(*MICRO, "model.init_from=null")):
+    """A micro training without dropout, which processes draw for themselves."""
     same = ["model.dropout=0", "model.attention_dropout=0", "common.tensorboard_logdir=null", "checkpoint.save_interval_updates=0"]
-    data = [f"task.data={corpus}/manifest", f"task.label_dir={corpus}/labels", f"checkpoint.save_dir={corpus}/{name}"]
+    data = [f"task.data={corpus}/manifest", f"checkpoint.save_dir={corpus}/{name}"]
     launcher = [] if processes == 1 else [BIN / "torchrun", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
-    program = [*launcher, BIN / "fairseq-hydra-train", *arguments("papt_tiny", *MICRO, "model.init_from=null", *same, *data, *overrides)]
+    data += [f"task.label_dir={corpus}/labels"] * (config == "papt_tiny")
+    program = [*launcher, BIN / "fairseq-hydra-train", *arguments(config, *model, *same, *data, *overrides)]
     return [str(word) for word in program]
 
 
-def start(corpus, name, *overrides, processes=1, user_dir=ROOT / "user_dir"):
+def start(corpus, name, *overrides, user_dir=ROOT / "user_dir", **options):
     environment = {**os.environ, "EMOHUBERT_USER_DIR": str(user_dir), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     (corpus / name).mkdir(exist_ok=True)
     with open(corpus / name / "output.log", "w") as f:
-        return subprocess.Popen(command(corpus, name, *overrides, processes=processes), stdout=f, stderr=f, cwd=ROOT, env=environment)
+        return subprocess.Popen(command(corpus, name, *overrides, **options), stdout=f, stderr=f, cwd=ROOT, env=environment)
 
 
 def output(corpus, name):
@@ -126,6 +131,43 @@ class TestPlace:
         assert distributed.interface_towards("not a host", 9) is None
 
 
+def _gathering(rank, folder):
+    """One of three processes; the last has no batch of its own. Saves its loss and the gradient of its rows."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    points, classes, references = rows()
+    own = [slice(0, 5), slice(5, 7), slice(2, 4)][rank]
+    criterion = SimpleNamespace(stands_in=rank == 2)
+    mine = points[own].clone().requires_grad_()
+    losses = {
+        "contrastive": supervised_contrastive(F.normalize(gather(mine, criterion)), gather(classes[own], criterion), 0.1),
+        "ccc": (1 - ccc(gather(mine, criterion), gather(references[own], criterion))).mean(),
+    }
+    found = {name: (loss.detach(), *torch.autograd.grad(loss, mine, allow_unused=True)) for name, loss in losses.items() if rank < 2}
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def rows():
+    generator = torch.Generator().manual_seed(1)
+    points, references = (torch.randn(7, 3, generator=generator, dtype=torch.double) for _ in range(2))
+    return points, torch.tensor([0, 1, 0, 2, 1, 0, 2]), references
+
+
+def test_losses_over_the_batch_look_at_all_processes(tmp_path):
+    """Loss and gradient are those of one process with all rows; a batch that stands in for none counts for nothing."""
+    torch.multiprocessing.spawn(_gathering, (str(tmp_path),), nprocs=3)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    points, classes, references = rows()
+    points.requires_grad_()
+    for name, loss in {
+        "contrastive": supervised_contrastive(F.normalize(points), classes, 0.1),
+        "ccc": (1 - ccc(points, references)).mean(),
+    }.items():
+        (gradient,) = torch.autograd.grad(loss, points)
+        assert torch.allclose(torch.cat([part[name][1] for part in found]), gradient, atol=1e-12)
+        assert all(torch.allclose(part[name][0], loss.detach(), atol=1e-12) for part in found)
+
+
 @pytest.mark.slow
 class TestTraining:
     updates = ("optimization.max_update=50", "dataset.validate_interval_updates=25", "dataset.max_tokens=40000")
@@ -147,6 +189,22 @@ class TestTraining:
     def test_so_are_processes_that_the_training_starts_itself(self, corpus, two):
         run(corpus, "spawned", *self.updates, "distributed_training.distributed_world_size=2")
         assert_same(corpus, "spawned", two)
+
+    def test_dimensions_whose_loss_looks_at_all_processes(self, corpus, two):
+        settings = [f"model.init_from={corpus}/two/checkpoint_last.pt", "task.target=[arousal,valence]"]
+        settings += [
+            "optimization.max_update=20",
+            "dataset.validate_interval_updates=10",
+            "common.log_interval=1",
+            "optimization.lr=[0.0001]",
+        ]
+        settings += [
+            f"model.{name}=0"
+            for name in ("dropout", "attention_dropout", "head_dropout", "mask_prob", "mask_channel_prob", "speaker_dropout")
+        ]
+        start(corpus, "dims", *settings, "dataset.batch_size=4", processes=2, config="ser_regression_tiny", model=()).wait(300)
+        start(corpus, "dims_alone", *settings, "dataset.batch_size=8", config="ser_regression_tiny", model=()).wait(300)
+        assert_same(corpus, "dims", "dims_alone")
 
     def test_told_to_stop_it_goes_on_later(self, corpus, two):
         process = start(corpus, "stopped", *self.updates, processes=2)

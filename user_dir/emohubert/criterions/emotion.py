@@ -220,8 +220,8 @@ def ccc(x, y):
 
 
 def _ccc_of(meters, d, dimensions):
-    n = max(meters["_utterances"].sum, 1)
-    x, y, xx, yy, xy = (meters[f"_moment_{i * dimensions + d}"].sum / n for i in range(5))
+    n = max(float(meters["_utterances"].sum), 1)
+    x, y, xx, yy, xy = (float(meters[f"_moment_{i * dimensions + d}"].sum) / n for i in range(5))
     spread = (xx - x * x) + (yy - y * y) + (x - y) ** 2
     return 2 * (xy - x * y) / spread if spread > 1e-12 else 0.0
 
