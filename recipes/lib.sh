@@ -42,7 +42,7 @@ each() {
     jobs=${JOBS:-$#}
     ((jobs <= $#)) || jobs=$#
     if ((jobs > 1)) && [[ -z ${CUDA_VISIBLE_DEVICES:-} ]]; then
-        gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+        gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
     fi
     for argument in "$@"; do
         if ((running == jobs)); then

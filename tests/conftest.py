@@ -22,13 +22,17 @@ SLOW_FILES = {f"test_{name}.py" for name in ("adaptation", "audit", "predict", "
 """Files whose tests share trainings that take longer than all their tests."""
 
 
+LONGEST = ("recipes", "distributed", "pseudo_labels", "test_slurm", "crema_d_report", "adaptation", "training", "packed", "run_folds")
+"""Parts of the names of files that take a minute or more, the longest first."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what is slow. The recipes take longest: first, so that several processes end at the same time."""
+    """Mark what is slow. What takes longest comes first, so that several processes end at the same time."""
     for item in items:
         if item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: "recipe" not in item.path.name and "report_" not in item.path.name)
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.name), len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

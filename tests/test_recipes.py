@@ -7,7 +7,6 @@ import sys
 
 import pytest
 from scripts import ROOT, run
-from test_wav2vec1 import fairseq_wav2vec
 
 from emohubert.manifest import read_dictionary, read_split
 
@@ -44,19 +43,6 @@ def test_all_papers_on_the_same_folds_and_start(tmp_path):
         "tapt", *options[:-1], tmp_path / "out" / "tapt", "--init-dir", tmp_path / "out", "--stage", "4", "--stop-stage", "4"
     )
     assert status == 0 and "trained already" in again, "what was done is done again"
-
-
-@pytest.mark.slow
-def test_wav2vec_1_as_the_emotion_state_estimator(tmp_path):
-    fairseq_wav2vec(tmp_path / "wav2vec.pt", "args")
-    options = ["--estimator-init", tmp_path / "wav2vec.pt", "--estimator", "optimization.max_epoch=1", "--clusters", "4 8 16"]
-    status, printed = recipe(
-        "ptapt", "--corpus-dir", tmp_path / "audio", *MINIATURE, *options, "--out", tmp_path / "out", "--stop-stage", "5"
-    )
-    assert status == 0, printed[-4000:]
-    for clusters in (4, 8, 16):
-        assert len(read_dictionary(tmp_path / "out" / "fold1" / "labels" / "L1" / f"km{clusters}" / "dict.km.txt")) == clusters
-    assert (tmp_path / "out" / "fold1" / "ptapt" / "finished").exists()
 
 
 @pytest.mark.slow

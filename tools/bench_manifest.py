@@ -153,7 +153,7 @@ def pretraining(module, folder):
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.structured(module.SpeakerHubertPretrainingConfig)
-    task = module.SpeakerHubertPretrainingTask(OmegaConf.merge(cfg, {"data": folder, "check_audio": False, "seed": 1}))
+    task = module.SpeakerHubertPretrainingTask(OmegaConf.merge(cfg, {"data": folder, "check_audio": False, "seed": 1, "update_freq": [1]}))
     _ = task.label_sets, task.speakers
     task.load_dataset("train")
     return task.datasets["train"]
@@ -166,7 +166,9 @@ def finetuning(module, folder, target):
     from emohubert.models.emotion import EmotionHubertConfig
 
     cfg = OmegaConf.structured(module.EmotionFinetuningConfig)
-    task = module.EmotionFinetuningTask(OmegaConf.merge(cfg, {"data": folder, "target": target, "check_audio": False, "seed": 1}))
+    task = module.EmotionFinetuningTask(
+        OmegaConf.merge(cfg, {"data": folder, "target": target, "check_audio": False, "seed": 1, "update_freq": [1]})
+    )
     task.model_cfg = OmegaConf.structured(EmotionHubertConfig)
     task.model_cfg.backbone = {"encoder_embed_dim": 768, "speaker_position": "input"}
     task.state.merge_state_dict({"speakers": [f"speaker_{s:05}" for s in range(SPEAKERS)]})

@@ -38,6 +38,7 @@ FIRST_PORT, PORTS = 20_000, 20_000
 """Ports that Slurm jobs meet at, one for each job step."""
 _AHEAD = 2  # updates from the one at which a process is told to stop to the one at which all do: none can be further ahead
 _store = None
+_patience = -1
 _stop_signals = []
 
 
@@ -61,7 +62,7 @@ def place(environment=os.environ):
     """The place that torchrun or srun gave this process.
 
     Returns:
-        Place, or None for a process that is alone.
+        Place, or None for a process that neither started, or srun by itself.
 
     Raises:
         InputError: the launcher's variables are incomplete, or no address of the first node can be found.
@@ -76,7 +77,7 @@ def place(environment=os.environ):
         port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else slurm_port(environment)
     else:
         return None
-    return None if size == 1 else Place(rank, size, local, f"{host}:{port}")
+    return Place(rank, size, local, f"{host}:{port}")
 
 
 def _number(environment, name):
@@ -186,16 +187,14 @@ def call_main(cfg, main, **kwargs):
     Started by torchrun or srun, this is one of them; alone, with `distributed_training.distributed_world_size` above one (fairseq's
     default is the number of GPUs), it starts them on this machine. NCCL connects GPUs, gloo processes without.
     """
+    training = cfg.distributed_training
     with _errors_in_one_line():
-        training = cfg.distributed_training
-        if training.distributed_init_method is None:
-            here = place()
-            if here is not None:
-                return _run(here, cfg, main, kwargs)
-            if training.distributed_world_size > 1:
+        here = place() if training.distributed_init_method is None else None
+        if here is None and training.distributed_world_size > 1:
+            if training.distributed_init_method is None or not training.distributed_no_spawn:
                 return _spawn(cfg, main, kwargs)
-        elif training.distributed_world_size > 1 and training.distributed_no_spawn:
             here = Place(training.distributed_rank, training.distributed_world_size, max(training.device_id, 0), "")
+        if here is not None and here.size > 1:
             return _run(here, cfg, main, kwargs)
     training.distributed_world_size = 1
     with watching(cfg.checkpoint.save_dir):
@@ -212,20 +211,23 @@ def _errors_in_one_line():
 
 
 def _spawn(cfg, main, kwargs):
-    size, gpus = cfg.distributed_training.distributed_world_size, _gpus(cfg)
-    if gpus and size > gpus:
+    """Start this machine's processes: all, or where an address to meet at is given, one for each GPU."""
+    training, gpus = cfg.distributed_training, _gpus(cfg)
+    size, first, own, address = training.distributed_world_size, 0, training.distributed_world_size, f"127.0.0.1:{free_port()}"
+    if training.distributed_init_method is not None:
+        first, own, address = training.distributed_rank, min(size, gpus or 1), ""
+    if gpus and own > gpus:
         raise InputError(
             f"distributed_training.distributed_world_size={size}: this machine has {gpus} GPUs; start processes on several machines with srun or torchrun"
         )
     try:
-        torch.multiprocessing.spawn(_spawned, (size, f"127.0.0.1:{free_port()}", cfg, main, kwargs), nprocs=size)
+        torch.multiprocessing.spawn(_spawned, (first, size, address, cfg, main, kwargs), nprocs=own)
     except torch.multiprocessing.ProcessExitedException as error:  # it has printed why
         raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
 
 
-def _spawned(rank, size, address, cfg, main, kwargs):
-    with _errors_in_one_line():
-        _run(Place(rank, size, rank, address), cfg, main, kwargs)
+def _spawned(local_rank, first, size, address, cfg, main, kwargs):
+    _run(Place(first + local_rank, size, local_rank, address), cfg, main, kwargs)
 
 
 def _gpus(cfg):
@@ -252,6 +254,9 @@ def _run(here, cfg, main, kwargs):
             warnings.filterwarnings("ignore", message="Distributed is already initialized")
             fairseq_utils.distributed_main(training.device_id, main, cfg, kwargs)
         distributed.destroy_process_group()
+    except InputError as error:  # in a process that Hydra did not start
+        print_error(error)
+        _end_now(2)
     except SystemExit as end:
         _end_now(end.code if isinstance(end.code, int) else int(end.code is not None))
     except BaseException as error:
@@ -305,6 +310,7 @@ def watching(folder, seconds=-1):
         seconds: without a new step of training or validation for so long, a process prints where each of its threads stands, and
             ends, which ends the others; before the first step, never. 0 or less: never.
     """
+    global _patience
     if is_first():
         with contextlib.suppress(OSError):
             (Path(folder) / "stopped").unlink(missing_ok=True)
@@ -317,17 +323,14 @@ def watching(folder, seconds=-1):
         fairseq_train.validate_and_save = stopping_on_request(fairseq_train.validate_and_save)
     signals = [signal.SIGUSR1] + [signal.SIGTERM] * ("SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ)
     before = [(s, signal.signal(s, lambda number, _: _stop_signals.append(number))) for s in signals]
-    watching.seconds = seconds
+    _patience = seconds
     try:
         yield
     finally:
-        watching.seconds = -1
+        _patience = -1
         faulthandler.cancel_dump_traceback_later()
         for s, handler in before:
             signal.signal(s, handler)
-
-
-watching.seconds = -1
 
 
 def still_moving(step):
@@ -335,8 +338,8 @@ def still_moving(step):
 
     @functools.wraps(step)
     def wrapped(*args, **kwargs):
-        if watching.seconds > 0:
-            faulthandler.dump_traceback_later(watching.seconds, exit=True)
+        if _patience > 0:
+            faulthandler.dump_traceback_later(_patience, exit=True)
         return step(*args, **kwargs)
 
     return wrapped
