@@ -51,7 +51,11 @@ logs=$out/slurm
 
 if [[ -n $status ]]; then
     [[ -e $logs/jobs.tsv ]] || fail "$logs/jobs.tsv: nothing was submitted for this folder"
-    exec squeue --jobs "$(cut -f 2 "$logs/jobs.tsv" | paste -sd,)" --format '%.18i %.30j %.10T %.10M %.6D %R' 2>/dev/null
+    while IFS=$'\t' read -r stage job title; do
+        states=$(squeue --noheader --array --jobs "$job" --format '%T %r' 2>/dev/null | sort | uniq -c | sed 's/^ *//' | paste -sd ';') || true
+        printf '%-6s %-12s %-40s %s\n' "$stage" "$job" "${states:-not in the queue any more}" "$title"
+    done <"$logs/jobs.tsv"
+    exit 0
 fi
 
 declare -A resource=([COMMON]='' [CPU]='' [GPU]='' [TRAIN]='' [LAUNCH]=srun [GRACE]=180 [MAX_RUNNING]='')
