@@ -18,7 +18,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 
 
-SLOW_FILES = {f"test_{name}.py" for name in ("adaptation", "audit", "predict", "robustness", "run_folds")}
+SLOW_FILES = {
+    f"test_{name}.py" for name in ("adaptation", "audit", "bench_training", "finetuning_options", "predict", "robustness", "run_folds")
+}
 """Files whose tests share trainings that take longer than all their tests."""
 
 

@@ -153,6 +153,7 @@ def rows():
     return points, torch.tensor([0, 1, 0, 2, 1, 0, 2]), references
 
 
+@pytest.mark.slow
 def test_losses_over_the_batch_look_at_all_processes(tmp_path):
     """Loss and gradient are those of one process with all rows; a batch that stands in for none counts for nothing."""
     torch.multiprocessing.spawn(_gathering, (str(tmp_path),), nprocs=3)

@@ -174,6 +174,7 @@ def test_masks_are_zeros_in_z(tmp_path):
         ("encoder", {"alignment"}),
     ],
 )
+@pytest.mark.slow
 def test_what_is_frozen(tmp_path, freeze, trained):
     fairseq_wav2vec(tmp_path / "w2v.pt")
     model, _ = emotion_model(tmp_path / "w2v.pt", freeze=freeze, frame_head=True)
@@ -278,6 +279,7 @@ def tune(folder, name, *overrides):
     return train("ser_classification_tiny", *options, *heads, "model.mask_channel_length=2", "common.cpu=true", *overrides)
 
 
+@pytest.mark.slow
 def test_the_alignment_is_trained_and_kept(trained):
     folder, checkpoint = trained
     _, model = load_trained(checkpoint)
@@ -293,6 +295,7 @@ def test_the_alignment_is_trained_and_kept(trained):
     assert model.frame_head.weight.shape == (4, 16) and model.cfg.backbone["normalize"] is False
 
 
+@pytest.mark.slow
 def test_its_frames_are_clustered_like_those_of_hubert(trained, tmp_path):
     """make_labels and dump_features on the checkpoint: the model's own frames, and a label for each of HuBERT's."""
     folder, checkpoint = trained
@@ -315,6 +318,7 @@ def test_its_frames_are_clustered_like_those_of_hubert(trained, tmp_path):
     assert len(set(" ".join(lines).split())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [2, 12])
 def test_other_layers_do_not_exist(trained, tmp_path, capsys, layer):
     folder, checkpoint = trained
@@ -323,6 +327,7 @@ def test_other_layers_do_not_exist(trained, tmp_path, capsys, layer):
     assert f"--layers {layer}: {checkpoint} has one layer; use --layers 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_predicts(trained, tmp_path, capsys):
     folder, checkpoint = trained
     assert run("tools/evaluate.py", checkpoint, folder / "manifest", "test", tmp_path / "evaluation", "--embeddings") == 0
@@ -333,6 +338,7 @@ def test_it_predicts(trained, tmp_path, capsys):
     assert "test000.wav" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_trained_one_can_be_frozen_whole(trained, tmp_path):
     """model.freeze=all from an emotion model: features computed once, its alignment as it was."""
     folder, checkpoint = trained
@@ -349,6 +355,7 @@ def test_a_trained_one_can_be_frozen_whole(trained, tmp_path):
     assert torch.equal(after.backbone.alignment.weight, before.backbone.alignment.weight)
 
 
+@pytest.mark.slow
 def test_pretraining_from_it_is_one_line(trained, tmp_path):
     folder, checkpoint = trained
     options = [f"task.data={folder}/manifest", f"task.label_dir={folder}", f"model.init_from={checkpoint}", *MICRO]
