@@ -1,7 +1,9 @@
 """Frame arithmetic against real convolutions; reading against soundfile and scipy; damaged files of every kind."""
 
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,3 +301,45 @@ def test_normalisation_is_layer_norm(scale, offset):
 
 def test_normalisation_of_silence():
     np.testing.assert_array_equal(audio.normalise(np.full(1000, 0.25, dtype=np.float32)), 0)
+
+
+FUNCTIONS = """
+import sys
+from pathlib import Path
+import soundfile
+
+class Recording:
+    def __init__(self, library):
+        self.library, self.names = library, set()
+
+    def __getattr__(self, name):
+        self.names.add(name)
+        return getattr(self.library, name)
+
+soundfile._snd = library = Recording(soundfile._snd)
+sys.path.insert(0, "user_dir")
+from emohubert import audio
+from emohubert.errors import InputError
+
+before = set(library.names)
+library.names.clear()
+for path in sys.argv[1:]:
+    try:
+        audio.probe(path)
+        audio.read(path, 100, 900)
+    except InputError:
+        pass
+assert {"sf_open", "sf_open_virtual", "sf_seek", "sf_close"} < library.names, library.names
+assert library.names <= before, library.names - before
+"""
+
+
+def test_threads_find_every_function_of_libsndfile_looked_up(tmp_path):
+    files = [tmp_path / name for name in ("a.wav", "b.flac", "c.mp3", "broken.wav")]
+    for path in files[:3]:
+        soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 16_000), 16_000)
+    files[3].write_bytes(b"no audio")
+    (tmp_path / "d.tar").write_bytes(files[0].read_bytes())
+    files.append(f"{tmp_path}/d.tar:0:{files[0].stat().st_size}")
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", FUNCTIONS, *map(str, files)], cwd=root, check=True)

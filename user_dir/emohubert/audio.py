@@ -11,6 +11,7 @@ import math
 import os
 import re
 import struct
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,6 +222,21 @@ def opened(path):
     return found
 
 
+def _call_each_function_once():
+    """cffi looks a function of libsndfile up at its first call, and aborts the process, rarely, where threads make that call at once."""
+    with io.BytesIO() as memory:
+        with wave.open(memory, "wb") as f:
+            f.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+            f.writeframes(bytes(2 * HOP))
+        memory.seek(0)
+        with soundfile.SoundFile(memory) as f:
+            _decode(f, HOP // 2, HOP, "silence")
+    try:
+        soundfile.SoundFile(os.devnull)
+    except soundfile.LibsndfileError as error:
+        str(error)
+
+
 def _decode(f, start, stop, path):
     skipped = start if f.format == "MP3" else 0
     try:
@@ -263,3 +279,6 @@ def _refuse_truncated_wav(path, place, frames):
             f.seek(length + length % 2, 1)
     if frames == 0:
         raise InputError(f"{path}: truncated WAV, its audio is not there; restore it")
+
+
+_call_each_function_once()
