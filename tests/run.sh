@@ -13,4 +13,4 @@ processes=$(nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE
 export MPLBACKEND=Agg HF_HUB_OFFLINE=1
 
-exec "$PYTHON" -m pytest -n $((processes < 2 ? 1 : 2)) --dist loadfile "$@"
+exec "$PYTHON" -m pytest -n $((processes < 2 ? 1 : 2)) --dist loadfile --no-loadscope-reorder "$@"

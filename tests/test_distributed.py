@@ -36,6 +36,27 @@ Trainer.train_step = train_step
 """
 
 
+class Gone:
+    """A meeting place whose process has ended."""
+
+    def compare_set(self, *_):
+        raise RuntimeError("Broken pipe")
+
+
+@pytest.mark.parametrize(("store", "cause"), [(torch.distributed.HashStore(), "process 1"), (Gone(), "another process")])
+def test_a_process_that_fails_after_another_leaves_it_the_last_word(tmp_path, monkeypatch, capsys, store, cause):
+    here = distributed.Place(0, 2, 0, "")
+    assert distributed._first_failed(here) == 0  # before a meeting
+    monkeypatch.setattr(distributed, "_store", store)
+    monkeypatch.setattr(distributed, "_LAST_WORD", 0)
+    if cause == "process 1":
+        assert distributed._first_failed(distributed.Place(1, 2, 1, "")) == 1
+    first = distributed._first_failed(here)
+    distributed._record_consequence(tmp_path, here, RuntimeError("Connection reset\nby peer"), first)
+    assert capsys.readouterr().err == f"process 0 of 2 ends after {cause} failed (RuntimeError: Connection reset)\n"
+    assert "by peer" in (tmp_path / "failed/rank0.log").read_text()
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")

@@ -76,9 +76,7 @@ class Cluster:
             self._start("slurmctld", "-D", "-f", self.folder / "slurm.conf")
             for node in ("127.0.0.1", "127.0.0.2"):
                 self._start("slurmd", "-D", "-N", node, "-f", self.folder / "slurm.conf")
-            self._wait(
-                "two idle nodes", lambda: self.run("sinfo", "--noheader", "--format=%D %t", check=False).stdout.split() == ["2", "idle"]
-            )
+            self.wait_idle()
         except BaseException:
             self.__exit__()
             raise
@@ -123,6 +121,10 @@ class Cluster:
                 task = values.get("ArrayTaskId")
                 found[f"{job}_{task}" if task else job] = values["JobState"]
         return found
+
+    def wait_idle(self):
+        """Wait until both nodes are there and nothing runs or is being cleaned up on them."""
+        self._wait("two idle nodes", lambda: self.run("sinfo", "--noheader", "--format=%D %t", check=False).stdout.split() == ["2", "idle"])
 
     def wait(self, jobs, seconds=300, wanted=("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")):
         """Wait until all tasks of some jobs have ended; returns their states."""

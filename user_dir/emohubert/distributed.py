@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ STOPPED = 75
 FIRST_PORT, PORTS = 20_000, 20_000
 """Ports that Slurm jobs meet at, one for each job step."""
 _AHEAD = 2  # updates from the one at which a process is told to stop to the one at which all do: none can be further ahead
+_LAST_WORD = 3  # seconds that a process whose failure another's caused stays, so that launchers see the cause first
 _store = None
 _patience = -1
 _stop_signals = []
@@ -260,7 +262,10 @@ def _run(here, cfg, main, kwargs):
     except SystemExit as end:
         _end_now(end.code if isinstance(end.code, int) else int(end.code is not None))
     except BaseException as error:
-        _record_failure(folder, here, error)
+        if (first := _first_failed(here)) == here.rank:
+            _record_failure(folder, here, error)
+        else:
+            _record_consequence(folder, here, error, first)
         _end_now(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
@@ -280,14 +285,38 @@ def _meet(here, training):
     _store = distributed.PrefixStore("emohubert", store)
 
 
+def _first_failed(here):
+    """Rank of the process that failed first, which may be this one; None where the processes' meeting place has gone with it."""
+    if _store is None:
+        return here.rank
+    try:
+        return int(_store.compare_set("failed", "", str(here.rank)))
+    except RuntimeError:
+        return None
+
+
 def _record_failure(folder, here, error):
     """Put an exception where launchers and people look: torchrun's error file, failed/rankN.log in the folder, standard error."""
-    text = "".join(traceback.format_exception(error))
     with contextlib.suppress(Exception):
         get_error_handler().record_exception(error)
+    text = _write_failure(folder, here, error)
+    print(f"process {here.rank} of {here.size} on {socket.gethostname()} failed:\n{text}", file=sys.stderr, flush=True)
+
+
+def _record_consequence(folder, here, error, first):
+    """After another process has failed, this one has, too: leave the last word to the cause, also with launchers, which count seconds."""
+    _write_failure(folder, here, error)
+    cause = "another process" if first is None else f"process {first}"
+    line = (str(error).strip().splitlines() or [""])[0]
+    print(f"process {here.rank} of {here.size} ends after {cause} failed ({type(error).__name__}: {line})", file=sys.stderr, flush=True)
+    time.sleep(_LAST_WORD)
+
+
+def _write_failure(folder, here, error):
+    text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError, InputError), atomic(make_folder(Path(folder) / "failed") / f"rank{here.rank}.log") as f:
         f.write(text)
-    print(f"process {here.rank} of {here.size} on {socket.gethostname()} failed:\n{text}", file=sys.stderr, flush=True)
+    return text
 
 
 def _end_now(status):
