@@ -256,12 +256,14 @@ def test_training_with_everything_resumes_to_the_same_weights(pretrained):
     assert task.make_dataset(split, training=True).transform
 
 
+@pytest.mark.slow
 def test_a_bad_option_ends_training_in_one_line(pretrained):
     finished = finetune(pretrained, "bad", "task.augment_noise=2")
     errors = [line for line in finished.stdout.splitlines() if line.startswith("error: ")]
     assert finished.returncode == 2 and errors == ["error: task.augment_noise=2: not a probability; give a number from 0 to 1"]
 
 
+@pytest.mark.slow
 def test_frozen_features_are_not_cached_under_augmentation(pretrained):
     finished = finetune(pretrained, "frozen", *AUGMENTED, "model.freeze=all", "optimization.max_update=2")
     assert finished.returncode == 0, finished.stdout[-3000:]

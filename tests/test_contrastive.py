@@ -114,7 +114,8 @@ def test_another_head_is_refused():
         EmotionContrastive(None)(model, sample_of(torch.tensor([0]), torch.tensor([0])))
 
 
-@pytest.mark.parametrize("readout", ["centroid", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("readout", ["centroid", "linear"])
 def test_from_checkpoint_to_metrics(corpus, tmp_path, readout):
     finished = finetune(
         corpus,

@@ -221,6 +221,7 @@ def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path,
     assert (tmp_path / "out" / "predictions.tsv").stat().st_mtime_ns == before, "made again although nothing changed"
 
 
+@pytest.mark.slow
 def test_regression_from_checkpoint_to_metrics(corpus, regressor, tmp_path):
     assert run("tools/evaluate.py", regressor, corpus / "manifest", "test", tmp_path / "out", "--repeats", "50") == 0
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text())

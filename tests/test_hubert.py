@@ -152,7 +152,7 @@ def test_layer_features_equal_fairseqs_output_layers():
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("variant", [{}, PRE_NORM], ids=["base", "large"])
+@pytest.mark.parametrize("variant", [{}, pytest.param(PRE_NORM, marks=pytest.mark.slow)], ids=["base", "large"])
 def test_features_of_a_batch_equal_those_of_single_utterances(variant, mode):
     """20 utterances of 0.3 to 12 s; in training mode with the same masks."""
     model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position="prefix", speakers=["a", "b", "c"]).train(mode == "train")

@@ -293,7 +293,7 @@ def test_run_sh_passes_its_options_on(project):
         "import os, sys\nprint(sys.argv[1:], os.getcwd(), os.environ['OMP_NUM_THREADS'])\nsys.exit(5)\n"
     )
     result = project.run(BASH, str(project.root / "tests/run.sh"), "-m", "not slow", "-q")
-    processes = ["-n", str(min(2, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
+    processes = ["-n", str(min(2, len(os.sched_getaffinity(0)))), "--dist", "loadfile", "--no-loadscope-reorder"]
     assert (result.returncode, result.stdout) == (5, f"{[*processes, '-m', 'not slow', '-q']} {project.root} 1\n"), result.stderr
     assert project.run(BASH, str(project.root / "tests/run.sh"), OMP_NUM_THREADS="3").stdout.endswith(" 3\n")
 

@@ -223,6 +223,7 @@ def test_bad_input_is_one_line_and_exit_2(corpus, tmp_path, what):
     assert "Traceback" not in run.stdout
 
 
+@pytest.mark.slow
 def test_the_command_itself_says_it_in_one_line(corpus, tmp_path):
     """The installed program, in a process that a user starts."""
     argv = [
