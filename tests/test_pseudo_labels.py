@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +15,8 @@ import torch
 from corpus import make_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripts import ROOT, run
-from training import TINY
+from scripts import ROOT, load, run
+from training import SERVER, TINY
 
 from emohubert import audio
 from emohubert.checkpoints import load_encoder
@@ -433,21 +432,29 @@ def test_no_manifest_no_labels(tmp_path, capsys):
 
 # --- interruptions and memory -----------------------------------------------------------------------------------------
 
-RUNNER = """
-import resource, sys
-sys.path[:0] = [{tests!r}, {user_dir!r}]
-from emohubert.pseudo_labels import make
-from scripts import load
-make._WINDOW_SECONDS = {window}
-load("tools/make_labels.py").main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+
+def make_in_another_process(arguments, window=3):
+    """What tools/make_labels.py does, quietly."""
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    make._WINDOW_SECONDS = window
+    load("tools/make_labels.py").main(list(map(str, arguments)))
 
 
-def command(*arguments, window=3):
-    """The command line of tools/make_labels.py in a process of its own, which prints its peak of memory last."""
-    code = RUNNER.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"), window=window)
-    return [sys.executable, "-c", code, *map(str, arguments)]
+def start(*arguments):
+    """A process that makes labels in windows of three seconds."""
+    process = SERVER.Process(target=make_in_another_process, args=(arguments,))
+    process.start()
+    return process
+
+
+def finish(*arguments):
+    """Make labels in a process of its own, to the end."""
+    process = start(*arguments)
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.slow
@@ -456,19 +463,18 @@ def test_kill_at_any_moment_and_run_again(tmp_path):
     manifest = make_corpus(tmp_path, seconds=(0.5, 2.0), train=60, valid=10, test=10)
     checkpoint = write_random_hubert(tmp_path / "hubert.pt", seed=1, **SMALL)
     options = ("--checkpoint", checkpoint, "--layers", 2, 4, "--clusters", 20, 60, "--pieces", 80, "--workers", 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(manifest, tmp_path / "whole", *options), check=True, env=environment, capture_output=True)
+    finish(manifest, tmp_path / "whole", *options)
     whole = label_files(tmp_path / "whole")
     rng = np.random.default_rng(0)
     moments = set()
     for attempt, files in enumerate((0, 1, 3, 8, 15, 30, 45, 60, 70)):  # killed when so many files are there
         out = tmp_path / f"killed{attempt % 3}"  # three folders, each killed three times, later and later
-        process = subprocess.Popen(command(manifest, out, *options), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and sum(len(names) for _, _, names in os.walk(out)) < files:
+        process = start(manifest, out, *options)
+        while process.exitcode is None and sum(len(names) for _, _, names in os.walk(out)) < files:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         found = label_files(out) if out.is_dir() else {}
         moments.add(len(found))
         for name, content in found.items():
@@ -478,7 +484,7 @@ def test_kill_at_any_moment_and_run_again(tmp_path):
     for i in range(3):
         out = tmp_path / f"killed{i}"
         finished = {p: p.stat().st_mtime_ns for p in out.rglob("kmeans.npz") if (p.parent / ".kmeans.stamp").is_file()}
-        subprocess.run(command(manifest, out, *options), check=True, env=environment, capture_output=True)
+        finish(manifest, out, *options)
         assert label_files(out) == whole
         assert all(p.stat().st_mtime_ns == t for p, t in finished.items())
         assert not [p for p in out.rglob(".*") if not p.name.endswith(".stamp")]
@@ -503,6 +509,23 @@ def test_a_part_that_is_done_is_not_redone(manifest, checkpoint, labels, tmp_pat
     assert not set(done) & set(windows[4:])
     assert windows[4] == windows[3]
     assert label_files(tmp_path) == label_files(labels)
+
+
+RUNNER = """
+import resource, sys
+sys.path[:0] = [{tests!r}, {user_dir!r}]
+from emohubert.pseudo_labels import make
+from scripts import load
+make._WINDOW_SECONDS = {window}
+load("tools/make_labels.py").main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def command(*arguments, window):
+    """The command line of tools/make_labels.py in a process of its own, which prints its peak of memory last."""
+    code = RUNNER.format(tests=str(ROOT / "tests"), user_dir=str(ROOT / "user_dir"), window=window)
+    return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 @pytest.mark.slow

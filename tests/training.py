@@ -26,8 +26,9 @@ TINY = {  # fields of HubertConfig and SpeakerHubertConfig
     "encoder_attention_heads": 4,
     "final_dim": 24,
 }
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["fairseq_cli.hydra_train"])  # not emohubert: the user-dir is imported as in a fresh process
+SERVER = multiprocessing.get_context("forkserver")
+"""Starts processes that have imported fairseq already."""
+SERVER.set_forkserver_preload(["fairseq_cli.hydra_train"])  # not emohubert: the user-dir is imported as in a fresh process
 
 
 @dataclass
@@ -45,7 +46,7 @@ def arguments(config, *overrides, config_dir="config"):
 
 def start(config, *overrides, cwd=ROOT, config_dir="config", output=os.devnull):
     """Start a training run in a process of its own; returns the process."""
-    process = _server.Process(
+    process = SERVER.Process(
         target=_fairseq_hydra_train, args=(arguments(config, *overrides, config_dir=config_dir), str(cwd), str(output))
     )
     process.start()
