@@ -41,9 +41,9 @@ sys.exit(int(status or b"1"))
 
 @functools.cache
 def environment():
-    """Folder of the environment, to be named by EMOHUBERT_ENV; the real one where it is not of the kind that can be imitated."""
+    """Folder of the environment, to be named by EMOHUBERT_ENV; the real one where it is of a kind that cannot be imitated."""
     real = Path(sys.prefix)
-    if sys.prefix == sys.base_prefix or not (real / "pyvenv.cfg").is_file():
+    if not (real / "pyvenv.cfg").is_file() or len(sys.executable) > 100 or " " in sys.executable:  # as a script's first line has it
         return real
     folder = Path(tempfile.mkdtemp(prefix="preloaded"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
