@@ -6,6 +6,7 @@ is the real one's.
 import array
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -76,6 +78,7 @@ def _serve(folder):
 
     root.setLevel(before[0])  # as emohubert does
     root.handlers[:] = before[1]
+    gc.freeze()  # no collection in a child touches, and so copies, all that is here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/starting")
@@ -121,9 +124,18 @@ def _run(program, arguments):
 
 
 if __name__ == "__main__":
-    wanted = _serve(sys.argv[1])
+    wanted, status = _serve(sys.argv[1]), 0
     try:
         _run(*wanted)
-    except Exception:
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
         traceback.print_exc()
-        sys.exit(1)
+        status = 1
+    threading._shutdown()  # what the interpreter does at its end, but for taking everything apart, which takes a second
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

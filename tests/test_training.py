@@ -131,6 +131,7 @@ def test_ten_kills_change_nothing(corpus):
         "model.speaker_position=input",
         "task.speakers=spk",
     ]
+    train("hubert_tiny", "--help")  # what processes are forked from is there then
     started = time.monotonic()
     run = train("hubert_tiny", *overrides, f"checkpoint.save_dir={corpus}/whole")
     assert run.returncode == 0, run.stdout[-3000:]
@@ -153,6 +154,19 @@ def test_ten_kills_change_nothing(corpus):
     assert whole["optimizer_history"][-1]["num_updates"] == killed["optimizer_history"][-1]["num_updates"] == 60
     moments = [s["last_optimizer_state"]["state"] for s in (whole, killed)]
     assert all(torch.equal(moments[0][k]["exp_avg"], moments[1][k]["exp_avg"]) for k in moments[0])
+
+
+@pytest.mark.slow
+def test_started_again_after_its_end_a_training_changes_nothing(corpus):
+    overrides = [*MICRO, *data(corpus), "optimization.max_update=3", f"checkpoint.save_dir={corpus}/ended"]
+    contents = []
+    for _ in range(2):
+        run = train("hubert_tiny", *overrides)
+        assert run.returncode == 0, run.stdout[-3000:]
+        contents.append({p.name: p.read_bytes() for p in (corpus / "ended").glob("*.pt")})
+    assert contents[0] == contents[1] and contents[0]
+    assert "trained already: 3 updates" in run.stdout
+    assert load_state(corpus / "ended" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="half precision is right on a GPU")

@@ -350,6 +350,7 @@ def watching(folder, seconds=-1):
 
     if not hasattr(fairseq_train.validate_and_save, "__wrapped__"):
         fairseq_train.validate_and_save = stopping_on_request(fairseq_train.validate_and_save)
+        fairseq_train.train = not_beyond_the_end(fairseq_train.train)
     signals = [signal.SIGUSR1] + [signal.SIGTERM] * ("SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ)
     before = [(s, signal.signal(s, lambda number, _: _stop_signals.append(number))) for s in signals]
     _patience = seconds
@@ -370,6 +371,19 @@ def still_moving(step):
         if _patience > 0:
             faulthandler.dump_traceback_later(_patience, exit=True)
         return step(*args, **kwargs)
+
+    return wrapped
+
+
+def not_beyond_the_end(train):
+    """Wrapper of an epoch: a training that starts again after its last update ends; fairseq would make one more before it looks."""
+
+    @functools.wraps(train)
+    def wrapped(cfg, trainer, task, epoch_itr):
+        if 0 < cfg.optimization.max_update <= trainer.get_num_updates():
+            logger.info("trained already: %d updates, optimization.max_update=%d", trainer.get_num_updates(), cfg.optimization.max_update)
+            return [None], True
+        return train(cfg, trainer, task, epoch_itr)
 
     return wrapped
 
