@@ -13,10 +13,9 @@
 # Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
 # is to be seen is every step at work, and which setting each number comes from.
 set -euo pipefail
-[[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit 0; }
-(($# == 0)) || { echo "error: no arguments, options are environment variables (see --help)" >&2; exit 2; }
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
+(($# == 0)) || fail "no arguments, options are environment variables (see --help)"
 
 CORPUS=${CORPUS:-synthetic}
 OUT=${OUT:-demo/$CORPUS}

@@ -20,34 +20,13 @@
 # --features "OPTION …"    further options of tools/dump_features.py, such as "--precision bf16"
 # --kmeans "OPTION …"      further options of tools/learn_kmeans.py, such as "--max-memory 8G"
 set -euo pipefail
-for option in "$@"; do
-    [[ $option == -h || $option == --help ]] || continue
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
-    exit 0
-done
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-MANIFEST_DIR='' SPLITS=train CHECKPOINT='' MFCC='' LAYER='' CLUSTERS='' NSHARD=1 RANK='' JOBS=1 OUT='' FIRST=0 LAST=99 FEATURES='' KMEANS=''
-while (($#)); do
-    name=${1#--} name=${name^^} name=${name//-/_}
-    [[ $1 == --* && " STAGE STOP_STAGE MANIFEST_DIR SPLITS CHECKPOINT MFCC LAYER CLUSTERS NSHARD RANK JOBS OUT FEATURES KMEANS " == *" $name "* ]] ||
-        fail "$1: unknown option (see --help)"
-    (($# > 1)) || fail "$1: needs a value (see --help)"
-    case $name in
-        STAGE) FIRST=$2 ;;
-        STOP_STAGE) LAST=$2 ;;
-        *) printf -v "$name" '%s' "$2" ;;
-    esac
-    shift 2
-done
-for name in MANIFEST_DIR CLUSTERS OUT; do
-    option=--${name,,}
-    [[ -n ${!name} ]] || fail "${option//_/-} is missing (see --help)"
-done
-for name in FIRST LAST NSHARD JOBS ${RANK:+RANK}; do
-    [[ ${!name} =~ ^[0-9]+$ ]] || fail "--${name,,} ${!name}: not a number (see --help)"
-done
+MANIFEST_DIR='' SPLITS=train CHECKPOINT='' MFCC='' LAYER='' CLUSTERS='' NSHARD=1 RANK='' JOBS=1 OUT='' FEATURES='' KMEANS=''
+options "manifest-dir splits checkpoint mfcc layer clusters nshard rank jobs out features kmeans" "$@"
+needed MANIFEST_DIR CLUSTERS OUT
+numbers NSHARD JOBS RANK
 ((NSHARD > 0)) || fail "--nshard 0: give 1 or more"
 [[ -z $RANK ]] || ((RANK < NSHARD)) || fail "--rank $RANK: of $NSHARD shards the last is $((NSHARD - 1))"
 if [[ -n $MFCC ]]; then

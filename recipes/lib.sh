@@ -1,6 +1,14 @@
 # shellcheck shell=bash
-# What recipes share: the environment, stages, training that can be run again. Source it: . "$(dirname "$0")/lib.sh"
+# What recipes share: options, the environment, stages, training that can be run again. Source it: . "$(dirname "$0")/lib.sh"
 set -euo pipefail
+
+# --help: the comment that the recipe begins with, and OPTIONS_HELP.
+for option in "$@"; do
+    [[ $option == -h || $option == --help ]] || continue
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
+    [[ -z ${OPTIONS_HELP:-} ]] || printf '%s\n' "$OPTIONS_HELP"
+    exit 0
+done
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=/dev/null
@@ -12,6 +20,60 @@ export EMOHUBERT_USER_DIR="$ROOT/user_dir" PYTHONWARNINGS=${PYTHONWARNINGS:-igno
 fail() {
     printf 'error: %s\n' "$*" >&2
     exit 2
+}
+
+# options "NAME …" ARGUMENT…: reads --name VALUE into NAME, for each name of the list, --stop-times 3 into STOP_TIMES; a name that ends
+# with ! has no value, its variable becomes 1. --stage and --stop-stage, which every recipe has, become FIRST and LAST.
+options() {
+    local known=" stage stop-stage $1 " option name value
+    FIRST=0 LAST=99
+    shift
+    while (($#)); do
+        option=$1 name=${1#--} value=1
+        shift
+        [[ $option == --* ]] || fail "$option: unexpected argument (see --help)"
+        if [[ $known != *" $name! "* ]]; then
+            [[ -n $name && $known == *" $name "* ]] || fail "$option: unknown option (see --help)"
+            (($#)) || fail "$option: needs a value (see --help)"
+            value=$1
+            shift
+        fi
+        case $name in
+            stage) FIRST=$value ;;
+            stop-stage) LAST=$value ;;
+            *)
+                name=${name^^}
+                printf -v "${name//-/_}" '%s' "$value"
+                ;;
+        esac
+    done
+    numbers FIRST LAST
+}
+
+# option_of NAME: the option that is read into NAME.
+option_of() {
+    local name=${1,,}
+    case $name in
+        first) echo --stage ;;
+        last) echo --stop-stage ;;
+        *) echo "--${name//_/-}" ;;
+    esac
+}
+
+# needed NAME…: fails where one is empty.
+needed() {
+    local name
+    for name in "$@"; do
+        [[ -n ${!name:-} ]] || fail "$(option_of "$name") is missing (see --help)"
+    done
+}
+
+# numbers NAME…: fails where one is neither empty nor a whole number.
+numbers() {
+    local name
+    for name in "$@"; do
+        [[ ${!name:-} =~ ^[0-9]*$ ]] || fail "$(option_of "$name") ${!name}: not a number (see --help)"
+    done
 }
 
 # stage NUMBER TITLE [UNIT] [CLASS]: says what comes; false outside of --stage … --stop-stage (FIRST and LAST), so:

@@ -37,12 +37,6 @@ Options of every recipe:
   --manifest "OPTION …"    further options of the manifest script, such as "--protocol speaker-independent"
   --init-dir DIR           where --init scratch keeps its models (default: in --out), so that recipes can share them'
 
-for option in "$@"; do
-    [[ $option == -h || $option == --help ]] || continue
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"
-    printf '%s\n' "$OPTIONS_HELP"
-    exit 0
-done
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -50,39 +44,12 @@ done
 # A recipe may set OWN_OPTIONS, names of options with a value that only it has: --gamma "x" becomes GAMMA=x.
 recipe_options() {
     # shellcheck disable=SC2034  # some are for the recipe alone
-    CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FIRST=0 LAST=99 FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
+    CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
     NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
-    local option name known=" corpus-dir manifests init out stage stop-stage folds seeds target size jobs nproc index layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} "
-    while (($#)); do
-        option=$1
-        shift
-        case $option in
-            --transductive) TRANSDUCTIVE=1 ;;
-            --*)
-                name=${option#--}
-                [[ $known == *" $name "* ]] || fail "$option: unknown option (see --help)"
-                (($#)) || fail "$option: needs a value (see --help)"
-                case $name in
-                    stage) FIRST=$1 ;;
-                    stop-stage) LAST=$1 ;;
-                    *)
-                        name=${name^^}
-                        printf -v "${name//-/_}" '%s' "$1"
-                        ;;
-                esac
-                shift
-                ;;
-            *) fail "$option: unexpected argument (see --help)" ;;
-        esac
-    done
-    for name in CORPUS_DIR MANIFESTS INIT OUT; do
-        option=--${name,,}
-        [[ -n ${!name} ]] || fail "${option//_/-} is missing (see --help)"
-    done
+    options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-}" "$@"
+    needed CORPUS_DIR MANIFESTS INIT OUT
+    numbers JOBS INIT_UPDATES NPROC INDEX UPDATES LAYER
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
-    for name in FIRST LAST JOBS INIT_UPDATES ${NPROC:+NPROC} ${INDEX:+INDEX} ${UPDATES:+UPDATES} ${LAYER:+LAYER}; do
-        [[ ${!name} =~ ^[0-9]+$ ]] || fail "${name,,}=${!name}: not a number (see --help)"
-    done
     if [[ $INIT == scratch ]]; then
         SIZE=${SIZE:-tiny}
         [[ $SIZE == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
