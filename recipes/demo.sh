@@ -74,23 +74,23 @@ if stage 6 "fine-tuning for emotion on the training speakers"; then
 fi
 
 if stage 7 "evaluation: speakers seen in training, and unseen ones"; then
-    for target in "${targets[@]}"; do
-        for system in tapt papt; do
-            model=$OUT/${target}_$system
-            tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test_seen "$model/test_seen" --seed "$SEED"
-            tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test "$model/test" --embeddings --seed "$SEED"
-        done
-    done
+    evaluate() {
+        local model=$OUT/$1
+        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test_seen "$model/test_seen" --seed "$SEED"
+        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test "$model/test" --embeddings --seed "$SEED"
+    }
+    each evaluate "${targets[@]/%/_tapt}" "${targets[@]/%/_papt}"
 fi
 
 if stage 8 "unseen speakers: label distributions calibrated with the most similar training speakers (PLDC)"; then
-    for target in "${targets[@]}"; do
-        model=$OUT/${target}_papt
+    calibrate() {
+        local model=$OUT/${1}_papt
         tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" train "$model/train" --embeddings --seed "$SEED"
         tool tools/calibrate --train-manifest "$manifest/train" --train-embeddings "$model/train/embeddings.npz" \
             --test-embeddings "$model/test/embeddings.npz" --predictions "$model/test/predictions.tsv" "$model/test_pldc" \
             --test-manifest "$manifest/test" --seed "$SEED"
-    done
+    }
+    each calibrate "${targets[@]}"
 fi
 
 if stage 9 "results"; then
