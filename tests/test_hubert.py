@@ -5,11 +5,14 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from fairseq.logging import metrics
 from fairseq.models.hubert.hubert import HubertModel
+from sklearn.metrics import log_loss
 from torch.nn import functional as F
 from training import TINY
 
 from emohubert.audio import n_frames
+from emohubert.checkpoints import LabelSet
 from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames
@@ -76,8 +79,9 @@ def features(model, inputs, **more):
     return model(**inputs, features_only=True, **more)["x"]
 
 
-def loss_of(model, inputs, **weights):
-    criterion = MaskedPrediction(argparse.Namespace(label_sets=[argparse.Namespace(name=str(k)) for k in model.num_classes]), **weights)
+def loss_of(model, inputs, counts=None, **weights):
+    sets = [LabelSet(str(k), [str(i) for i in range(k)], counts) for k in model.num_classes]
+    criterion = MaskedPrediction(argparse.Namespace(label_sets=sets), **weights)
     sample = {"target_list": inputs["target_list"], "ntokens": 1, "nsentences": 1}
     sample["net_input"] = {k: v for k, v in inputs.items() if k != "target_list"}
     return criterion(model, sample)
@@ -262,6 +266,23 @@ def test_frames_without_a_label_carry_no_loss():
     _, _, cut_log = loss_of(model, cut, features_pen_weight=0.0)
     assert cut_log["count_masked_0"] == log["count_masked_0"] - single["mask_indices"][0, -5:].sum()
     assert cut_log["loss"] < log["loss"]
+
+
+def test_the_loss_of_the_labels_frequencies_is_scikit_learns():
+    model = build(**SMALL).eval()
+    (single,), _ = batch([20_000])
+    single["target_list"][0][0, -5:] = NO_LABEL
+    counts = [5, 1, 40, 0, 3, 3, 8]  # a label that training does not have counts as one frame
+    p = np.maximum(counts, 1) / np.maximum(counts, 1).sum()
+    _, _, log = loss_of(model, single, counts)
+    masked = single["target_list"][0][single["mask_indices"]].numpy()
+    masked = masked[masked != NO_LABEL]
+    expected = log_loss(masked, np.tile(p, (len(masked), 1)), labels=range(7), normalize=False)
+    assert float(log["unigram_masked_0"]) == pytest.approx(expected, rel=1e-12)
+    with metrics.aggregate(new_root=True) as logged:
+        MaskedPrediction.reduce_metrics([log, log])
+    assert logged["unigram_masked_0"].avg == pytest.approx(expected / len(masked) / np.log(2))
+    assert not [key for key in loss_of(model, single)[2] if key.startswith("unigram")]
 
 
 def test_layer_drop_depends_on_torchs_seed_alone():

@@ -261,7 +261,7 @@ def test_dictionaries(tmp_path):
     ("0 1\n1 many\n", "dict.km.txt:2: "),
     ("0 1\n 3\n", "dict.km.txt:2: "),
     ("0 1\n\n", "dict.km.txt:2: "),
-    ("0 1\n1 1\n0 5\n", "dict.km.txt: the symbol “0” is listed twice"),
+    ("0 1\n1 1\n0 5\n", "dict.km.txt:3: the symbol “0” is listed twice"),
     (b"\xff\xff 1\n", "dict.km.txt: not a UTF-8"),
 ])  # fmt: skip
 def test_malformed_dictionaries(tmp_path, content, expected):

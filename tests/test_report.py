@@ -431,6 +431,18 @@ def test_findings_about_trainings():
     assert of(curves([4.0, 2.0, 2.1], [4.0, 2.0, 2.0])) == []
 
 
+def test_a_pretraining_that_has_learnt_nothing_from_what_it_hears_is_a_problem():
+    def of(**last):
+        updates = np.array([10, 20])
+        c = {name: {split: (updates, np.array([9.0, v])) for split, v in of.items()} for name, of in last.items()}
+        return [f.message for f in findings.of_training(Training("t", None, curves=c)) if f.kind == "unigram"]
+
+    assert of(loss_masked_0={"train": 5.4, "valid": 5.58}, unigram_masked_0={"train": 5.5, "valid": 5.52})[0].count("valid") == 1
+    assert of(loss_masked_0={"train": 5.7, "valid": 5.4}, unigram_masked_0={"train": 5.5, "valid": 5.52}) == []
+    assert "5.490 bits" in of(loss_masked_0={"train": 5.49}, unigram_masked_0={"train": 5.5})[0]
+    assert of(unigram_masked_0={"train": 5.5}) == [] and of(loss_masked_0={"train": 9.0}) == []
+
+
 def test_the_log_of_a_real_training_bar_tells_the_chosen_update(tmp_path):
     training(tmp_path)
     assert read_training_log(tmp_path / "hydra_train.log")["best_ua"]["valid"][1].tolist() == [0.3, 0.6, 0.6, 0.6]

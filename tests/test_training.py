@@ -66,7 +66,7 @@ def weights(path):
 
 def test_pretraining_logs_what_it_promises(corpus, pretrained):
     _, log = pretrained
-    for name in ("valid_loss", "valid_accuracy_masked_0", "valid_code_perplexity_masked_0", "valid_features_pen"):
+    for name in ("valid_loss", "valid_accuracy_masked_0", "valid_code_perplexity_masked_0", "valid_features_pen", "valid_unigram_masked_0"):
         assert f'"{name}"' in log
     assert list((corpus / "hubert" / "tensorboard").rglob("events.*"))
     assert '"valid_loss"' in (corpus / "hubert" / "hydra_train.log").read_text()

@@ -49,10 +49,12 @@ _STOCK_SPECIALS = 4
 
 @dataclass
 class LabelSet:
-    """One set of frame labels: its name in `task.labels` and its symbols, in order. `len()` is the number of classes."""
+    """One set of frame labels: its name in `task.labels`, its symbols, in order, and how often each occurs in training, where that is
+    known. `len()` is the number of classes."""
 
     name: str
     symbols: list
+    counts: list | None = None
 
     def __len__(self):
         return len(self.symbols)

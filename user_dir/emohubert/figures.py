@@ -42,7 +42,9 @@ MOST_COLOURED = 16
 """A map colours at most this many groups, the largest ones; the others are grey, and the legend says so."""
 MOST_MAPPED = 2000
 """A map shows at most this many utterances, drawn with the seed; its title says so."""
-BOOKKEEPING = re.compile(r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences)$")
+BOOKKEEPING = re.compile(
+    r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
+)
 SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
 
 

@@ -11,6 +11,7 @@ from .webpage import count, number
 
 LEVELS = ("problem", "look", "note")
 FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
+SAME_BITS = 0.05
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ def of_training(training):
     if not curves:
         yield Finding("note", "no log", "No training log with curves was found; common.log_format=json writes one.", where)
         return
+    yield from _of_masked_prediction(curves, where)
     chosen, last = chosen_update(curves), training.last_update()
     losses = [values for split, (_, values) in curves.get("loss", {}).items() if split != "train"]
     if not losses and chosen is None:
@@ -241,3 +243,19 @@ def of_training(training):
         if len(values) > 2 and values[-1] > 1.2 * values.min() > 0:
             message = f"The validation loss rose from {values.min():.3f} to {values[-1]:.3f}: overfitting late in training."
             yield Finding("note" if chosen else "look", "overfitting", message, where)
+
+
+def _of_masked_prediction(curves, where):
+    """Whether a pretraining has learnt anything from what it heard."""
+    for name in (n for n in curves if n.startswith("unigram_")):
+        part = name.removeprefix("unigram_")
+        losses, alone = curves.get(f"loss_{part}", {}), curves[name]
+        for split in [s for s in alone if s != "train" and s in losses] or [s for s in alone if s in losses]:
+            loss, unigram = losses[split][1][-1], alone[split][1][-1]
+            if loss > unigram - SAME_BITS:
+                message = (
+                    f"Masked prediction has learnt little but how frequent labels are: {loss:.3f} bits a frame at the end ({part}, {split}), "
+                    f"{unigram:.3f} by their frequencies alone. What starts from it starts from nothing: train longer, or with another seed "
+                    "or learning rate."
+                )
+                yield Finding("problem", "unigram", message, where)

@@ -226,23 +226,27 @@ def manifest_directories(directory):
 
 
 def read_dictionary(path):
-    """Symbols of a fairseq dictionary file (`symbol count` lines), in order.
+    """Symbols of a fairseq dictionary file, in order; see `read_counts`."""
+    return list(read_counts(path))
+
+
+def read_counts(path):
+    """Symbols of a fairseq dictionary file (`symbol count` lines), in order, with their counts: {symbol: int}.
 
     Raises:
         InputError: missing, empty, malformed, or a symbol listed twice.
     """
-    symbols = []
+    found = {}
     for number, line in enumerate(read_lines(path), 1):
         symbol, _, count = line.rpartition(" ")
         if not symbol or not count.isdecimal():
             raise InputError(f"{path}:{number}: “{line[:80]}” is not `symbol count`; make the dictionary again")
-        symbols.append(symbol)
-    if not symbols:
+        if symbol in found:
+            raise InputError(f"{path}:{number}: the symbol “{symbol}” is listed twice; make the dictionary again")
+        found[symbol] = int(count)
+    if not found:
         raise InputError(f"{path}: the dictionary is empty; make it again together with the labels")
-    if len(set(symbols)) != len(symbols):
-        twice = next(s for s, n in Counter(symbols).items() if n > 1)
-        raise InputError(f"{path}: the symbol “{twice}” is listed twice; make the dictionary again")
-    return symbols
+    return found
 
 
 def write_dictionary(path, counts, order=None):

@@ -38,12 +38,11 @@ class MaskedPrediction(FairseqCriterion):
         super().__init__(task)
         self.weights = {"masked": pred_masked_weight, "unmasked": pred_nomask_weight}
         self.features_pen_weight = features_pen_weight
-        self.names = [s.name for s in task.label_sets]
-        self.label_weights = list(label_weights or [1.0] * len(self.names))
-        if len(self.label_weights) != len(self.names):
-            raise InputError(
-                f"criterion.label_weights has {len(self.label_weights)} values for {len(self.names)} label sets; give one each"
-            )
+        sets = task.label_sets
+        self.frequencies = [None if s.counts is None else torch.tensor(s.counts).clamp(min=1).double() for s in sets]
+        self.label_weights = list(label_weights or [1.0] * len(sets))
+        if len(self.label_weights) != len(sets):
+            raise InputError(f"criterion.label_weights has {len(self.label_weights)} values for {len(sets)} label sets; give one each")
 
     def forward(self, model, sample, reduce=True):
         """Loss of a batch.
@@ -64,6 +63,8 @@ class MaskedPrediction(FairseqCriterion):
                 term = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
                 loss = loss + self.weights[part] * self.label_weights[k] * term
                 log |= _statistics(f"{part}_{k}", term, logits, targets)
+                if self.frequencies[k] is not None:
+                    log[f"unigram_{part}_{k}"] = _unigram_loss(self.frequencies[k], targets)
         frames = sum(output["counts"].values())  # (batch,)
         sample_size = frames.sum()
         penalty = (output["features_pen"] * frames).sum()
@@ -81,7 +82,8 @@ class MaskedPrediction(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs):
-        """Log what the batches add up to: losses in bits per frame, accuracies, perplexities of the predicted labels."""
+        """Log what the batches add up to: losses in bits per frame, accuracies, perplexities of the predicted labels, and `unigram_…`,
+        the loss of the training labels' frequencies alone: a model above it has learnt nothing from what it hears."""
         total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
         sample_size = max(float(total["sample_size"]), 1.0)
         metrics.log_scalar("loss", float(total["loss"]) / sample_size / math.log(2), sample_size, round=4)
@@ -94,6 +96,8 @@ class MaskedPrediction(FairseqCriterion):
             metrics.log_scalar(key, float(total[key]) / count / math.log(2), count, round=4)
             metrics.log_scalar(f"accuracy_{part}", float(total[f"correct_{part}"]) / count, count, round=4)
             metrics.log_scalar(f"code_perplexity_{part}", _perplexity(total[f"codes_{part}"]), count, round=2)
+            if f"unigram_{part}" in total:
+                metrics.log_scalar(f"unigram_{part}", float(total[f"unigram_{part}"]) / count / math.log(2), count, round=4)
         if "speaker_norm" in total:
             metrics.log_scalar("speaker_norm", float(total["speaker_norm"]) / float(total["batches"]), round=4)
 
@@ -114,6 +118,12 @@ def _statistics(name, loss, logits, targets):
         f"correct_{name}": ((predicted == targets) & labelled).sum(),
         f"codes_{name}": torch.zeros(logits.size(-1), dtype=torch.double, device=logits.device).index_add_(0, predicted, labelled.double()),
     }
+
+
+def _unigram_loss(counts, targets):
+    """Cross-entropy, summed over frames, of a model that predicts every label as often as it occurs. counts: (classes,)"""
+    constant = torch.log(counts / counts.sum()).to(targets.device)
+    return F.nll_loss(constant.expand(len(targets), -1), targets, ignore_index=NO_LABEL, reduction="sum")
 
 
 def _perplexity(counts):

@@ -15,7 +15,7 @@ from ..checkpoints import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
 from ..errors import InputError, exit_on_input_error
-from ..manifest import read_dictionary, read_split
+from ..manifest import read_counts, read_dictionary, read_split
 from ..pseudo_labels.alignment import read_frame_labels
 from .common import SpeechTask, speaker_rows
 
@@ -97,7 +97,11 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     def _read_label_dictionaries(self):
         if not self.cfg.labels:
             raise InputError("task.labels is empty; name at least one label set, such as task.labels=[km]")
-        return [{"name": name, "symbols": read_dictionary(self._label_file(name, "dict.{}.txt"))} for name in self.cfg.labels]
+        dictionaries = [read_counts(self._label_file(name, "dict.{}.txt")) for name in self.cfg.labels]
+        return [
+            {"name": name, "symbols": list(counts), "counts": list(counts.values())}
+            for name, counts in zip(self.cfg.labels, dictionaries, strict=True)
+        ]
 
     def _read_speakers(self):
         if self.cfg.speakers is None:
