@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import preloaded
 import pytest
 import torch
 from corpus import make_corpus, make_labels
@@ -20,7 +21,6 @@ from emohubert.checkpoints import load_state
 from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
 from emohubert.errors import InputError
 
-BIN = Path(sys.executable).parent
 PLANTED = """
 import os, sys, time
 sys.path.insert(0, {plug_in!r})
@@ -64,21 +64,23 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def command(corpus, name, *overrides, processes=1, config="papt_tiny", model=(*MICRO, "model.init_from=null")):
+def command(corpus, name, *overrides, processes=1, config="papt_tiny", model=(*MICRO, "model.init_from=null"), environment=sys.prefix):
     """A micro training without dropout, which processes draw for themselves."""
+    programs = Path(environment) / "bin"
     same = ["model.dropout=0", "model.attention_dropout=0", "common.tensorboard_logdir=null", "checkpoint.save_interval_updates=0"]
     data = [f"task.data={corpus}/manifest", f"checkpoint.save_dir={corpus}/{name}"]
-    launcher = [] if processes == 1 else [BIN / "torchrun", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
+    launcher = [] if processes == 1 else [programs / "torchrun", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}"]
     data += [f"task.label_dir={corpus}/labels"] * (config == "papt_tiny")
-    program = [*launcher, BIN / "fairseq-hydra-train", *arguments(config, *model, *same, *data, *overrides)]
+    program = [*launcher, programs / "fairseq-hydra-train", *arguments(config, *model, *same, *data, *overrides)]
     return [str(word) for word in program]
 
 
 def start(corpus, name, *overrides, user_dir=ROOT / "user_dir", **options):
-    environment = {**os.environ, "EMOHUBERT_USER_DIR": str(user_dir), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    """Start a training as it is from a shell, for signals and failures; `run` forks its processes."""
+    variables = {**os.environ, "EMOHUBERT_USER_DIR": str(user_dir), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     (corpus / name).mkdir(exist_ok=True)
     with open(corpus / name / "output.log", "w") as f:
-        return subprocess.Popen(command(corpus, name, *overrides, **options), stdout=f, stderr=f, cwd=ROOT, env=environment)
+        return subprocess.Popen(command(corpus, name, *overrides, **options), stdout=f, stderr=f, cwd=ROOT, env=variables)
 
 
 def output(corpus, name):
@@ -86,7 +88,7 @@ def output(corpus, name):
 
 
 def run(corpus, name, *overrides, **options):
-    status = start(corpus, name, *overrides, **options).wait(300)
+    status = start(corpus, name, *overrides, **options, environment=preloaded.environment()).wait(300)
     assert status == 0, output(corpus, name)[-4000:]
 
 
@@ -177,7 +179,7 @@ def rows():
 @pytest.mark.slow
 def test_losses_over_the_batch_look_at_all_processes(tmp_path):
     """Loss and gradient are those of one process with all rows; a batch that stands in for none counts for nothing."""
-    torch.multiprocessing.spawn(_gathering, (str(tmp_path),), nprocs=3)
+    torch.multiprocessing.start_processes(_gathering, (str(tmp_path),), nprocs=3, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     points, classes, references = rows()
     points.requires_grad_()
@@ -224,8 +226,8 @@ class TestTraining:
             f"model.{name}=0"
             for name in ("dropout", "attention_dropout", "head_dropout", "mask_prob", "mask_channel_prob", "speaker_dropout")
         ]
-        start(corpus, "dims", *settings, "dataset.batch_size=4", processes=2, config="ser_regression_tiny", model=()).wait(300)
-        start(corpus, "dims_alone", *settings, "dataset.batch_size=8", config="ser_regression_tiny", model=()).wait(300)
+        run(corpus, "dims", *settings, "dataset.batch_size=4", processes=2, config="ser_regression_tiny", model=())
+        run(corpus, "dims_alone", *settings, "dataset.batch_size=8", config="ser_regression_tiny", model=())
         assert_same(corpus, "dims", "dims_alone")
 
     def test_told_to_stop_it_goes_on_later(self, corpus, two):
@@ -254,7 +256,7 @@ class TestTraining:
             "--set",
             settings,
         ]
-        environment = {**os.environ, "EMOHUBERT_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "EMOHUBERT_ENV": str(preloaded.environment()), "OMP_NUM_THREADS": "1"}
         finished = subprocess.run(recipe, capture_output=True, text=True, env=environment, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
         assert not (corpus / "stopped" / "stopped").exists()
