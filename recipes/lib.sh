@@ -68,11 +68,20 @@ needed() {
     done
 }
 
-# numbers NAME…: fails where one is neither empty nor a whole number.
+# numbers NAME…: fails where one is not a whole number.
 numbers() {
     local name
     for name in "$@"; do
-        [[ ${!name:-} =~ ^[0-9]*$ ]] || fail "$(option_of "$name") ${!name}: not a number (see --help)"
+        [[ ${!name} =~ ^[0-9]+$ ]] || fail "$(option_of "$name") ${!name}: not a number (see --help)"
+    done
+}
+
+# counts NAME…: fails where one is not a whole number, 1 or more.
+counts() {
+    local name
+    numbers "$@"
+    for name in "$@"; do
+        [[ ${!name} =~ [1-9] ]] || fail "$(option_of "$name") ${!name}: give 1 or more"
     done
 }
 

@@ -73,6 +73,22 @@ def test_bad_options_are_one_line_and_exit_2(options, expected):
     assert status == 2 and expected in printed and printed.count("error: ") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("labels", ["--manifest-dir", "x", "--clusters", "3", "--out", "x", "--nshard", "0"], "--nshard 0: give 1 or more"),
+        ("labels", ["--manifest-dir", "x", "--clusters", "3", "--out", "x", "--jobs", ""], "--jobs : not a number"),
+        ("labels", ["--manifest-dir", "x", "--clusters", "3"], "--out is missing"),
+        ("pretrain", ["--config", "papt_tiny", "--out", "x", "--nproc", "0"], "--nproc 0: give 1 or more"),
+        ("pretrain", ["--config", "papt_tiny", "--out", "x", "--stage", ""], "--stage : not a number"),
+        ("pretrain", ["papt_tiny"], "papt_tiny: unexpected argument"),
+    ],
+)
+def test_so_are_those_of_recipes_without_a_paper(name, options, expected):
+    status, printed = recipe(name, *options)
+    assert status == 2 and expected in printed and printed.count("error: ") == 1
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "recipes").glob("*.sh") if p.stem not in ("lib", "paper")))
 def test_every_recipe_explains_itself(name):
     status, printed = recipe(name, "--help")

@@ -12,6 +12,7 @@ from .webpage import count, number
 LEVELS = ("problem", "look", "note")
 FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
 SAME_BITS = 0.05
+"""A loss that is not lower than another by so many bits a frame is no better."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class MaskedPrediction(FairseqCriterion):
         self.weights = {"masked": pred_masked_weight, "unmasked": pred_nomask_weight}
         self.features_pen_weight = features_pen_weight
         sets = task.label_sets
-        self.frequencies = [None if s.counts is None else torch.tensor(s.counts).clamp(min=1).double() for s in sets]
+        self.unigram = [None if s.counts is None else _log_frequencies(s.counts) for s in sets]
         self.label_weights = list(label_weights or [1.0] * len(sets))
         if len(self.label_weights) != len(sets):
             raise InputError(f"criterion.label_weights has {len(self.label_weights)} values for {len(sets)} label sets; give one each")
@@ -63,8 +63,10 @@ class MaskedPrediction(FairseqCriterion):
                 term = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
                 loss = loss + self.weights[part] * self.label_weights[k] * term
                 log |= _statistics(f"{part}_{k}", term, logits, targets)
-                if self.frequencies[k] is not None:
-                    log[f"unigram_{part}_{k}"] = _unigram_loss(self.frequencies[k], targets)
+                if self.unigram[k] is not None:
+                    self.unigram[k] = self.unigram[k].to(targets.device)  # copied once, or the CPU would wait for the GPU
+                    constant = self.unigram[k].expand(len(targets), -1)
+                    log[f"unigram_{part}_{k}"] = F.nll_loss(constant, targets, ignore_index=NO_LABEL, reduction="sum")
         frames = sum(output["counts"].values())  # (batch,)
         sample_size = frames.sum()
         penalty = (output["features_pen"] * frames).sum()
@@ -93,11 +95,11 @@ class MaskedPrediction(FairseqCriterion):
                 continue
             part = key.removeprefix("loss_")
             count = max(float(total[f"count_{part}"]), 1.0)
-            metrics.log_scalar(key, float(total[key]) / count / math.log(2), count, round=4)
+            for name in (key, f"unigram_{part}"):
+                if name in total:
+                    metrics.log_scalar(name, float(total[name]) / count / math.log(2), count, round=4)
             metrics.log_scalar(f"accuracy_{part}", float(total[f"correct_{part}"]) / count, count, round=4)
             metrics.log_scalar(f"code_perplexity_{part}", _perplexity(total[f"codes_{part}"]), count, round=2)
-            if f"unigram_{part}" in total:
-                metrics.log_scalar(f"unigram_{part}", float(total[f"unigram_{part}"]) / count / math.log(2), count, round=4)
         if "speaker_norm" in total:
             metrics.log_scalar("speaker_norm", float(total["speaker_norm"]) / float(total["batches"]), round=4)
 
@@ -120,10 +122,10 @@ def _statistics(name, loss, logits, targets):
     }
 
 
-def _unigram_loss(counts, targets):
-    """Cross-entropy, summed over frames, of a model that predicts every label as often as it occurs. counts: (classes,)"""
-    constant = torch.log(counts / counts.sum()).to(targets.device)
-    return F.nll_loss(constant.expand(len(targets), -1), targets, ignore_index=NO_LABEL, reduction="sum")
+def _log_frequencies(counts):
+    """Logarithms of how frequent each label is, (classes,); one that does not occur counts as once."""
+    counts = torch.tensor(counts, dtype=torch.double).clamp(min=1)
+    return torch.log(counts / counts.sum())
 
 
 def _perplexity(counts):
