@@ -36,10 +36,13 @@ again() {
         exit 1
     fi
     echo "job.sh: queueing this job again (restart $((${SLURM_RESTART_COUNT:-0} + 1))); it goes on from where it stopped"
-    scontrol requeue "$SLURM_JOB_ID"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        echo "job.sh: Slurm did not take it; submit again by hand, the same command goes on" >&2
+        return
+    fi
     sleep 600 # until Slurm ends this one
 }
-signalled=''
+signalled='' timer=''
 # shellcheck disable=SC2329
 on_signal() {
     [[ -z $signalled ]] || return 0
@@ -51,6 +54,7 @@ on_signal() {
     [[ -z $heard ]] || kill -USR1 $heard 2>/dev/null
     [[ $launch != torchrun ]] || scancel --full --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null # srun does not pass it on to grandchildren
     (sleep $((grace / 2)) && again) & # what does not listen can be killed at any moment
+    timer=$!
 }
 trap on_signal USR1
 
@@ -63,6 +67,7 @@ while :; do
     status=$?
     kill -0 "$command" 2>/dev/null || break # else it was the signal that ended the waiting
 done
+[[ -z $timer ]] || kill "$timer" 2>/dev/null
 if ((status == 75)) || { ((status != 0)) && [[ -n $signalled ]]; }; then
     again
 fi

@@ -103,9 +103,12 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline or any(d.poll() is not None for d in self._daemons):
-                logs = "\n".join(p.read_text(errors="replace")[-2000:] for p in self.folder.glob("*.log"))
-                raise RuntimeError(f"no {what} after {seconds} s; the logs:\n{logs}")
+                raise RuntimeError(f"no {what} after {seconds} s; the logs:\n{self.logs()}")
             time.sleep(0.2)
+
+    def logs(self):
+        """The ends of the daemons' logs."""
+        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(self.folder.glob("*.log")))
 
     def run(self, *command, check=True, **options):
         """Run a program that talks to this Slurm; returns subprocess's result, output as text."""

@@ -148,8 +148,9 @@ def test_a_job_told_to_end_is_queued_again_and_goes_on(cluster, corpus, alone, t
     cluster.wait([job], wanted=("PENDING", "COMPLETED", "FAILED"))
     assert int((out / "stopped").read_text().split()[0]) < 50
     cluster.wait_idle()  # a node that still ends the first run refuses a second of the same number
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-    assert cluster.wait([job]) == {job: "COMPLETED"}, logs(out)
+    # Slurm waits two minutes. Here two seconds: in the second in which the first run was ended, a node refuses the job as revoked.
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
+    assert cluster.wait([job]) == {job: "COMPLETED"}, f"{logs(out)}\n{cluster.logs()}"
     assert "queueing this job again (restart 1)" in logs(out)
     assert "Restarts=1" in cluster.run("scontrol", "show", "job", job).stdout
     found = curve(out)
