@@ -1,19 +1,24 @@
-"""Makes `emohubert` importable from the source tree, and finds the real data where it is there."""
+"""Makes `emohubert` importable from the source tree, finds the real data where it is there, and makes every run of a test the same."""
 
 import os
+import random
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "user_dir"))
 
-# The same examples on every run: a failure is always that of the change at hand. HYPOTHESIS_PROFILE=search tries others.
+# The same examples and random numbers on every run: a failure is always that of the change at hand. HYPOTHESIS_PROFILE=search tries others.
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "fixed")
 settings.register_profile("fixed", derandomize=True)
 settings.register_profile("search", print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+settings.load_profile(PROFILE)
 
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 
@@ -35,6 +40,24 @@ def pytest_collection_modifyitems(items):
         if item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.name), len(LONGEST)))
+
+
+def seed(name):
+    """Random numbers that depend on a name alone, not on the tests that this process has run before."""
+    number = zlib.crc32(name.encode()) if PROFILE == "fixed" else random.SystemRandom().getrandbits(32)
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    seed(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    seed(pyfuncitem.name)
 
 
 @pytest.fixture(scope="session")
