@@ -26,8 +26,8 @@ set -euo pipefail
 MANIFEST_DIR='' SPLITS=train CHECKPOINT='' MFCC='' LAYER='' CLUSTERS='' NSHARD=1 RANK='' JOBS=1 OUT='' FEATURES='' KMEANS=''
 options "manifest-dir splits checkpoint mfcc layer clusters nshard rank jobs out features kmeans" "$@"
 needed MANIFEST_DIR CLUSTERS OUT
-numbers JOBS ${RANK:+RANK}
-counts NSHARD
+counts NSHARD JOBS
+numbers ${RANK:+RANK}
 [[ -z $RANK ]] || ((RANK < NSHARD)) || fail "--rank $RANK: of $NSHARD shards the last is $((NSHARD - 1))"
 if [[ -n $MFCC ]]; then
     source=(--mfcc) kind=mfcc

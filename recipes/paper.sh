@@ -48,7 +48,8 @@ recipe_options() {
     NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
     options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-}" "$@"
     needed CORPUS_DIR MANIFESTS INIT OUT
-    numbers JOBS INIT_UPDATES ${NPROC:+NPROC} ${INDEX:+INDEX} ${UPDATES:+UPDATES} ${LAYER:+LAYER}
+    counts JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
+    numbers ${INDEX:+INDEX} ${LAYER:+LAYER}
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
     if [[ $INIT == scratch ]]; then
         SIZE=${SIZE:-tiny}

@@ -66,6 +66,7 @@ def test_the_transductive_setting_is_named_everywhere(tmp_path):
         (["--corpus-dir", "x", "--manifests", "nothing", "--init", "x", "--out", "x"], "there is no manifests/nothing.py"),
         (["--corpus-dir", "x", "--manifests", "emodb", "--init", "scratch", "--out", "x", "--size", "base"], "makes a tiny HuBERT"),
         (["--corpus-dir", "x", "--manifests", "emodb", "--init", "x", "--out", "x", "--stage", "two"], "not a number"),
+        (["--corpus-dir", "x", "--manifests", "emodb", "--init", "x", "--out", "x", "--jobs", "0"], "--jobs 0: give 1 or more"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_2(options, expected):
@@ -78,6 +79,7 @@ def test_bad_options_are_one_line_and_exit_2(options, expected):
     [
         ("labels", ["--manifest-dir", "x", "--clusters", "3", "--out", "x", "--nshard", "0"], "--nshard 0: give 1 or more"),
         ("labels", ["--manifest-dir", "x", "--clusters", "3", "--out", "x", "--jobs", ""], "--jobs : not a number"),
+        ("labels", ["--manifest-dir", "x", "--clusters", "3", "--out", "x", "--jobs", "0"], "--jobs 0: give 1 or more"),
         ("labels", ["--manifest-dir", "x", "--clusters", "3"], "--out is missing"),
         ("pretrain", ["--config", "papt_tiny", "--out", "x", "--nproc", "0"], "--nproc 0: give 1 or more"),
         ("pretrain", ["--config", "papt_tiny", "--out", "x", "--stage", ""], "--stage : not a number"),
