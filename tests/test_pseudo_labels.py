@@ -255,7 +255,6 @@ def test_a_label_in_doubt_is_decided_by_the_piece_alone(labels, manifest, checkp
         return result
 
     monkeypatch.setattr(EncoderFeatures, "_forward", noisy)
-    monkeypatch.setattr(make, "NOISE", 0.0)
     careless = make_labels(manifest, tmp_path / "careless", checkpoint, padded=True)
     assert label_files(tmp_path / "careless") != label_files(labels)
     monkeypatch.setattr(make, "NOISE", 0.05)  # of what comes out, which is at least 0.955 of what the noise was added to
