@@ -16,7 +16,7 @@ set -euo pipefail
 CONFIG='' OUT='' SET='' NPROC=''
 options "config out set nproc" "$@"
 needed CONFIG OUT
-[[ -z $NPROC ]] || counts NPROC
+counts ${NPROC:+NPROC}
 [[ -f $ROOT/config/$CONFIG.yaml ]] || fail "--config $CONFIG: there is no config/$CONFIG.yaml"
 OUT=$(realpath -m "$OUT")
 read -ra settings <<<"$SET"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +43,8 @@ def pytest_collection_modifyitems(items):
 
 def seed(name):
     """Random numbers that depend on a name alone, not on the tests that this process has run before."""
+    import torch  # not by the process that only hands out tests
+
     number = zlib.crc32(name.encode()) if PROFILE == "fixed" else random.SystemRandom().getrandbits(32)
     random.seed(number)
     np.random.seed(number)

@@ -71,27 +71,22 @@ def test_bad_usage_is_one_line(tmp_path, options, message):
     assert len(errors) == 1 and message in errors[0]
 
 
-@pytest.fixture
-def scontrol(tmp_path):
-    """A function that makes a Slurm which takes or refuses a job that is queued again, and writes down what it was asked."""
-
-    def make(status):
-        program = tmp_path / "bin" / "scontrol"
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\nexit {status}\n')
-        program.chmod(0o755)
-        return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-
-    return make
+def with_scontrol(folder, status):
+    """An environment whose Slurm takes a job that is queued again (status 0) or refuses it, and writes down what it was asked."""
+    program = folder / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{folder}/asked\nexit {status}\n')
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
 
 
 def job(folder, *command):
     return ["bash", ROOT / "recipes/slurm/job.sh", folder, "srun", "2", folder / "done", "none", "0", *command]
 
 
-def test_a_job_that_slurm_does_not_queue_again_says_so(tmp_path, scontrol):
+def test_a_job_that_slurm_does_not_queue_again_says_so(tmp_path):
     finished = subprocess.run(
-        job(tmp_path, "sh", "-c", "exit 75"), env=scontrol(1), capture_output=True, text=True, check=False, timeout=60
+        job(tmp_path, "sh", "-c", "exit 75"), env=with_scontrol(tmp_path, 1), capture_output=True, text=True, check=False, timeout=60
     )
     assert finished.returncode == 75
     assert "submit again by hand" in finished.stderr
@@ -99,10 +94,14 @@ def test_a_job_that_slurm_does_not_queue_again_says_so(tmp_path, scontrol):
     assert not (tmp_path / "done").exists()
 
 
-def test_a_job_that_is_whole_in_spite_of_the_signal_is_not_queued_again(tmp_path, scontrol):
+def test_a_job_that_is_whole_in_spite_of_the_signal_is_not_queued_again(tmp_path):
     """What would queue it again after half of the grace is ended with the job."""
     started = subprocess.Popen(
-        job(tmp_path, "sh", "-c", "touch running; sleep 0.5"), env=scontrol(0), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        job(tmp_path, "sh", "-c", "touch running; sleep 0.5"),
+        env=with_scontrol(tmp_path, 0),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     while not (tmp_path / "running").exists():
         time.sleep(0.01)

@@ -47,6 +47,11 @@ def missing():
     return [name for name in PROGRAMS if not shutil.which(name, path=f"{os.environ['PATH']}:{_PATHS}")]
 
 
+def logs(folder):
+    """The ends of all logs in a folder."""
+    return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(folder.glob("*.log")))
+
+
 class Cluster:
     """Use it as a context manager.
 
@@ -103,12 +108,8 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline or any(d.poll() is not None for d in self._daemons):
-                raise RuntimeError(f"no {what} after {seconds} s; the logs:\n{self.logs()}")
+                raise RuntimeError(f"no {what} after {seconds} s; the logs:\n{logs(self.folder)}")
             time.sleep(0.2)
-
-    def logs(self):
-        """The ends of the daemons' logs."""
-        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in sorted(self.folder.glob("*.log")))
 
     def run(self, *command, check=True, **options):
         """Run a program that talks to this Slurm; returns subprocess's result, output as text."""

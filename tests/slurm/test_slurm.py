@@ -9,7 +9,7 @@ import time
 
 import preloaded
 import pytest
-from cluster import Cluster, missing
+from cluster import Cluster, logs, missing
 from corpus import make_corpus, make_labels
 from training import MICRO, ROOT
 
@@ -57,10 +57,6 @@ def submit(cluster, folder, *options, launch="srun", expected=0):
     return {row[0]: row[1] for row in rows if len(row) > 2 and row[1].isdecimal()}, finished.stdout + finished.stderr
 
 
-def logs(out):
-    return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in sorted((out / "slurm").glob("*.log")))
-
-
 def curve(folder):
     found = []
     for line in (folder / "hydra_train.log").read_text().splitlines():
@@ -78,15 +74,15 @@ def test_labels_as_arrays_with_a_shard_that_fails_first(cluster, corpus, tmp_pat
     jobs, _ = submit(cluster, tmp_path, "labels", *options, "--out", tmp_path / "out")
     states = cluster.wait(jobs.values())
     assert sorted(jobs) == ["1", "2", "3", "4"]
-    assert [states[f"{jobs['1']}_{i}"] for i in range(2)] == ["COMPLETED", "FAILED"], logs(tmp_path / "out")
+    assert [states[f"{jobs['1']}_{i}"] for i in range(2)] == ["COMPLETED", "FAILED"], logs(tmp_path / "out" / "slurm")
     assert {states[job] for name, job in jobs.items() if name in "24"} == {"CANCELLED"}
-    assert "train030.wav" in logs(tmp_path / "out")
+    assert "train030.wav" in logs(tmp_path / "out" / "slurm")
 
     shutil.move(tmp_path / "lost.wav", lost)
     jobs, printed = submit(cluster, tmp_path, "labels", *options, "--out", tmp_path / "out")
     states = cluster.wait(jobs.values())
     assert [state for job, state in states.items() if job.startswith(f"{jobs['1']}_")] == ["COMPLETED"], printed
-    assert set(states.values()) == {"COMPLETED"}, logs(tmp_path / "out")
+    assert set(states.values()) == {"COMPLETED"}, logs(tmp_path / "out" / "slurm")
 
     status = subprocess.run(
         ["bash", ROOT / "recipes/labels.sh", *map(str, options), "--out", tmp_path / "here"],
@@ -126,7 +122,7 @@ def test_two_nodes_train_as_one(cluster, corpus, alone, tmp_path, launch):
     settings = settings.replace("'[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2'", "'[(16,10,5)]+[(16,3,2)]*4+[(16,2,2)]*2'")
     jobs, _ = submit(cluster, tmp_path, "pretrain", "--config", "papt_tiny", "--out", tmp_path / "out", "--set", settings, launch=launch)
     states = cluster.wait(jobs.values())
-    printed = logs(tmp_path / "out") + (tmp_path / "out" / "output.log").read_text()[-3000:]
+    printed = logs(tmp_path / "out" / "slurm") + (tmp_path / "out" / "output.log").read_text()[-3000:]
     assert set(states.values()) == {"COMPLETED"}, printed
     assert "training on 2 devices" in (tmp_path / "out" / "hydra_train.log").read_text()
     found = curve(tmp_path / "out")
@@ -142,7 +138,7 @@ def test_a_job_told_to_end_is_queued_again_and_goes_on(cluster, corpus, alone, t
     (job,) = jobs.values()
     deadline = time.monotonic() + 120
     while not (out / "hydra_train.log").exists() or '"num_updates": "5"' not in (out / "hydra_train.log").read_text():
-        assert time.monotonic() < deadline, logs(out)
+        assert time.monotonic() < deadline, logs(out / "slurm")
         time.sleep(0.05)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait([job], wanted=("PENDING", "COMPLETED", "FAILED"))
@@ -150,8 +146,8 @@ def test_a_job_told_to_end_is_queued_again_and_goes_on(cluster, corpus, alone, t
     cluster.wait_idle()  # a node that still ends the first run refuses a second of the same number
     # Slurm waits two minutes. Here two seconds: in the second in which the first run was ended, a node refuses the job as revoked.
     cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
-    assert cluster.wait([job]) == {job: "COMPLETED"}, f"{logs(out)}\n{cluster.logs()}"
-    assert "queueing this job again (restart 1)" in logs(out)
+    assert cluster.wait([job]) == {job: "COMPLETED"}, f"{logs(out / 'slurm')}\n{logs(cluster.folder)}"
+    assert "queueing this job again (restart 1)" in logs(out / "slurm")
     assert "Restarts=1" in cluster.run("scontrol", "show", "job", job).stdout
     found = curve(out)
     assert max(abs(a - b) for a, b in zip(found, alone, strict=True)) < 1.01e-4
