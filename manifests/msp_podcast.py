@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import corpora
-from emohubert.cli import command
-from emohubert.errors import InputError
+from emohubert.core.cli import command
+from emohubert.core.errors import InputError
 from emohubert.manifest import NO_EMOTION, UNKNOWN_SPEAKER, Utterance
 
 EMOTIONS = {

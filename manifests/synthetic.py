@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 import numpy as np
 
 from emohubert import corpora, synthesis
-from emohubert.cli import command, progress
-from emohubert.errors import InputError
-from emohubert.files import Stamp, make_folder
+from emohubert.core.cli import command, progress
+from emohubert.core.errors import InputError
+from emohubert.core.files import Stamp, make_folder
 from emohubert.manifest import Utterance
 
 

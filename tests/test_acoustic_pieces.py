@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_dictionary
 from emohubert.pseudo_labels.pieces import AcousticPieces, collapse
 

@@ -32,7 +32,7 @@ from emohubert.adaptation import (
 from emohubert.audio import SAMPLE_RATE, n_frames, read
 from emohubert.checkpoints import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
 from emohubert.data.masking import rng_for
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_split
 from emohubert.models.hubert import SpeakerHubertModel
 from emohubert.models.speaker import POSITIONS

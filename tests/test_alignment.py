@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from emohubert import columns
 from emohubert.audio import n_frames
 from emohubert.columns import KeptFile
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_dictionary, read_split
 from emohubert.pseudo_labels import alignment
 from emohubert.pseudo_labels.alignment import NO_LABEL, read_frame_labels

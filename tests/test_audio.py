@@ -16,7 +16,7 @@ from scipy.signal import resample_poly
 from torch.nn import functional as F
 
 from emohubert import audio
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 
 HUBERT_LAYERS = [(10, 5)] + [(3, 2)] * 4 + [(2, 2)] * 2
 RATES = (8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000)
@@ -320,7 +320,7 @@ soundfile._snd = library = Recording(soundfile._snd)
 sys.modules["emohubert"] = types.ModuleType("emohubert")  # fairseq would take seconds
 sys.modules["emohubert"].__path__ = ["user_dir/emohubert"]
 from emohubert import audio
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 
 before = set(library.names)
 library.names.clear()

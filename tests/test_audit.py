@@ -12,8 +12,8 @@ from scripts import run
 from training import MICRO, train
 
 from emohubert import audit, records, report
-from emohubert.errors import InputError
-from emohubert.files import read_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import read_json
 from emohubert.manifest import Utterance, read_split, write_splits
 
 SESSIONS = {"anna": "s1", "ben": "s1", "cleo": "s2", "dan": "s3"}

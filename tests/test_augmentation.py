@@ -16,7 +16,7 @@ from emohubert.data.augmentation import Augmentation
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_split
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 

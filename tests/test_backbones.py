@@ -27,8 +27,8 @@ from training import train
 import emohubert.models.huggingface as huggingface
 from emohubert.audio import n_frames
 from emohubert.checkpoints import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
-from emohubert.errors import InputError
-from emohubert.files import read_json, sha256, write_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import read_json, sha256, write_json
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 

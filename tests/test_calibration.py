@@ -14,15 +14,9 @@ from scripts import run
 from emohubert import calibration as pldc
 from emohubert import metrics
 from emohubert.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.neighbourhood import Neighbourhood, choose
-from emohubert.predictions import (
-    DimensionPredictions,
-    from_probabilities,
-    read_predictions,
-    write_embeddings,
-    write_predictions,
-)
+from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.speaker_vectors import SpeakerVectors, from_utterances
 
 PUBLISHED = {"shrinkage": "none"}

@@ -15,7 +15,7 @@ from scripts import run
 from sklearn.cluster import KMeans as StockKMeans
 from sklearn.cluster import MiniBatchKMeans
 
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.pseudo_labels.centroids import load_centroids, write_joblib
 from emohubert.pseudo_labels.kmeans import KMeans
 

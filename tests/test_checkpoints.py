@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from training import TINY
 
 from emohubert.checkpoints import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 
 TASK = argparse.Namespace(sample_rate=16_000)

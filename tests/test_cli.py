@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emohubert import cli
-from emohubert.errors import InputError
+from emohubert.core import cli
+from emohubert.core.errors import InputError
 
 USER_DIR = Path(cli.__file__).parents[1]
 
@@ -80,8 +80,8 @@ def program(tmp_path):
     path.write_text(f"""
 import sys, types
 package = types.ModuleType("emohubert"); package.__path__ = [{str(USER_DIR / "emohubert")!r}]; sys.modules["emohubert"] = package
-from emohubert.cli import Parser, command
-from emohubert.errors import InputError
+from emohubert.core.cli import Parser, command
+from emohubert.core.errors import InputError
 
 @command
 def main(argv=None):

@@ -11,7 +11,7 @@ from scripts import run
 
 from emohubert import columns
 from emohubert.columns import Codes, KeptFile, Strings, Table, compact
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_split
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=5), max_size=30)

@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from emohubert.criterions.emotion import EmotionContrastive, supervised_contrastive
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.models.heads import ContrastiveHead
 
 

@@ -19,7 +19,7 @@ from emohubert.data import speech
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking, rng_for, span_mask
 from emohubert.data.speech import SpeechDataset, pad_frames
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_dictionary, read_split
 from emohubert.pseudo_labels.alignment import NO_LABEL, read_frame_labels
 

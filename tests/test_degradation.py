@@ -23,7 +23,7 @@ from emohubert.degradation import (
     speed_length,
     speed_ratio,
 )
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 
 RATE = 16_000
 

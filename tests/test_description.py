@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from test_figures import drawn  # noqa: F401
 
 from emohubert import description, description_figures, figures, speaker_vectors
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import UNKNOWN_SPEAKER, Utterance, read_split, write_corpus
 
 EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")

@@ -19,7 +19,7 @@ from training import MICRO, ROOT, arguments
 from emohubert import distributed
 from emohubert.checkpoints import load_state
 from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 
 PLANTED = """
 import os, sys, time

@@ -12,7 +12,7 @@ import pytest
 import sklearn.metrics
 
 from emohubert import evaluation, metrics
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import Split
 from emohubert.predictions import (
     ClassPredictions,

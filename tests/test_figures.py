@@ -9,7 +9,7 @@ from fairseq.logging.progress_bar import JsonProgressBar, SimpleProgressBar
 from matplotlib.text import Text
 
 from emohubert import figures, metrics
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.training_log import chosen_update, read_training_log
 
 LONG = ["anger", "boredom", "a very long class name indeed", "$x_1$", "happiness", "neutral", "sadness", "ärger_ü"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from fairseq.file_io import PathManager
 
-from emohubert import fairseq_fixes, files
-from emohubert.errors import InputError
+from emohubert import fairseq_fixes
+from emohubert.core import files
+from emohubert.core.errors import InputError
 
 USER_DIR = Path(files.__file__).parents[1]
 
@@ -84,8 +85,8 @@ def test_a_full_disk(tmp_path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from emohubert.errors import InputError
-from emohubert.files import atomic, write_lines
+from emohubert.core.errors import InputError
+from emohubert.core.files import atomic, write_lines
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 for attempt in (lambda p: write_lines(p, ["x" * 99] * 2000), lambda p: save(p)):
     def save(p):
@@ -113,7 +114,7 @@ def test_concurrent_writers_and_readers(tmp_path):
     files.write_lines(path, ["first"])
     code = """
 import sys
-from emohubert.files import write_lines
+from emohubert.core.files import write_lines
 for i in range(60):
     write_lines(sys.argv[1], [f"{sys.argv[2]}-{i}"] * 3000)
 """
@@ -148,7 +149,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     files.write_lines(path, ["old"] * 1000)
     code = """
 import sys, time
-from emohubert.files import atomic
+from emohubert.core.files import atomic
 with atomic(sys.argv[1]) as f:
     f.write("half a line"); f.flush(); print("ready", flush=True); time.sleep(60)
 """

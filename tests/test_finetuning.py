@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from emohubert.checkpoints import load_state, load_trained, read_pretrained
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
 from emohubert.manifest import read_split
 from emohubert.models.heads import HEADS

@@ -16,7 +16,7 @@ from emohubert.checkpoints import load_state, load_trained
 from emohubert.criterions.emotion import EmotionClassification
 from emohubert.data.cached_features import CachedFeatures
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.inference import speaker_setting
 from emohubert.manifest import read_split
 from emohubert.speaker_vectors import mfcc_means

@@ -16,7 +16,7 @@ from emohubert.checkpoints import LabelSet
 from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel, parse_conv_layers
 from emohubert.models.speaker import POSITIONS
 from emohubert.pseudo_labels.alignment import NO_LABEL

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as StockKMeans
 from sklearn.cluster import MiniBatchKMeans
 
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.pseudo_labels import kmeans
 from emohubert.pseudo_labels.kmeans import Assigner, KMeans, fit
 

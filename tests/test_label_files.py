@@ -10,7 +10,7 @@ import soundfile
 from corpus import make_corpus
 from scripts import run
 
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_split
 from emohubert.pseudo_labels.centroids import write_joblib
 from emohubert.pseudo_labels.kmeans import KMeans, fit

@@ -14,7 +14,7 @@ from scripts import run
 
 from emohubert import corpora
 from emohubert.audio import probe, read
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
 
 CLASSES = ("angry", "happy", "neutral", "sad")

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert import audio, files, records, validation
+from emohubert import audio, records, validation
+from emohubert.core import files
 from emohubert.checkpoints import load_state
 from emohubert.data.speech import SpeechDataset
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
 from emohubert.packing import member_name, original_path, pack
 from emohubert.pseudo_labels.features import audio_fingerprint

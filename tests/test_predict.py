@@ -18,7 +18,7 @@ from training import TINY
 from emohubert import audio, calibration, prediction
 from emohubert.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
 from emohubert.checkpoints import load_trained
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
 from emohubert.manifest import read_split
 from emohubert.prediction import find_files, in_order, predict_files, windows

@@ -20,7 +20,7 @@ from training import SERVER, TINY
 
 from emohubert import audio
 from emohubert.checkpoints import load_encoder
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import read_split
 from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make

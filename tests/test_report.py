@@ -15,8 +15,8 @@ from test_evaluation import a_split, some_classes, some_dimensions
 from test_figures import JsonProgressBar, fairseq_log
 
 from emohubert import evaluation, findings, report, webpage
-from emohubert.errors import InputError
-from emohubert.files import write_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import write_json
 from emohubert.run_folder import Evaluation, Training, discover
 from emohubert.training_log import read_training_log
 

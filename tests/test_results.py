@@ -5,7 +5,7 @@ import json
 import pytest
 from scripts import ROOT, run
 
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.results import of_folds, read_published, read_results, write_results
 
 

@@ -15,7 +15,7 @@ from training import train
 from emohubert import audio, degradation, figures, findings, report, robustness
 from emohubert.checkpoints import load_trained
 from emohubert.data.masking import rng_for
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
 from emohubert.manifest import read_split
 from emohubert.predictions import read_predictions

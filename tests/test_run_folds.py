@@ -16,8 +16,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from emohubert import evaluation, folds
 from emohubert.checkpoints import load_state
-from emohubert.errors import InputError
-from emohubert.files import read_json, write_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import read_json, write_json
 from emohubert.manifest import read_split
 from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torchaudio.compliance import kaldi
 
 from emohubert import speaker_vectors
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.manifest import Split, read_split
 from emohubert.speaker_vectors import (
     SpeakerVectors,

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from emohubert import synthesis
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 
 LEXICON = synthesis.draw_lexicon(5)
 

@@ -20,7 +20,7 @@ from training import MICRO, train
 
 from emohubert.audio import n_frames
 from emohubert.checkpoints import LabelSet, initialise, load_encoder, load_trained, read_pretrained
-from emohubert.errors import InputError
+from emohubert.core.errors import InputError
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.wav2vec1 import Wav2Vec1Encoder, read_config

@@ -28,10 +28,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import adaptation, cli, records
+from emohubert import adaptation, records
+from emohubert.core import cli
 from emohubert.adaptation import METHODS, Fitting
-from emohubert.errors import InputError
-from emohubert.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.manifest import read_split
 
 logger = logging.getLogger("emohubert.adapt_speaker")

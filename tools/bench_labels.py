@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli
-from emohubert.files import make_folder
+from emohubert.core import cli
+from emohubert.core.files import make_folder
 from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.benchmark import Benchmark, report, write_random_hubert
 

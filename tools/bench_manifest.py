@@ -36,8 +36,8 @@ _CHUNK = 20_000
 
 
 def main(argv=None):
-    from emohubert import cli  # here and below: `measure` says what importing costs
-    from emohubert.errors import InputError
+    from emohubert.core import cli  # here and below: `measure` says what importing costs
+    from emohubert.core.errors import InputError
 
     @cli.command
     def run(argv):
@@ -69,7 +69,7 @@ def write_manifest(folder, lines, seed=1):
     import numpy as np
 
     from emohubert.audio import n_frames
-    from emohubert.files import atomic, make_folder, write_json, write_lines
+    from emohubert.core.files import atomic, make_folder, write_json, write_lines
 
     stamp = make_folder(folder) / "bench.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == {"lines": lines, "seed": seed}:

@@ -27,13 +27,14 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from emohubert import audio, cli
+from emohubert import audio
+from emohubert.core import cli
 from emohubert.checkpoints import load_trained
-from emohubert.errors import InputError
-from emohubert.files import atomic, make_folder, write_json
+from emohubert.core.errors import InputError
+from emohubert.core.files import atomic, make_folder, write_json
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.prediction import find_files, in_order, predict_files
-from emohubert.pseudo_labels.threads import cores
+from emohubert.core.parallel import cores
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 
 logger = logging.getLogger("emohubert.bench_predict")

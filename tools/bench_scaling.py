@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 import numpy as np
 from fairseq.data import data_utils
 
-from emohubert import audio, cli
+from emohubert import audio
+from emohubert.core import cli
 from emohubert.batching import divided
 from emohubert.manifest import read_split
 

@@ -53,10 +53,10 @@ from omegaconf import OmegaConf, open_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emohubert import cli
+from emohubert.core import cli
 from emohubert.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
-from emohubert.errors import InputError
-from emohubert.files import make_folder, write_json, write_lines
+from emohubert.core.errors import InputError
+from emohubert.core.files import make_folder, write_json, write_lines
 from emohubert.manifest import Utterance, write_splits
 from emohubert.pseudo_labels.alignment import NO_LABEL
 

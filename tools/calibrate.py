@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import calibration_report, records
 from emohubert.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
-from emohubert.cli import Parser, command, logger
-from emohubert.errors import InputError
-from emohubert.files import Stamp, read_json, sha256
+from emohubert.core.cli import Parser, command, logger
+from emohubert.core.errors import InputError
+from emohubert.core.files import Stamp, read_json, sha256
 from emohubert.manifest import read_split
 from emohubert.predictions import ClassPredictions, read_embeddings, read_predictions
 from emohubert.speaker_vectors import WEIGHTINGS

@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, description
+from emohubert.core import cli
+from emohubert import description
 
 
 @cli.command

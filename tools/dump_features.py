@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli
+from emohubert.core import cli
 from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.stages import dump_features
 

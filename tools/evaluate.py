@@ -23,10 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, evaluation, records
+from emohubert.core import cli
+from emohubert import evaluation, records
 from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
-from emohubert.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.inference import predict_split, speaker_setting
 from emohubert.manifest import read_split
 from emohubert.predictions import read_predictions

@@ -23,11 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import calibration, cli
+from emohubert import calibration
+from emohubert.core import cli
 from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
-from emohubert.errors import InputError, print_error
-from emohubert.files import Stamp, atomic, make_folder, sha256
+from emohubert.core.errors import InputError, print_error
+from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.manifest import UNKNOWN_SPEAKER
 from emohubert.prediction import (
     FORMATS,

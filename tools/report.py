@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert import report
-from emohubert.cli import Parser, command
+from emohubert.core.cli import Parser, command
 
 
 @command

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli
-from emohubert.errors import InputError
+from emohubert.core import cli
+from emohubert.core.errors import InputError
 from emohubert.results import of_folds, read_published, read_results, write_results
 
 

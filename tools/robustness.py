@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, evaluation, robustness
+from emohubert.core import cli
+from emohubert import evaluation, robustness
 from emohubert.checkpoints import load_trained
 from emohubert.degradation import NOISES
-from emohubert.files import make_folder
+from emohubert.core.files import make_folder
 from emohubert.manifest import read_split
 
 logger = logging.getLogger("emohubert.robustness")

@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import cli, folds
-from emohubert.errors import InputError
+from emohubert.core import cli
+from emohubert import folds
+from emohubert.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

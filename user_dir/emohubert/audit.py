@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import records
-from .cli import progress
-from .errors import InputError
-from .files import read_json
+from .core.cli import progress
+from .core.errors import InputError
+from .core.files import read_json
 from .manifest import UNKNOWN_SPEAKER, read_table
 from .records import ADAPTATION, CALIBRATION, CLUSTERING, LABELS, PRETRAINING, SELECTION, TRAIN, WATCHED
 from .run_folder import natural

@@ -47,8 +47,8 @@ from scipy.special import gammaln, xlogy
 from scipy.stats import chi2, chi2_contingency
 
 from . import metrics, speaker_vectors
-from .errors import InputError
-from .files import atomic
+from .core.errors import InputError
+from .core.files import atomic
 from .neighbourhood import Neighbourhood, choose, numbers_of_neighbours, speaker_means
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities
 from .speaker_vectors import SpeakerVectors

@@ -23,8 +23,8 @@ from .calibration import (
     with_values,
 )
 from .calibration import save as save_calibration
-from .errors import InputError
-from .files import atomic, make_folder, read_json, write_json
+from .core.errors import InputError
+from .core.files import atomic, make_folder, read_json, write_json
 from .manifest import NO_EMOTION
 from .predictions import ClassPredictions, write_predictions
 

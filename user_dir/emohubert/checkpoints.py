@@ -18,9 +18,9 @@ from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
 from .audio import SAMPLE_RATE, n_frames
-from .errors import InputError
+from .core.errors import InputError
 from .fairseq_fixes import refused_checkpoint
-from .files import sha256
+from .core.files import sha256
 
 logger = logging.getLogger(__name__)
 

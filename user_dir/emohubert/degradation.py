@@ -14,7 +14,7 @@ from scipy.signal import butter, fftconvolve, resample_poly, sosfiltfilt
 
 from . import audio, synthesis
 from .audio import SAMPLE_RATE
-from .errors import InputError
+from .core.errors import InputError
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import description_figures, figures, speaker_vectors
 from .audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from .files import Stamp, make_folder, sha256, write_json, write_lines
+from .core.files import Stamp, make_folder, sha256, write_json, write_lines
 from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from . import figures, metrics
-from .errors import InputError
-from .files import atomic, make_folder, sha256, write_json
+from .core.errors import InputError
+from .core.files import atomic, make_folder, sha256, write_json
 from .manifest import NO_EMOTION
 from .predictions import ClassPredictions, write_embeddings, write_predictions
 

@@ -19,8 +19,8 @@ from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
 from . import distributed, records
-from .errors import InputError, exit_on_input_error
-from .files import make_folder
+from .core.errors import InputError, exit_on_input_error
+from .core.files import make_folder
 
 logger = logging.getLogger(__name__)
 

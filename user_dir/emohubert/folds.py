@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from . import distributed, evaluation, metrics
-from .errors import InputError
-from .files import Stamp, make_folder, read_json, write_json, write_lines
+from .core.errors import InputError
+from .core.files import Stamp, make_folder, read_json, write_json, write_lines
 from .manifest import manifest_directories, read_corpus
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
-from .pseudo_labels.threads import cores
+from .core.parallel import cores
 from .results import read_results, write_results
 
 logger = logging.getLogger("emohubert")

@@ -12,12 +12,12 @@ import torch
 
 from . import audio
 from .batching import by_length
-from .cli import progress
-from .errors import InputError
+from .core.cli import progress
+from .core.errors import InputError
 from .manifest import NO_EMOTION
 from .predictions import DimensionPredictions, from_probabilities, known_references
 from .pseudo_labels.features import exact_arithmetic
-from .pseudo_labels.threads import cores, pool
+from .core.parallel import cores, pool
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch
 
 from . import audio
 from .calibration import RunningSpeaker
-from .errors import InputError
+from .core.errors import InputError
 from .inference import run
 from .manifest import UNKNOWN_SPEAKER, Split
-from .pseudo_labels.threads import cores, pool
+from .core.parallel import cores, pool
 
 logger = logging.getLogger("emohubert")
 

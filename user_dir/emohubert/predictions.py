@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .files import atomic
+from .core.errors import InputError
+from .core.files import atomic
 from .manifest import NO_EMOTION, read_table
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from .audio import RECEPTIVE_FIELD
-from .errors import InputError
-from .files import atomic, make_folder, sha256
+from .core.errors import InputError
+from .core.files import atomic, make_folder, sha256
 from .manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
 
 SUFFIX = ".seen"

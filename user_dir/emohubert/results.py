@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from . import metrics
-from .errors import InputError
-from .files import make_folder, read_json, write_json, write_lines
+from .core.errors import InputError
+from .core.files import make_folder, read_json, write_json, write_lines
 from .manifest import read_table
 
 

@@ -13,8 +13,8 @@ from functools import partial
 import numpy as np
 
 from . import degradation, evaluation, figures, synthesis
-from .errors import InputError
-from .files import Stamp, atomic, make_folder, write_json, write_lines
+from .core.errors import InputError
+from .core.files import Stamp, atomic, make_folder, write_json, write_lines
 from .inference import predict_split, speaker_setting
 from .predictions import read_predictions, write_predictions
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from .errors import InputError
-from .files import read_json, sha256
+from .core.errors import InputError
+from .core.files import read_json, sha256
 from .manifest import read_dictionary
 from .training_log import read_training_log
 

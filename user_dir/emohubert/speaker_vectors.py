@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
-from .files import atomic
+from .core.errors import InputError
+from .core.files import atomic
 from .pseudo_labels.features import MFCC, MfccFeatures
 
 MFCC_COEFFICIENTS = 13

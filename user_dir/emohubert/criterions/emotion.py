@@ -14,7 +14,7 @@ from fairseq.logging import metrics
 from torch import distributed
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 
 class _OfClasses(FairseqCriterion):

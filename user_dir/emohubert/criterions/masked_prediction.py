@@ -10,7 +10,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..core.errors import InputError
 from ..pseudo_labels.alignment import NO_LABEL
 
 

@@ -4,7 +4,7 @@ import math
 
 from .. import degradation
 from ..audio import RECEPTIVE_FIELD
-from ..errors import InputError
+from ..core.errors import InputError
 
 DIRECT_TO_REVERBERANT = (-5.0, 10.0)
 """Range in dB of the direct path's energy against the rest, in generated rooms: from across a room to near the mouth."""

@@ -9,8 +9,8 @@ import torch
 
 from ..audio import HOP, SAMPLE_RATE, locate, n_frames
 from ..batching import by_length
-from ..cli import progress
-from ..files import atomic, fingerprint, make_folder
+from ..core.cli import progress
+from ..core.files import atomic, fingerprint, make_folder
 
 logger = logging.getLogger(__name__)
 

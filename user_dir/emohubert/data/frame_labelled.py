@@ -1,7 +1,7 @@
 """Speech with frame labels and masks: what masked prediction learns from."""
 
 from ..audio import HOP, n_frames
-from ..errors import InputError
+from ..core.errors import InputError
 from ..pseudo_labels.alignment import NO_LABEL
 from .speech import SpeechDataset, pad_frames
 

@@ -9,7 +9,7 @@ from fairseq.data import FairseqDataset
 
 from .. import audio
 from ..batching import divided
-from ..errors import InputError
+from ..core.errors import InputError
 from .masking import rng_for
 
 logger = logging.getLogger(__name__)

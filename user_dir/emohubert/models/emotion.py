@@ -11,7 +11,7 @@ from torch import nn
 
 from ..audio import SAMPLE_RATE
 from ..checkpoints import WAV2VEC1, encoder_config, initialise, read_pretrained
-from ..errors import InputError
+from ..core.errors import InputError
 from ..speaker_vectors import MFCC_COEFFICIENTS
 from .heads import HEADS, READOUTS, ContrastiveHead, make_head
 from .hubert import SpeakerHubertModel

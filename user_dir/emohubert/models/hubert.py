@@ -27,7 +27,7 @@ from omegaconf import OmegaConf, open_dict
 from torch.nn import functional as F
 
 from ..audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, n_frames
-from ..errors import InputError
+from ..core.errors import InputError
 from .speaker import POSITIONS, SpeakerConditioning
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from ..audio import SAMPLE_RATE
 from ..checkpoints import Pretrained, load_file
-from ..errors import InputError
-from ..files import read_json
+from ..core.errors import InputError
+from ..core.files import read_json
 from .hubert import parse_conv_layers
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 POSITIONS = ("none", "input", "output", "prefix", "film")
 AT_HEAD = ("none", "embedding", "mfcc")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..audio import HOP, RECEPTIVE_FIELD, n_frames
 from ..checkpoints import WAV2VEC1, LoadReport, mismatch
-from ..errors import InputError
+from ..core.errors import InputError
 from .hubert import normalised_alone, parse_conv_layers, parse_layers
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..audio import HOP, n_frames
 from ..columns import KeptFile, offsets_of
-from ..errors import InputError
+from ..core.errors import InputError
 
 LABEL_HOPS = (HOP, HOP // 2)
 NO_LABEL = -100

@@ -16,13 +16,13 @@ from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
 from ..audio import SAMPLE_RATE
-from ..errors import InputError
-from ..files import Stamp, atomic, make_folder, read_json, sha256, write_json
+from ..core.errors import InputError
+from ..core.files import Stamp, atomic, make_folder, read_json, sha256, write_json
 from ..manifest import read_split
 from .centroids import load_centroids
 from .features import audio_fingerprint
 from .kmeans import BLOCK, Assigner
-from .threads import cores
+from ..core.parallel import cores
 
 logger = logging.getLogger("emohubert")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import atomic
+from ..core.errors import InputError
+from ..core.files import atomic
 from .kmeans import KMeans
 
 _MOST_BYTES = 4 << 30

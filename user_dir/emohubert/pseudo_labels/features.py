@@ -21,9 +21,9 @@ import torchaudio
 
 from .. import audio, records
 from ..batching import by_length
-from ..errors import InputError
-from ..files import fingerprint
-from .threads import cores, one_thread, pool
+from ..core.errors import InputError
+from ..core.files import fingerprint
+from ..core.parallel import cores, one_thread, pool
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"

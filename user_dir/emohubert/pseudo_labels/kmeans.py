@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import InputError
-from ..files import atomic
-from .threads import cores, one_thread, pool
+from ..core.errors import InputError
+from ..core.files import atomic
+from ..core.parallel import cores, one_thread, pool
 
 METRICS = ("euclidean", "cosine")
 BLOCK = 4096

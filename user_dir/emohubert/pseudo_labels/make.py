@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from .. import audio, records
-from ..cli import progress
-from ..errors import InputError
-from ..files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
+from ..core.cli import progress
+from ..core.errors import InputError
+from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
 from ..manifest import read_split, splits_of
 from . import kmeans
 from .centroids import load_centroids
 from .features import NOISE, audio_fingerprint, short_recordings
 from .pieces import AcousticPieces
 from .shards import label_line, write_dictionary
-from .threads import cores, one_thread, pool
+from ..core.parallel import cores, one_thread, pool
 
 logger = logging.getLogger("emohubert")
 

@@ -2,9 +2,9 @@
 
 import argparse
 
-from .. import cli
+from ..core import cli
 from ..checkpoints import load_encoder
-from ..errors import InputError
+from ..core.errors import InputError
 from .features import EncoderFeatures, MfccFeatures, check_precision
 from .kmeans import METRICS
 

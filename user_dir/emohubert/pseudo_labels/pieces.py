@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import sentencepiece
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 _FIRST = 0xF0000
 """Plane 15 of Unicode is for private use: 65 534 characters."""

@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..audio import SAMPLE_RATE
-from ..errors import InputError
+from ..core.errors import InputError
 from ..figures import DPI, STYLE
-from ..files import atomic
+from ..core.files import atomic
 from ..manifest import NO_EMOTION, read_dictionary
 from .alignment import read_frame_labels
 

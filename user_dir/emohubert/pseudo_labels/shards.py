@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..files import atomic, read_json, write_lines
+from ..core.errors import InputError
+from ..core.files import atomic, read_json, write_lines
 
 
 def shard_range(total, nshard, rank):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import audio, records
-from ..cli import progress
-from ..errors import InputError
-from ..files import Stamp, fingerprint, make_folder, sha256, write_lines
+from ..core.cli import progress
+from ..core.errors import InputError
+from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines
 from ..manifest import read_split
 from . import kmeans
 from .centroids import load_centroids, write_joblib

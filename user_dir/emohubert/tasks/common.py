@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from fairseq.tasks import FairseqTask
 
-from ..errors import InputError
+from ..core.errors import InputError
 from ..manifest import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)

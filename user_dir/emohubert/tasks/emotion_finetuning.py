@@ -19,7 +19,7 @@ from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
 from ..data.utterance_labelled import UtteranceLabelledSpeech
-from ..errors import InputError, exit_on_input_error
+from ..core.errors import InputError, exit_on_input_error
 from ..manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..models.emotion import EmotionHubertModel, resolve_backbone
 from ..speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise

@@ -14,7 +14,7 @@ from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
-from ..errors import InputError, exit_on_input_error
+from ..core.errors import InputError, exit_on_input_error
 from ..manifest import read_counts, read_dictionary, read_split
 from ..pseudo_labels.alignment import read_frame_labels
 from .common import SpeechTask, speaker_rows

@@ -1,0 +1,1 @@
+"""Errors, files, command lines and threads: nothing of speech."""
