@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, Utterance
 
 NAME = re.compile(r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?P<level>LO|MD|HI|XX|X)")
 EMOTIONS = {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
@@ -61,8 +61,8 @@ def number(row, column, where):
 
 def read_votes(path):
     """Clip → what those who only heard it said: {"class", "dimensions", "meta"}."""
-    columns, rows = corpora.read_delimited(path)
-    corpora.need_columns(path, columns, ["fileName", "numResponses", "emoVote", "meanEmoResp", *VOTES, *LEVELS.values()])
+    columns, rows = build.read_delimited(path)
+    build.need_columns(path, columns, ["fileName", "numResponses", "emoVote", "meanEmoResp", *VOTES, *LEVELS.values()])
     votes = {}
     for line, row in rows:
         stimulus = row[columns[0]]
@@ -87,7 +87,7 @@ def read_votes(path):
         votes[row["fileName"]] = {
             "class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION,
             "dimensions": {
-                "intensity": round(corpora.to_unit(level, *SCALE), 6),
+                "intensity": round(build.to_unit(level, *SCALE), 6),
                 **{f"soft_{name}": round(counts[letter] / total, 6) for letter, name in VOTES.items()},
             },
             "meta": {
@@ -111,7 +111,7 @@ def random_split(utterances, seed):
 @command
 def main(argv=None):
     protocols = ("speaker-independent", "random", "both", "folds")
-    parser = corpora.parser(__doc__, protocols, "folder of the release", OWN_PROTOCOLS)
+    parser = build.parser(__doc__, protocols, "folder of the release", OWN_PROTOCOLS)
     parser.add_argument("--metadata", type=Path, metavar="DIR", help="folder of the CSV files (default: AUDIO_DIR)")
     parser.add_argument(
         "--labels",
@@ -120,17 +120,17 @@ def main(argv=None):
         help="intended: the emotion in the file name; crowd: what most listeners of the voice alone heard, - where two emotions tie",
     )
     args = parser.parse_args(argv)
-    left_out = corpora.LeftOut()
+    left_out = build.LeftOut()
     folder = "AudioWAV" if (args.audio_dir / "AudioWAV").is_dir() else ""  # the release has MP3 and video as well
-    audio = corpora.first_copies(corpora.find_audio(args.audio_dir, left_out, folder), left_out)
+    audio = build.first_copies(build.find_audio(args.audio_dir, left_out, folder), left_out)
     folders = [args.metadata or args.audio_dir, args.audio_dir]
     official_path = find_table(folders, "SentenceFilenames.csv")
-    columns, rows = corpora.read_delimited(official_path)
-    corpora.need_columns(official_path, columns, ["Filename"])
+    columns, rows = build.read_delimited(official_path)
+    build.need_columns(official_path, columns, ["Filename"])
     official = {row["Filename"] for _, row in rows}
     people_path = find_table(folders, "VideoDemographics.csv")
-    columns, rows = corpora.read_delimited(people_path)
-    corpora.need_columns(people_path, columns, ["ActorID", "Age", "Sex", "Race", "Ethnicity"])
+    columns, rows = build.read_delimited(people_path)
+    build.need_columns(people_path, columns, ["ActorID", "Age", "Sex", "Race", "Ethnicity"])
     people = {row["ActorID"]: row for _, row in rows}
     votes_path = find_table(folders, "tabulatedVotes.csv")
     votes = read_votes(votes_path)
@@ -161,7 +161,7 @@ def main(argv=None):
         }
         emotion = meta["intended"] if args.labels == "intended" else crowd["class"]
         entries.append(Utterance(path, 0, match["actor"], emotion, crowd["dimensions"], meta))
-    corpora.check_found(entries, args.audio_dir, "files named like 1001_IEO_ANG_HI.wav")
+    build.check_found(entries, args.audio_dir, "files named like 1001_IEO_ANG_HI.wav")
     missing = official - {Path(u.path).stem for u in entries}
     if missing:
         left_out[f"in {official_path.name}, but no audio"] = sorted(missing)
@@ -172,16 +172,16 @@ def main(argv=None):
     def splits(utterances):
         if args.protocol == "random":
             return random_split(utterances, args.seed)
-        folds = corpora.balanced_folds({u.speaker: group(u) for u in utterances}, 5, args.seed) if args.protocol == "folds" else None
-        return corpora.protocol_splits(utterances, args.protocol, args.seed, folds, group)
+        folds = build.balanced_folds({u.speaker: group(u) for u in utterances}, 5, args.seed) if args.protocol == "folds" else None
+        return build.protocol_splits(utterances, args.protocol, args.seed, folds, group)
 
-    corpora.write(
+    build.write(
         args,
         "crema_d",
         entries,
         splits,
         everything=args.protocol == "folds",
-        scales={"intensity": corpora.unit_scale(*SCALE), **{f"soft_{name}": {"min": 0, "max": 1} for name in VOTES.values()}},
+        scales={"intensity": build.unit_scale(*SCALE), **{f"soft_{name}": {"min": 0, "max": 1} for name in VOTES.values()}},
         left_out=left_out,
     )
 

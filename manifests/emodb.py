@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
-from emohubert.manifest import Utterance
+from emohubert.corpus.manifest import Utterance
 
 NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])?")
 EMOTIONS = {"W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "N": "neutral", "T": "sad"}
@@ -23,12 +23,12 @@ MEN, WOMEN = ("03", "10", "11", "12", "15"), ("08", "09", "13", "14", "16")
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
+    parser = build.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
     parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS.values()), metavar="CLASS", help="only these (default: all)")
     args = parser.parse_args(argv)
-    left_out = corpora.LeftOut()
+    left_out = build.LeftOut()
     entries = []
-    for path in corpora.first_copies(corpora.find_audio(args.audio_dir, left_out), left_out):
+    for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out):
         match = NAME.fullmatch(Path(path).stem)
         if not match or match["speaker"] not in MEN + WOMEN:
             left_out["not named like EmoDB"].append(path)
@@ -37,9 +37,9 @@ def main(argv=None):
         else:
             meta = {"sex": "male" if match["speaker"] in MEN else "female", "text": match["text"], "version": match["version"] or ""}
             entries.append(Utterance(path, 0, match["speaker"], EMOTIONS[match["emotion"]], meta=meta))
-    corpora.check_found(entries, args.audio_dir, "files named like 03a01Wa.wav")
-    corpora.check_classes(entries, args)
-    corpora.write_protocol(args, "emodb", entries, list(zip(MEN, WOMEN, strict=True)), left_out=left_out)
+    build.check_found(entries, args.audio_dir, "files named like 03a01Wa.wav")
+    build.check_classes(entries, args)
+    build.write_protocol(args, "emodb", entries, list(zip(MEN, WOMEN, strict=True)), left_out=left_out)
 
 
 if __name__ == "__main__":

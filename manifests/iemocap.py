@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, Utterance
 
 STANDARD = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 OTHERS = {"fru": "frustrated", "sur": "surprised", "fea": "fearful", "dis": "disgusted", "oth": NO_EMOTION, "xxx": NO_EMOTION}
@@ -39,7 +39,7 @@ def read_session(folder, left_out):
     if not files:
         raise InputError(f"{folder / 'dialog/EmoEvaluation'}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
     for file in files:
-        for number, line in enumerate(corpora.read_text(file, errors="replace").splitlines(), 1):
+        for number, line in enumerate(build.read_text(file, errors="replace").splitlines(), 1):
             if not line.startswith("["):
                 continue  # header, ratings of single annotators
             match = LINE.match(line)
@@ -63,7 +63,7 @@ def dimensions(path, text, left_out):
     if len(values) != len(DIMENSIONS) or not all(SCALE[0] <= v <= SCALE[1] for v in values):
         left_out[f"kept, but without dimensions, which are not on the scale {SCALE[0]}–{SCALE[1]}"].append(path)
         values = [float("nan")] * len(DIMENSIONS)
-    rated = dict(zip(DIMENSIONS, (corpora.to_unit(v, *SCALE) for v in values), strict=True))
+    rated = dict(zip(DIMENSIONS, (build.to_unit(v, *SCALE) for v in values), strict=True))
     return {name: round(rated[name], 6) for name in ("arousal", "valence", "dominance")}
 
 
@@ -94,7 +94,7 @@ def folds_of(utterances, protocol):
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, tuple(PROTOCOLS), "folder that holds Session1 … Session5", PROTOCOLS)
+    parser = build.parser(__doc__, tuple(PROTOCOLS), "folder that holds Session1 … Session5", PROTOCOLS)
     parser.add_argument(
         "--utterances",
         choices=("standard", "all"),
@@ -106,7 +106,7 @@ def main(argv=None):
     if not sessions:
         raise InputError(f"{args.audio_dir}: holds no Session1 … Session5; give the folder IEMOCAP_full_release as AUDIO_DIR")
     classes = STANDARD if args.utterances == "standard" else STANDARD | OTHERS
-    left_out = corpora.LeftOut()
+    left_out = build.LeftOut()
     entries = []
     for folder in sessions:
         for path, match, dialogue in read_session(folder, left_out):
@@ -123,14 +123,14 @@ def main(argv=None):
             }
             values = dimensions(path, match["values"], left_out)
             entries.append(Utterance(path, 0, session + match["sex"], classes[match["label"]], values, meta))
-    corpora.check_found(entries, args.audio_dir, "labelled turns with audio")
-    corpora.write(
+    build.check_found(entries, args.audio_dir, "labelled turns with audio")
+    build.write(
         args,
         "iemocap",
         entries,
         lambda utterances: folds_of(utterances, args.protocol),
         everything=True,
-        scales={name: corpora.unit_scale(*SCALE) for name in DIMENSIONS},
+        scales={name: build.unit_scale(*SCALE) for name in DIMENSIONS},
         left_out=left_out,
     )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.manifest import NO_EMOTION, UNKNOWN_SPEAKER, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, Utterance
 
 EMOTIONS = {
     "A": "angry", "C": "contempt", "D": "disgusted", "F": "fearful", "H": "happy", "N": "neutral", "S": "sad", "U": "surprised",
@@ -53,7 +53,7 @@ def entry(row, where, path, left_out):
     values = {}
     for name, column in DIMENSIONS.items():
         try:
-            values[name] = corpora.to_unit(float(row[column]), *SCALE) if row[column] else float("nan")
+            values[name] = build.to_unit(float(row[column]), *SCALE) if row[column] else float("nan")
         except ValueError:
             raise InputError(f"{where}: {column} is “{row[column]}”, not a number; correct the line") from None
     if any(v < 0 or v > 1 for v in values.values()):
@@ -66,7 +66,7 @@ def entry(row, where, path, left_out):
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, audio_help="folder of the release")
+    parser = build.parser(__doc__, audio_help="folder of the release")
     classes = sorted({e for e in EMOTIONS.values() if e != NO_EMOTION})
     parser.add_argument("--labels", type=Path, metavar="FILE", help="the table of consensus labels (default: the one in AUDIO_DIR/Labels)")
     parser.add_argument(
@@ -78,11 +78,11 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     table = find_table(args)
-    columns, rows = corpora.read_delimited(table)
-    corpora.need_columns(table, columns, ["FileName", "EmoClass", *DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set"])
-    left_out = corpora.LeftOut()
+    columns, rows = build.read_delimited(table)
+    build.need_columns(table, columns, ["FileName", "EmoClass", *DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set"])
+    left_out = build.LeftOut()
     folder = next((name for name in ("Audios", "Audio") if (args.audio_dir / name).is_dir()), "")
-    audio = {Path(p).stem: p for p in corpora.first_copies(corpora.find_audio(args.audio_dir, left_out, folder), left_out)}
+    audio = {Path(p).stem: p for p in build.first_copies(build.find_audio(args.audio_dir, left_out, folder), left_out)}
     entries, split_of, labelled = [], {}, set()
     for line, row in rows:
         where, name = f"{table}:{line}", Path(row["FileName"]).stem
@@ -103,7 +103,7 @@ def main(argv=None):
             split_of[u.id] = "test" if split == args.test else split
     for name in sorted(set(audio) - labelled):
         left_out["audio without labels"].append(audio[name])
-    corpora.check_found(entries, args.audio_dir, "labelled utterances with audio")
+    build.check_found(entries, args.audio_dir, "labelled utterances with audio")
 
     def splits(utterances):
         result = defaultdict(list)
@@ -114,12 +114,12 @@ def main(argv=None):
                 raise InputError(f"{table}: lists no utterance with audio of the partition {needed}; complete the release")
         return {"": dict(result)}
 
-    corpora.write(
+    build.write(
         args,
         "msp_podcast",
         entries,
         splits,
-        scales={name: corpora.unit_scale(*SCALE) for name in DIMENSIONS},
+        scales={name: build.unit_scale(*SCALE) for name in DIMENSIONS},
         left_out=left_out,
     )
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
-from emohubert.manifest import Utterance
+from emohubert.corpus.manifest import Utterance
 
 NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1\d|2[0-4])")
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
@@ -26,12 +26,12 @@ FOLDS = [[f"{actor:02d}" for actor in range(first, first + 4)] for first in rang
 
 @command
 def main(argv=None):
-    parser = corpora.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
+    parser = build.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
     parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS), metavar="CLASS", help="only these (default: all)")
     args = parser.parse_args(argv)
-    left_out = corpora.LeftOut()
+    left_out = build.LeftOut()
     entries = []
-    for path in corpora.first_copies(corpora.find_audio(args.audio_dir, left_out), left_out):
+    for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out):
         match = NAME.fullmatch(Path(path).stem)
         if not match:
             left_out["not named like RAVDESS"].append(path)
@@ -52,9 +52,9 @@ def main(argv=None):
                 "repetition": int(repetition),
             }
             entries.append(Utterance(path, 0, actor, emotion, meta=meta))
-    corpora.check_found(entries, args.audio_dir, "files named like 03-01-05-02-01-01-24.wav")
-    corpora.check_classes(entries, args)
-    corpora.write_protocol(args, "ravdess", entries, FOLDS, left_out=left_out)
+    build.check_found(entries, args.audio_dir, "files named like 03-01-05-02-01-01-24.wav")
+    build.check_classes(entries, args)
+    build.write_protocol(args, "ravdess", entries, FOLDS, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert import corpora, synthesis
+from emohubert.corpus import build, synthetic
 from emohubert.core.cli import command, progress
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder
-from emohubert.manifest import Utterance
+from emohubert.corpus.manifest import Utterance
 
 
 def plan(args):
     """What will be said: list of (path, voice, class, emotion, seconds, random stream)."""
     utterances = []
-    for i, voice in enumerate(synthesis.draw_voices(args.speakers, args.seed)):
+    for i, voice in enumerate(synthetic.draw_voices(args.speakers, args.seed)):
         rng = np.random.default_rng([args.seed, 3, i])
         for j in range(args.utterances):
-            name = synthesis.CLASSES[j % len(synthesis.CLASSES)]
-            emotion = np.round(synthesis.draw_emotion(name, rng), 6)
+            name = synthetic.CLASSES[j % len(synthetic.CLASSES)]
+            emotion = np.round(synthetic.draw_emotion(name, rng), 6)
             seconds = round(float(rng.uniform(*args.seconds)), 3)
             utterances.append((f"{voice.id}/{voice.id}_{name}_{j + 1:03d}.flac", voice, name, emotion, seconds, [args.seed, 4, i, j]))
     return utterances
@@ -38,17 +38,17 @@ def generate(args, utterances):
     """Write the audio, unless it is there with the same settings."""
     for folder in sorted({(args.audio_dir / path).parent for path, *_ in utterances}):
         make_folder(folder)
-    settings = {k: getattr(args, k) for k in ("speakers", "utterances", "seconds", "seed")} | {"synthesiser": synthesis.VERSION}
+    settings = {k: getattr(args, k) for k in ("speakers", "utterances", "seconds", "seed")} | {"synthesiser": synthetic.VERSION}
     stamp = Stamp(args.audio_dir / ".synthesis.json", settings, [args.audio_dir / path for path, *_ in utterances])
     if stamp.is_current() and not args.overwrite:
         return
     stamp.clear()
-    lexicon = synthesis.draw_lexicon(args.seed)
+    lexicon = synthetic.draw_lexicon(args.seed)
 
     def make(utterance):
         path, voice, _, emotion, seconds, stream = utterance
-        wave = synthesis.synthesise(voice, emotion, seconds, lexicon, np.random.default_rng(stream))
-        corpora.write_audio(args.audio_dir / path, wave)
+        wave = synthetic.synthesise(voice, emotion, seconds, lexicon, np.random.default_rng(stream))
+        build.write_audio(args.audio_dir / path, wave)
 
     with ThreadPoolExecutor(max_workers=min(args.workers, os.cpu_count() or 1)) as pool:
         for _ in progress(pool.map(make, utterances), "synthesis", total=len(utterances), unit="utterances"):
@@ -59,7 +59,7 @@ def generate(args, utterances):
 @command
 def main(argv=None):
     protocols = ("speaker-independent", "seen", "both", "folds", "leave-one-speaker-out")
-    parser = corpora.parser(__doc__, protocols, audio_help="folder in which the audio is generated")
+    parser = build.parser(__doc__, protocols, audio_help="folder in which the audio is generated")
     parser.add_argument("--speakers", type=int, default=12, help="women and men in turn, 8 or more")
     parser.add_argument("--utterances", type=int, default=40, help="per speaker, the classes in turn")
     parser.add_argument("--seconds", type=float, nargs=2, default=[1.2, 3.2], metavar=("MIN", "MAX"), help="length of an utterance")
@@ -75,8 +75,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.speakers < 8:
         raise InputError(f"--speakers {args.speakers}: give 8 or more")
-    if args.utterances < len(synthesis.CLASSES):
-        raise InputError(f"--utterances {args.utterances}: give {len(synthesis.CLASSES)} or more, so that every class is spoken")
+    if args.utterances < len(synthetic.CLASSES):
+        raise InputError(f"--utterances {args.utterances}: give {len(synthetic.CLASSES)} or more, so that every class is spoken")
     if not 0.3 <= args.seconds[0] <= args.seconds[1] <= 60:
         raise InputError(f"--seconds {args.seconds[0]} {args.seconds[1]}: give MIN and MAX with 0.3 <= MIN <= MAX <= 60")
     if not 0 <= args.label_shift <= 1:
@@ -85,17 +85,17 @@ def main(argv=None):
     utterances = plan(args)
     generate(args, utterances)
     voices = list({u[1].id: u[1] for u in utterances}.values())
-    bias = dict(zip([v.id for v in voices], args.label_shift * synthesis.listener_bias(voices, args.seed), strict=True))
+    bias = dict(zip([v.id for v in voices], args.label_shift * synthetic.listener_bias(voices, args.seed), strict=True))
     entries = []
     for path, voice, name, emotion, _, _ in utterances:
         rated = np.clip(emotion + bias[voice.id], 0, 1)
-        meta = {"sex": voice.sex, **{f"shown_{d}": f"{x:.6g}" for d, x in zip(synthesis.DIMENSIONS, emotion, strict=True)}}
-        dimensions = {d: round(float(x), 6) for d, x in zip(synthesis.DIMENSIONS, rated, strict=True)}
+        meta = {"sex": voice.sex, **{f"shown_{d}": f"{x:.6g}" for d, x in zip(synthetic.DIMENSIONS, emotion, strict=True)}}
+        dimensions = {d: round(float(x), 6) for d, x in zip(synthetic.DIMENSIONS, rated, strict=True)}
         entries.append(Utterance(path, 0, voice.id, name, dimensions, meta if args.label_shift else {"sex": voice.sex}))
     folds = None
     if args.protocol == "folds":
-        folds = corpora.balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
-    corpora.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in synthesis.DIMENSIONS})
+        folds = build.balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
+    build.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in synthetic.DIMENSIONS})
 
 
 if __name__ == "__main__":

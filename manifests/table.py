@@ -12,10 +12,10 @@ from pathlib import Path, PureWindowsPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import corpora
+from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, Utterance
 
 SPLITS = {"training": "train", "dev": "valid", "development": "valid", "val": "valid", "validation": "valid", "testing": "test"}
 USUAL = ("arousal", "valence", "dominance")
@@ -37,7 +37,7 @@ def find_table(args):
 
 def read_rows(table, names):
     """Header and rows (line number, {column: text}) of the table; `names` maps its columns to ours."""
-    own, rows = corpora.read_delimited(table)
+    own, rows = build.read_delimited(table)
     for theirs in names:
         if theirs not in own:
             raise InputError(f"{table}:1: has no column “{theirs}” (it has {', '.join(own)}); correct --columns")
@@ -78,7 +78,7 @@ def utterance(row, where, dimensions, scale, root):
         if scale:
             if values[name] < scale[0] or values[name] > scale[1]:
                 raise InputError(f"{where}: {name} {row[name]} is outside --scale {scale[0]:g} {scale[1]:g}; correct one of them")
-            values[name] = corpora.to_unit(values[name], *scale)
+            values[name] = build.to_unit(values[name], *scale)
     known = {"path", "speaker", "split", "emotion", *dimensions}
     meta = {column: text for column, text in row.items() if column not in known}
     return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta)
@@ -86,7 +86,7 @@ def utterance(row, where, dimensions, scale, root):
 
 @command
 def main(argv=None):
-    parser = corpora.parser(
+    parser = build.parser(
         __doc__,
         ("table", "speaker-independent", "seen", "both"),
         audio_help="folder of the audio, or the table itself when it lies there",
@@ -121,7 +121,7 @@ def main(argv=None):
         raise InputError(
             f"{table}:1: has neither a column “emotion” nor dimensions (it has {', '.join(columns)}); use --columns or --dimensions"
         )
-    left_out = corpora.LeftOut()
+    left_out = build.LeftOut()
     entries, split_of, line_of = [], {}, {}
     for number, row in rows:
         entry = utterance(row, f"{table}:{number}", dimensions, args.scale, args.audio_dir)
@@ -140,14 +140,14 @@ def main(argv=None):
 
     def splits(measured):
         if args.protocol != "table":
-            return corpora.protocol_splits(measured, args.protocol, args.seed)
+            return build.protocol_splits(measured, args.protocol, args.seed)
         result = defaultdict(list)
         for u in measured:
             result[split_of[u.id]].append(u)
         return {"": dict(result)}
 
-    scales = {name: corpora.unit_scale(*args.scale) if args.scale else {} for name in dimensions}
-    corpora.write(args, "table", entries, splits, scales=scales, left_out=left_out, source=split_of)
+    scales = {name: build.unit_scale(*args.scale) if args.scale else {} for name in dimensions}
+    build.write(args, "table", entries, splits, scales=scales, left_out=left_out, source=split_of)
 
 
 if __name__ == "__main__":

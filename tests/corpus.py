@@ -3,8 +3,8 @@
 import numpy as np
 import soundfile
 
-from emohubert.audio import n_frames
-from emohubert.manifest import Utterance, write_corpus
+from emohubert.corpus.audio import n_frames
+from emohubert.corpus.manifest import Utterance, write_corpus
 
 SPEAKERS = ("anna", "ben", "cleo", "dan")
 CLASSES = ("angry", "happy", "neutral", "sad")

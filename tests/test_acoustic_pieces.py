@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scripts import run
 
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_dictionary
+from emohubert.corpus.manifest import read_dictionary
 from emohubert.pseudo_labels.pieces import AcousticPieces, collapse
 
 UNITS = 12

@@ -29,14 +29,14 @@ from emohubert.adaptation import (
     run_length,
     utterance_means,
 )
-from emohubert.audio import SAMPLE_RATE, n_frames, read
+from emohubert.corpus.audio import SAMPLE_RATE, n_frames, read
 from emohubert.checkpoints import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.models.hubert import SpeakerHubertModel
 from emohubert.models.speaker import POSITIONS
-from emohubert.pseudo_labels.alignment import NO_LABEL
+from emohubert.corpus.frame_labels import NO_LABEL
 from emohubert.speaker_vectors import SpeakerVectors, from_utterances
 from emohubert.speaker_vectors import read as read_vectors
 

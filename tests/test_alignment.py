@@ -18,13 +18,13 @@ from fairseq.models.hubert.hubert import HubertModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert import columns
-from emohubert.audio import n_frames
-from emohubert.columns import KeptFile
+from emohubert.corpus import string_columns
+from emohubert.corpus.audio import n_frames
+from emohubert.corpus.string_columns import KeptFile
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_dictionary, read_split
-from emohubert.pseudo_labels import alignment
-from emohubert.pseudo_labels.alignment import NO_LABEL, read_frame_labels
+from emohubert.corpus.manifest import read_dictionary, read_split
+from emohubert.corpus import frame_labels
+from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
 
 SYMBOLS = [str(i) for i in range(10)]
 HOPS = (320, 160)
@@ -143,11 +143,11 @@ def test_parsing_equals_splitting(tmp_path_factory, rows, block):
     pieces = list(KeptFile(path).blocks(block))
     assert b"".join(pieces) == data
     assert all(piece.endswith(b"\n") for piece in pieces)
-    tokens = [alignment._Tokens(piece) for piece in pieces]
+    tokens = [frame_labels._Tokens(piece) for piece in pieces]
     split = data.split(b"\n")[:-1]
     assert [n for t in tokens for n in t.per_line] == [len(line.split()) for line in split]
     assert [n for t in tokens for n in t.line_lengths] == [len(line) + 1 for line in split]
-    for parser in (alignment._Parser(SYMBOLS), alignment._Parser([*SYMBOLS, "x"])):
+    for parser in (frame_labels._Parser(SYMBOLS), frame_labels._Parser([*SYMBOLS, "x"])):
         assert [label for piece in pieces for label in parser(piece)] == [int(token) for token in data.split()]
 
 
@@ -176,7 +176,7 @@ def test_blocks_do_not_show(tmp_path, monkeypatch):
     path = write(tmp_path / "x.km", random_rows(lengths))
     whole = read_frame_labels(path, SYMBOLS, lengths)
     for size in (1, 2, 7, 100, 1000):
-        monkeypatch.setattr(alignment, "_BLOCK", size)
+        monkeypatch.setattr(frame_labels, "_BLOCK", size)
         labels = read_frame_labels(path, SYMBOLS, lengths)
         np.testing.assert_array_equal(labels.labels, whole.labels)
         np.testing.assert_array_equal(labels.offsets, whole.offsets)
@@ -288,7 +288,7 @@ def test_a_hundred_thousand_lines(tmp_path):
 @pytest.fixture(params=["in memory", "in the file"])
 def small(request, monkeypatch):
     """Both ways in which a file is kept."""
-    monkeypatch.setattr(columns, "_SMALL", 1 << 20 if request.param == "in memory" else -1)
+    monkeypatch.setattr(string_columns, "_SMALL", 1 << 20 if request.param == "in memory" else -1)
     return request.param == "in memory"
 
 
@@ -335,7 +335,7 @@ def test_another_process_reads_the_same_labels(tmp_path, small):
 
 
 def test_a_file_is_closed_with_its_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "_SMALL", -1)
+    monkeypatch.setattr(string_columns, "_SMALL", -1)
     path = write(tmp_path / "x.km", [[1, 2]])
     before = len(os.listdir("/proc/self/fd"))
     labels = [read_frame_labels(path, SYMBOLS, [720]) for _ in range(20)]

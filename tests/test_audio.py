@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly
 from torch.nn import functional as F
 
-from emohubert import audio
+from emohubert.corpus import audio
 from emohubert.core.errors import InputError
 
 HUBERT_LAYERS = [(10, 5)] + [(3, 2)] * 4 + [(2, 2)] * 2

@@ -14,7 +14,7 @@ from training import MICRO, train
 from emohubert import audit, records, report
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
-from emohubert.manifest import Utterance, read_split, write_splits
+from emohubert.corpus.manifest import Utterance, read_split, write_splits
 
 SESSIONS = {"anna": "s1", "ben": "s1", "cleo": "s2", "dan": "s3"}
 TRAIN, VALID, TEST = ("anna", "ben"), ("cleo",), ("dan",)

@@ -10,14 +10,15 @@ from finetuning import make_pretrained_corpus
 from omegaconf import OmegaConf
 from training import train
 
-from emohubert import audio, degradation
+from emohubert.corpus import audio
+from emohubert import degradation
 from emohubert.checkpoints import load_state, load_trained
 from emohubert.data.augmentation import Augmentation
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 
 EVERYTHING = {"speed": [0.9, 1.0, 1.1], "noise": 0.6, "reverb": 0.4}

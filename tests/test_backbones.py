@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from training import train
 
 import emohubert.models.huggingface as huggingface
-from emohubert.audio import n_frames
+from emohubert.corpus.audio import n_frames
 from emohubert.checkpoints import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, sha256, write_json

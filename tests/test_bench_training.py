@@ -9,7 +9,7 @@ import torch
 from corpus import make_corpus, make_labels
 from scripts import load, run
 
-from emohubert.audio import n_frames
+from emohubert.corpus.audio import n_frames
 from emohubert.models.hubert import parse_conv_layers
 
 PROGRAM = "tools/bench_training.py"

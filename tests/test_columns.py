@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert import columns
-from emohubert.columns import Codes, KeptFile, Strings, Table, compact
+from emohubert.corpus import string_columns
+from emohubert.corpus.string_columns import Codes, KeptFile, Strings, Table, compact
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=5), max_size=30)
 
@@ -76,7 +76,7 @@ def test_what_repeats_is_coded_and_what_does_not_is_joined():
 @pytest.fixture(params=[1 << 20, -1], ids=["in memory", "kept open"])
 def keep(request, monkeypatch):
     """Both ways in which a file is kept."""
-    monkeypatch.setattr(columns, "_SMALL", request.param)
+    monkeypatch.setattr(string_columns, "_SMALL", request.param)
     return request.param
 
 
@@ -123,7 +123,7 @@ def test_a_kept_file_stays_as_it_was(tmp_path, keep):
 
 
 def test_a_large_file_that_is_written_to_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "_SMALL", -1)
+    monkeypatch.setattr(string_columns, "_SMALL", -1)
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\ntwo\n")
     file = KeptFile(path)

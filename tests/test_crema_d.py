@@ -11,8 +11,8 @@ from conftest import DATA
 from scripts import load, run
 from test_iemocap import silent_wav
 
-from emohubert.corpora import protocol_splits
-from emohubert.manifest import Utterance, read_corpus, read_split, splits_of
+from emohubert.corpus.build import protocol_splits
+from emohubert.corpus.manifest import Utterance, read_corpus, read_split, splits_of
 
 TABLES = DATA / "crema_d_metadata"
 EMOTIONS = {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}

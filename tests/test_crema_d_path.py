@@ -13,9 +13,9 @@ from corpus import make_labels
 from scripts import run
 from training import MICRO, train
 
-from emohubert import synthesis
-from emohubert.audio import SAMPLE_RATE
-from emohubert.manifest import read_split
+from emohubert.corpus import synthetic
+from emohubert.corpus.audio import SAMPLE_RATE
+from emohubert.corpus.manifest import read_split
 from emohubert.predictions import read_predictions
 
 TABLES = DATA / "crema_d_metadata"
@@ -36,13 +36,13 @@ def release(tmp_path_factory):
     (folder / "processedResults/tabulatedVotes.csv").write_bytes((TABLES / "tabulatedVotes.csv").read_bytes())
     official = set((TABLES / "AudioWAV.txt").read_text().split())
     (folder / "AudioWAV").mkdir()
-    lexicon = synthesis.draw_lexicon(0)
-    for i, (actor, voice) in enumerate(zip(ACTORS, synthesis.draw_voices(len(ACTORS), 0), strict=True)):
+    lexicon = synthetic.draw_lexicon(0)
+    for i, (actor, voice) in enumerate(zip(ACTORS, synthetic.draw_voices(len(ACTORS), 0), strict=True)):
         for j, clip in enumerate(CLIPS):
             name, rng = f"{actor}_{clip}.wav", np.random.default_rng([i, j])
             assert name in official
-            emotion = synthesis.draw_emotion(SHOWN[clip.split("_")[1]], rng)
-            wave = synthesis.synthesise(voice, emotion, 0.6, lexicon, rng)
+            emotion = synthetic.draw_emotion(SHOWN[clip.split("_")[1]], rng)
+            wave = synthetic.synthesise(voice, emotion, 0.6, lexicon, rng)
             soundfile.write(folder / "AudioWAV" / name, wave, SAMPLE_RATE)
     return folder
 

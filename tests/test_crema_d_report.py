@@ -11,7 +11,7 @@ from test_description import release  # noqa: F401
 from test_recipes import recipe
 
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.models.heads import make_head
 
 

@@ -7,7 +7,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emohubert import audio
+from emohubert.corpus import audio
 from emohubert.degradation import (
     NOISES,
     Recordings,

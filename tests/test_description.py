@@ -16,7 +16,7 @@ from test_figures import drawn  # noqa: F401
 
 from emohubert import description, description_figures, figures, speaker_vectors
 from emohubert.core.errors import InputError
-from emohubert.manifest import UNKNOWN_SPEAKER, Utterance, read_split, write_corpus
+from emohubert.corpus.manifest import UNKNOWN_SPEAKER, Utterance, read_split, write_corpus
 
 EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
 PEOPLE = {  # actor: age, sex, race, ethnicity

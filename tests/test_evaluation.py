@@ -13,7 +13,7 @@ import sklearn.metrics
 
 from emohubert import evaluation, metrics
 from emohubert.core.errors import InputError
-from emohubert.manifest import Split
+from emohubert.corpus.manifest import Split
 from emohubert.predictions import (
     ClassPredictions,
     DimensionPredictions,

@@ -20,7 +20,7 @@ from emohubert.checkpoints import load_state, load_trained, read_pretrained
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
 from emohubert.predictions import read_embeddings, read_predictions

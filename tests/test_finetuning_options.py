@@ -18,7 +18,7 @@ from emohubert.data.cached_features import CachedFeatures
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.core.errors import InputError
 from emohubert.inference import speaker_setting
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.speaker_vectors import mfcc_means
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from torch.nn import functional as F
 from training import TINY
 
-from emohubert.audio import n_frames
+from emohubert.corpus.audio import n_frames
 from emohubert.checkpoints import LabelSet
 from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
@@ -19,7 +19,7 @@ from emohubert.data.speech import pad_frames
 from emohubert.core.errors import InputError
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel, parse_conv_layers
 from emohubert.models.speaker import POSITIONS
-from emohubert.pseudo_labels.alignment import NO_LABEL
+from emohubert.corpus.frame_labels import NO_LABEL
 
 TASK = argparse.Namespace(sample_rate=16_000)
 SMALL = {**TINY, "encoder_layers": 3}

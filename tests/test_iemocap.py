@@ -8,7 +8,7 @@ import pytest
 from conftest import DATA
 from scripts import run
 
-from emohubert.manifest import read_corpus, read_dictionary, read_split, splits_of
+from emohubert.corpus.manifest import read_corpus, read_dictionary, read_split, splits_of
 
 UTTERANCES = DATA / "iemocap_metadata" / "utterances.tsv"
 OTHERS = ("fru", "sur", "fea", "dis", "oth", "xxx")

@@ -11,7 +11,7 @@ from corpus import make_corpus
 from scripts import run
 
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels.centroids import write_joblib
 from emohubert.pseudo_labels.kmeans import KMeans, fit
 from emohubert.pseudo_labels.shards import merge_labels, shard_range

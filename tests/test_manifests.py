@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert import corpora
-from emohubert.audio import probe, read
+from emohubert.corpus import build
+from emohubert.corpus.audio import probe, read
 from emohubert.core.errors import InputError
-from emohubert.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
+from emohubert.corpus.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 
@@ -59,14 +59,14 @@ def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k
     sexes = {u.speaker: u.meta["sex"] for u in utterances}
     if k > len(sexes):
         with pytest.raises(InputError, match="folds of"):
-            corpora.balanced_folds(sexes, k, seed)
+            build.balanced_folds(sexes, k, seed)
         return
-    divided = corpora.balanced_folds(sexes, k, seed)
+    divided = build.balanced_folds(sexes, k, seed)
     for sex in "fm":  # sizes, and the number of each sex, differ by one at most
         per_fold = [sum(sexes[s] == sex for s in fold) for fold in divided]
         assert max(per_fold) - min(per_fold) <= 1
     assert max(map(len, divided)) - min(map(len, divided)) <= 1
-    folds = corpora.speaker_folds(utterances, divided)
+    folds = build.speaker_folds(utterances, divided)
     assert list(folds) == [f"fold{i + 1}" for i in range(k)]
     assert Counter(u.path for f in folds.values() for u in f["test"]) == Counter(u.path for u in utterances)
     assert Counter(u.path for f in folds.values() for u in f["valid"]) == Counter(u.path for u in utterances)
@@ -79,7 +79,7 @@ def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k
 @settings(max_examples=80, deadline=None)
 @given(utterances=collections(), seed=st.integers(0, 99))
 def test_speaker_independent_split(utterances, seed):
-    splits = corpora.protocol_splits(utterances, "speaker-independent", seed)[""]
+    splits = build.protocol_splits(utterances, "speaker-independent", seed)[""]
     who = {name: {u.speaker for u in split} for name, split in splits.items()}
     total = len({u.speaker for u in utterances})
     assert sum(map(len, who.values())) == total == len(set.union(*who.values()))
@@ -94,7 +94,7 @@ def test_speaker_independent_split(utterances, seed):
 @settings(max_examples=80, deadline=None)
 @given(utterances=st.one_of(collections(), collections(min_utterances=2)), seed=st.integers(0, 99))
 def test_seen_split_is_60_20_20_in_every_stratum(utterances, seed):
-    splits = corpora.protocol_splits(utterances, "seen", seed)[""]
+    splits = build.protocol_splits(utterances, "seen", seed)[""]
     assert Counter(u.path for split in splits.values() for u in split) == Counter(u.path for u in utterances)
     assert {u.speaker for u in utterances} == {u.speaker for u in splits["train"]}  # training knows every speaker
     for groups_of, most in ((lambda u: (u.speaker, u.emotion), 2), (lambda u: u.speaker, 2.5), (lambda u: u.emotion, 4)):
@@ -109,7 +109,7 @@ def test_seen_split_is_60_20_20_in_every_stratum(utterances, seed):
 def test_seen_split_does_not_confuse_its_rhythm_with_the_classes():
     five = [Utterance(f"{s}{i}.wav", 4000, f"{s:02}", CLASSES[i % 4]) for s in range(40) for i in range(5)]
     for seed in range(5):
-        for part in corpora.stratified_split(five, seed).values():
+        for part in build.stratified_split(five, seed).values():
             share = Counter(u.emotion for u in part)
             for name, expected in (("angry", 0.4), ("happy", 0.2), ("neutral", 0.2), ("sad", 0.2)):
                 assert abs(share[name] / len(part) - expected) < 0.06
@@ -118,7 +118,7 @@ def test_seen_split_does_not_confuse_its_rhythm_with_the_classes():
 @settings(max_examples=40, deadline=None)
 @given(utterances=collections(min_utterances=5), seed=st.integers(0, 99))
 def test_both_keeps_the_test_speakers_unseen(utterances, seed):
-    splits = corpora.protocol_splits(utterances, "both", seed)[""]
+    splits = build.protocol_splits(utterances, "both", seed)[""]
     unseen = {u.speaker for u in splits["test"]}
     for name in ("train", "valid", "test_seen"):
         assert not unseen & {u.speaker for u in splits[name]}
@@ -129,7 +129,7 @@ def test_both_keeps_the_test_speakers_unseen(utterances, seed):
 @settings(max_examples=20, deadline=None)
 @given(utterances=collections(min_utterances=5))
 def test_each_speaker_is_left_out_once(utterances):
-    folds = corpora.protocol_splits(utterances, "leave-one-speaker-out", 1)
+    folds = build.protocol_splits(utterances, "leave-one-speaker-out", 1)
     assert [{u.speaker for u in f["test"]} for f in folds.values()] == [{s} for s in sorted({u.speaker for u in utterances})]
     for fold in folds.values():
         assert set(fold) == {"train", "test"} and sorted(u.path for s in fold.values() for u in s) == sorted(u.path for u in utterances)
@@ -137,16 +137,16 @@ def test_each_speaker_is_left_out_once(utterances):
 
 def test_protocols_need_enough_speakers():
     with pytest.raises(InputError, match="to leave one out, two are needed"):
-        corpora.protocol_splits([Utterance("a.wav", 4000, "a")], "leave-one-speaker-out", 1)
+        build.protocol_splits([Utterance("a.wav", 4000, "a")], "leave-one-speaker-out", 1)
     two = [Utterance(f"{s}{i}.wav", 4000, s) for s in "ab" for i in range(5)]
     with pytest.raises(InputError, match="2 speakers cannot be divided into 3 parts"):
-        corpora.protocol_splits(two, "speaker-independent", 1)
+        build.protocol_splits(two, "speaker-independent", 1)
     with pytest.raises(InputError, match="folds have utterances, three are needed"):
-        corpora.speaker_folds(two, [["a"], ["b"], ["c"]])
+        build.speaker_folds(two, [["a"], ["b"], ["c"]])
     with pytest.raises(InputError, match="speaker b is in no fold"):
-        corpora.speaker_folds(two, [["a"]])
+        build.speaker_folds(two, [["a"]])
     with pytest.raises(InputError, match="speaker a is in several folds"):
-        corpora.speaker_folds(two, [["a", "b"], ["a"]])
+        build.speaker_folds(two, [["a", "b"], ["a"]])
 
 
 # --- finding, measuring, resampling ---------------------------------------------------------------------------------
@@ -158,11 +158,11 @@ def test_messy_folders(tmp_path):
     for junk in ("b/._one.wav", "__MACOSX/b/one.wav", ".cache/x.wav", "notes.txt"):
         (tmp_path / junk).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / junk).write_bytes(b"junk")
-    left_out = corpora.LeftOut()
-    assert corpora.find_audio(tmp_path, left_out) == ["a/two.FLAC", "b/one.wav", "c/three.wav"]
+    left_out = build.LeftOut()
+    assert build.find_audio(tmp_path, left_out) == ["a/two.FLAC", "b/one.wav", "c/three.wav"]
     assert sorted(left_out["hidden files, such as ._*"]) == [".cache/x.wav", "__MACOSX/b/one.wav", "b/._one.wav"]
     with pytest.raises(InputError, match="no such folder"):
-        corpora.find_audio(tmp_path / "nowhere", left_out)
+        build.find_audio(tmp_path / "nowhere", left_out)
 
 
 def test_measuring_names_what_is_damaged_or_too_short(tmp_path):
@@ -171,9 +171,9 @@ def test_measuring_names_what_is_damaged_or_too_short(tmp_path):
     (tmp_path / "bad.wav").write_bytes((tmp_path / "good.wav").read_bytes()[:5000])
     entries = [Utterance(f"{n}.wav", 0, "a") for n in ("good", "short", "bad", "missing")]
     with pytest.raises(InputError, match=r"bad\.wav: truncated WAV.*2 files are damaged or missing.*--skip-damaged"):
-        corpora.measure(tmp_path, entries, corpora.LeftOut())
-    left_out = corpora.LeftOut()
-    assert [(u.path, u.n_samples) for u in corpora.measure(tmp_path, entries, left_out, skip_damaged=True)] == [("good.wav", 4000)]
+        build.measure(tmp_path, entries, build.LeftOut())
+    left_out = build.LeftOut()
+    assert [(u.path, u.n_samples) for u in build.measure(tmp_path, entries, left_out, skip_damaged=True)] == [("good.wav", 4000)]
     assert left_out == {"shorter than one frame (400 samples)": ["short.wav"], "damaged or unreadable": ["bad.wav", "missing.wav"]}
 
 
@@ -181,25 +181,25 @@ def test_resampling_once_equals_resampling_while_reading(tmp_path):
     noise(tmp_path / "in/s/a.wav", 30_001, 44_100, channels=2)
     noise(tmp_path / "in/b.flac", 16_000)
     entries = [Utterance("s/a.wav", 0, "a"), Utterance("b.flac", 0, "b")]
-    done = corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    done = build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
     assert [(u.path, u.n_samples) for u in done] == [("s/a.flac", -(-30_001 * 160 // 441)), ("b.flac", 16_000)]
     for before, after in zip(entries, done, strict=True):
         info = probe(tmp_path / "out" / after.path)
         assert (info.rate, info.channels, info.n_samples) == (16_000, 1, after.n_samples)
         difference = read(tmp_path / "out" / after.path) - read(tmp_path / "in" / before.path)
         assert np.abs(difference).max() <= 2**-15  # one step of 16 bits
-    assert corpora.measure(tmp_path / "out", done, corpora.LeftOut()) == done
+    assert build.measure(tmp_path / "out", done, build.LeftOut()) == done
 
 
 def test_resampling_again_touches_only_what_changed(tmp_path):
     for name in "ab":
         noise(tmp_path / f"in/{name}.wav", 12_000, 48_000)
     entries = [Utterance(f"{name}.wav", 0, name) for name in "ab"]
-    corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
     first = {name: (tmp_path / f"out/{name}.flac").stat() for name in "ab"}
     noise(tmp_path / "in/b.wav", 12_300, 48_000, seed=5)
     os.utime(tmp_path / "in/b.wav", (1, 1))
-    done = corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+    done = build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
     second = {name: (tmp_path / f"out/{name}.flac").stat() for name in "ab"}
     assert second["a"].st_ctime_ns == first["a"].st_ctime_ns and second["b"].st_mtime_ns != first["b"].st_mtime_ns
     assert [u.n_samples for u in done] == [4000, 4100]
@@ -210,9 +210,9 @@ def test_resampling_refuses_name_clashes_and_the_corpus_itself(tmp_path):
         noise(tmp_path / "in" / name)
     entries = [Utterance("a.wav", 0, "a"), Utterance("a.flac", 0, "a")]
     with pytest.raises(InputError, match=r"two files would become a\.flac"):
-        corpora.resample(tmp_path / "in", tmp_path / "out", entries, corpora.LeftOut())
+        build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
     with pytest.raises(InputError, match="is the corpus folder itself"):
-        corpora.resample(tmp_path / "in", tmp_path / "in", entries, corpora.LeftOut())
+        build.resample(tmp_path / "in", tmp_path / "in", entries, build.LeftOut())
 
 
 # --- EmoDB ----------------------------------------------------------------------------------------------------------

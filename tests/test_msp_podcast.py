@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from scripts import run
 
-from emohubert.manifest import read_corpus, read_dictionary, read_split, splits_of
+from emohubert.corpus.manifest import read_corpus, read_dictionary, read_split, splits_of
 
 HEADER = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set"
 ROWS = [

@@ -17,15 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert import audio, records, validation
+from emohubert.corpus import audio, check
+from emohubert import records
 from emohubert.core import files
 from emohubert.checkpoints import load_state
 from emohubert.data.speech import SpeechDataset
 from emohubert.core.errors import InputError
-from emohubert.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
-from emohubert.packing import member_name, original_path, pack
+from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
+from emohubert.corpus.shards import member_name, original_path, pack
 from emohubert.pseudo_labels.features import audio_fingerprint
-from emohubert.staging import stage
+from emohubert.corpus.local_copy import stage
 
 FORMATS = [  # name, rate, channels, seconds, subtype
     ("speech/a.wav", 16_000, 1, 1.3, "PCM_16"),
@@ -163,7 +164,7 @@ def test_packed_audio_is_heard_bit_for_bit(plain, tmp_path):
         for start, stop in np.sort(rng.integers(0, n + 1, (5, 2))).tolist():
             part = audio.read(other, start, stop)
             assert np.array_equal(part, audio.read(one, start, stop)) and part.shape == (stop - start,)
-        assert validation.content_of(one) == validation.content_of(other)
+        assert check.content_of(one) == check.content_of(other)
         samples, rate = soundfile.read(one, dtype="float32", always_2d=True)
         with audio.opened(other) as f:
             assert np.array_equal(f.read(dtype="float32", always_2d=True), samples) and f.samplerate == rate
@@ -316,7 +317,7 @@ def test_a_leak_shows_across_plain_and_packed_audio(tmp_path, capsys):
     pack(tmp_path / "second", tmp_path / "packed")
     (tmp_path / "packed" / "train.spk").write_text("p\nq\n")
     (tmp_path / "packed" / "dict.spk.txt").write_text("p 1\nq 1\n")
-    report = validation.check([manifest, tmp_path / "packed"], allow=["speaker"])
+    report = check.check([manifest, tmp_path / "packed"], allow=["speaker"])
     assert not report.errors
     assert [(leak.kind, leak.first, leak.second, len(leak.shared)) for leak in report.leaks if leak.kind == "audio"] == [
         ("audio", tmp_path / "packed" / "train.tsv", manifest / "test.tsv", 2)

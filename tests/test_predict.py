@@ -15,12 +15,13 @@ from corpus import CLASSES, make_corpus
 from scripts import load, run
 from training import TINY
 
-from emohubert import audio, calibration, prediction
+from emohubert.corpus import audio
+from emohubert import calibration, prediction
 from emohubert.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
 from emohubert.checkpoints import load_trained
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.prediction import find_files, in_order, predict_files, windows
 from emohubert.predictions import read_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from scripts import ROOT, load, run
 from training import SERVER, TINY
 
-from emohubert import audio
+from emohubert.corpus import audio
 from emohubert.checkpoints import load_encoder
 from emohubert.core.errors import InputError
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make
 from emohubert.pseudo_labels.benchmark import write_random_hubert

@@ -8,7 +8,7 @@ import preloaded
 import pytest
 from scripts import ROOT, run
 
-from emohubert.manifest import read_dictionary, read_split
+from emohubert.corpus.manifest import read_dictionary, read_split
 
 MINIATURE = [
     *("--manifests", "synthetic", "--init", "scratch", "--folds", "1", "--init-updates", "4", "--updates", "4"),

@@ -12,12 +12,13 @@ from scripts import run
 from sklearn.metrics import balanced_accuracy_score
 from training import train
 
-from emohubert import audio, degradation, figures, findings, report, robustness
+from emohubert.corpus import audio
+from emohubert import degradation, figures, findings, report, robustness
 from emohubert.checkpoints import load_trained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.predictions import read_predictions
 from emohubert.run_folder import is_robustness
 

@@ -18,7 +18,7 @@ from emohubert import evaluation, folds
 from emohubert.checkpoints import load_state
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert
 

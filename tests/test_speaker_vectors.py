@@ -14,7 +14,7 @@ from torchaudio.compliance import kaldi
 
 from emohubert import speaker_vectors
 from emohubert.core.errors import InputError
-from emohubert.manifest import Split, read_split
+from emohubert.corpus.manifest import Split, read_split
 from emohubert.speaker_vectors import (
     SpeakerVectors,
     cosine,

@@ -17,14 +17,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from emohubert import synthesis
+from emohubert.corpus import synthetic
 from emohubert.core.errors import InputError
 
-LEXICON = synthesis.draw_lexicon(5)
+LEXICON = synthetic.draw_lexicon(5)
 
 
 def speak(voice, emotion=(0.5, 0.5, 0.5), seconds=2.0, stream=0):
-    return synthesis.synthesise(voice, emotion, seconds, LEXICON, np.random.default_rng(stream))
+    return synthetic.synthesise(voice, emotion, seconds, LEXICON, np.random.default_rng(stream))
 
 
 def pitch(wave):
@@ -53,21 +53,21 @@ def measures(wave):
 @pytest.fixture(scope="module")
 def corpus():
     rows = []
-    for i, voice in enumerate(synthesis.draw_voices(8, 3)):
+    for i, voice in enumerate(synthetic.draw_voices(8, 3)):
         for j in range(16):
-            name = synthesis.CLASSES[j % 4]
+            name = synthetic.CLASSES[j % 4]
             rng = np.random.default_rng([i, j])
-            wave = synthesis.synthesise(voice, synthesis.draw_emotion(name, rng), 2.0, LEXICON, rng)
+            wave = synthetic.synthesise(voice, synthetic.draw_emotion(name, rng), 2.0, LEXICON, rng)
             rows.append((measures(wave), name, voice.id))
     features, classes, speakers = zip(*rows, strict=True)
     return np.array(features), np.array(classes), np.array(speakers)
 
 
 def test_same_stream_same_samples_other_stream_other_words():
-    voice = synthesis.draw_voices(8, 1)[0]
+    voice = synthetic.draw_voices(8, 1)[0]
     assert np.array_equal(speak(voice, stream=1), speak(voice, stream=1))
     assert not np.allclose(speak(voice, stream=1), speak(voice, stream=2))
-    assert synthesis.draw_voices(8, 1) == synthesis.draw_voices(8, 1) != synthesis.draw_voices(8, 2)
+    assert synthetic.draw_voices(8, 1) == synthetic.draw_voices(8, 1) != synthetic.draw_voices(8, 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,7 +78,7 @@ def test_same_stream_same_samples_other_stream_other_words():
     seed=st.integers(0, 1000),
 )
 def test_any_emotion_gives_clean_audio_of_the_asked_length(emotion, seconds, speaker, seed):
-    wave = speak(synthesis.draw_voices(8, seed)[speaker], emotion, seconds, seed)
+    wave = speak(synthetic.draw_voices(8, seed)[speaker], emotion, seconds, seed)
     assert wave.dtype == np.float32 and wave.shape == (round(seconds * 16000),)
     assert np.isfinite(wave).all() and 0.01 < np.abs(wave).max() < 1
     assert abs(wave.mean()) < 0.05 * wave.std()  # no offset
@@ -87,7 +87,7 @@ def test_any_emotion_gives_clean_audio_of_the_asked_length(emotion, seconds, spe
 
 def test_refuses_what_is_too_short():
     with pytest.raises(InputError, match="too short"):
-        speak(synthesis.draw_voices(8, 1)[0], seconds=0.1)
+        speak(synthetic.draw_voices(8, 1)[0], seconds=0.1)
 
 
 def test_the_filter_is_the_cascade_of_resonators_it_claims_to_be():
@@ -99,7 +99,7 @@ def test_the_filter_is_the_cascade_of_resonators_it_claims_to_be():
         expected *= freqz([sum(poles)], poles, worN=513, include_nyquist=True)[1]  # gain 1 at 0 Hz
     pole = np.exp(-2 * np.pi * corner / 16000)
     expected *= freqz([1 - pole], [1, -pole], worN=513, include_nyquist=True)[1]
-    response = synthesis._filter(frequencies, bandwidths, corner)[0]
+    response = synthetic._filter(frequencies, bandwidths, corner)[0]
     np.testing.assert_allclose(response, expected, rtol=1e-9)
     peaks = np.flatnonzero((np.abs(response[1:-1]) > np.abs(response[:-2])) & (np.abs(response[1:-1]) > np.abs(response[2:]))) + 1
     np.testing.assert_allclose(peaks * 16000 / 1024, frequencies[0], atol=16)
@@ -110,21 +110,21 @@ def test_filtering_frame_by_frame_equals_a_recursive_filter():
     frames = -(-5000 // 128) + 1
     radius = np.exp(-np.pi * 90 / 16000)
     poles = [1, -2 * radius * np.cos(2 * np.pi * 700 / 16000), radius**2]
-    response = synthesis._filter(np.full((frames, 1), 700.0), np.full((frames, 1), 90.0), None)
-    wave = synthesis._overlap_add(synthesis._spectra(noise, frames) * response, 5000)
+    response = synthetic._filter(np.full((frames, 1), 700.0), np.full((frames, 1), 90.0), None)
+    wave = synthetic._overlap_add(synthetic._spectra(noise, frames) * response, 5000)
     expected = lfilter([1 - radius], poles, noise)
     assert np.abs(wave - expected).max() < 2e-3 * np.abs(expected).max()
 
 
 def test_pitch_is_the_designed_one():
-    for voice in synthesis.draw_voices(8, 2):
+    for voice in synthetic.draw_voices(8, 2):
         semitones = [12 * np.log2(np.median(pitch(speak(voice, stream=i))) / voice.f0) for i in range(6)]
         assert abs(np.mean(semitones)) < 1.5, voice  # neutral: the habitual pitch, with accents above it
         assert np.std(semitones) < 2, voice
 
 
 def test_vocal_tract_length_stretches_the_spectrum():
-    voice = synthesis.draw_voices(8, 2)[1]
+    voice = synthetic.draw_voices(8, 2)[1]
     grid = np.geomspace(400, 7000, 600)  # equal steps of log frequency: a stretched spectrum is a shifted one
 
     def envelope(tract):
@@ -139,7 +139,7 @@ def test_vocal_tract_length_stretches_the_spectrum():
 
 def test_arousal_raises_pitch_energy_and_high_frequencies_step_by_step():
     steps = np.linspace(0, 1, 6)
-    voices = synthesis.draw_voices(8, 4)
+    voices = synthetic.draw_voices(8, 4)
     pitches, levels, slopes = [], [], []
     for arousal in steps:
         waves = [speak(v, (arousal, 0.5, 0.5), 1.5, [i, j]) for i, v in enumerate(voices[:4]) for j in range(2)]
@@ -152,15 +152,15 @@ def test_arousal_raises_pitch_energy_and_high_frequencies_step_by_step():
 
 
 @settings(max_examples=50, deadline=None)
-@given(name=st.sampled_from(synthesis.CLASSES), seed=st.integers(0, 10**6))
+@given(name=st.sampled_from(synthetic.CLASSES), seed=st.integers(0, 10**6))
 def test_classes_are_regions(name, seed):
-    emotion = synthesis.draw_emotion(name, np.random.default_rng(seed))
-    assert synthesis.class_of(emotion) == name and ((emotion >= 0) & (emotion <= 1)).all()
+    emotion = synthetic.draw_emotion(name, np.random.default_rng(seed))
+    assert synthetic.class_of(emotion) == name and ((emotion >= 0) & (emotion <= 1)).all()
 
 
 @pytest.mark.parametrize("n", [8, 9, 12, 40])
 def test_voices_differ_and_are_half_women(n):
-    voices = synthesis.draw_voices(n, 7)
+    voices = synthetic.draw_voices(n, 7)
     assert len({v.id for v in voices}) == n
     assert sum(v.sex == "female" for v in voices) == -(-n // 2)
     traits = np.stack([v.traits() for v in voices])
@@ -186,8 +186,8 @@ def test_speakers_are_recognised(corpus):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_listeners_misjudge_similar_voices_in_similar_ways(seed):
-    voices = synthesis.draw_voices(30, seed)
-    bias = synthesis.listener_bias(voices, seed)
+    voices = synthetic.draw_voices(30, seed)
+    bias = synthetic.listener_bias(voices, seed)
     assert bias.shape == (30, 3) and np.abs(bias).max() <= 1 and bias.std(axis=0).max() > 0.3
     traits = np.stack([v.traits() for v in voices])
     pairs = np.triu_indices(30, 1)

@@ -269,7 +269,7 @@ def test_learning_lowers_the_loss(corpus):
     folder.mkdir()
     import soundfile
 
-    from emohubert.manifest import read_split
+    from emohubert.corpus.manifest import read_split
 
     for name in ("train", "valid"):
         split = read_split(manifest, name)

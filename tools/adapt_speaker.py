@@ -33,7 +33,7 @@ from emohubert.core import cli
 from emohubert.adaptation import METHODS, Fitting
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 
 logger = logging.getLogger("emohubert.adapt_speaker")
 

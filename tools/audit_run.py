@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert import audit
 from emohubert.core.cli import Parser, command, print_problems
 from emohubert.core.files import write_json
-from emohubert.validation import LEAKS
+from emohubert.corpus.check import LEAKS
 
 
 def allowed(text):

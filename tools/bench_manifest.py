@@ -68,7 +68,7 @@ def write_manifest(folder, lines, seed=1):
     """Write `train.tsv`, its sidecars, `train.km` and the dictionaries, unless a manifest of so many lines is there."""
     import numpy as np
 
-    from emohubert.audio import n_frames
+    from emohubert.corpus.audio import n_frames
     from emohubert.core.files import atomic, make_folder, write_json, write_lines
 
     stamp = make_folder(folder) / "bench.json"
@@ -129,7 +129,7 @@ def measure(step, folder):
         print(json.dumps({**since(start), "before": before, "after": memory("VmRSS"), "peak": memory("VmHWM")}))
         return
     steps = {
-        "read_split": lambda: __import__("emohubert.manifest").manifest.read_split(folder, "train"),
+        "read_split": lambda: __import__("emohubert.corpus.manifest").manifest.read_split(folder, "train"),
         "pretraining": lambda: pretraining(speaker_hubert_pretraining, folder),
         "finetuning": lambda: finetuning(emotion_finetuning, folder, "emo"),
         "dimensions": lambda: finetuning(emotion_finetuning, folder, ["arousal", "valence", "dominance"]),
@@ -183,7 +183,7 @@ def forked(dataset):
     """What a worker costs after it has looked at utterances in every way but for their audio."""
     import numpy as np
 
-    from emohubert.audio import HOP, n_frames
+    from emohubert.corpus.audio import HOP, n_frames
 
     read_end, write_end = os.pipe()
     child = os.fork()

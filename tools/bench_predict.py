@@ -27,7 +27,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from emohubert import audio
+from emohubert.corpus import audio
 from emohubert.core import cli
 from emohubert.checkpoints import load_trained
 from emohubert.core.errors import InputError

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 import numpy as np
 from fairseq.data import data_utils
 
-from emohubert import audio
+from emohubert.corpus import audio
 from emohubert.core import cli
 from emohubert.batching import divided
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 
 CROP, BUDGET = 250_000, 1_400_000
 

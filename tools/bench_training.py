@@ -54,11 +54,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emohubert.core import cli
-from emohubert.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
+from emohubert.corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
 from emohubert.core.errors import InputError
 from emohubert.core.files import make_folder, write_json, write_lines
-from emohubert.manifest import Utterance, write_splits
-from emohubert.pseudo_labels.alignment import NO_LABEL
+from emohubert.corpus.manifest import Utterance, write_splits
+from emohubert.corpus.frame_labels import NO_LABEL
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 SPLIT = "train"

@@ -28,7 +28,7 @@ from emohubert.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, read_json, sha256
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.predictions import ClassPredictions, read_embeddings, read_predictions
 from emohubert.speaker_vectors import WEIGHTINGS
 

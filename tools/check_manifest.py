@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import validation
+from emohubert.corpus import check
 from emohubert.core.cli import Parser, command, print_problems
 from emohubert.core.files import write_json
 
@@ -23,8 +23,8 @@ def leaks(text):
     """The argument of --allow."""
     for item in text.split(","):
         kind, colon, split = item.partition(":")
-        if kind not in validation.LEAKS or (colon and not validation.role(split)):
-            raise ArgumentTypeError(f"“{item}” is not one of {', '.join(validation.LEAKS)}, alone or with a split such as speaker:valid")
+        if kind not in check.LEAKS or (colon and not check.role(split)):
+            raise ArgumentTypeError(f"“{item}” is not one of {', '.join(check.LEAKS)}, alone or with a split such as speaker:valid")
     return text.split(",")
 
 
@@ -33,7 +33,7 @@ def print_table(report):
     rows = [("", "utterances", "hours", "speakers", "classes")]
     for member in report.members:
         for name, split in member.splits.items():
-            counts = validation.summary(split)
+            counts = check.summary(split)
             classes = ", ".join(f"{c} {n}" for c, n in counts["classes"].items()) or "-"
             speakers = "-" if counts["speakers"] is None else str(counts["speakers"])
             rows.append((f"{member.directory / name}", str(counts["utterances"]), f"{counts['hours']:.2f}", speakers, classes))
@@ -62,7 +62,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was found to FILE")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read audio")
     args = parser.parse_args(argv)
-    report = validation.check(args.directories, args.labels, args.allow, not args.headers_only, args.workers)
+    report = check.check(args.directories, args.labels, args.allow, not args.headers_only, args.workers)
     if args.json:
         write_json(args.json, report.as_json())
     print_problems(report, "--json FILE keeps all")

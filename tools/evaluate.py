@@ -29,7 +29,7 @@ from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.inference import predict_split, speaker_setting
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.predictions import read_predictions
 
 logger = logging.getLogger("emohubert.evaluate")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.files import make_folder, write_json
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels import quality
 
 

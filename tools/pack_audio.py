@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.packing import pack
+from emohubert.corpus.shards import pack
 from emohubert.pseudo_labels.options import positive_int
 
 

@@ -29,7 +29,7 @@ from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
-from emohubert.manifest import UNKNOWN_SPEAKER
+from emohubert.corpus.manifest import UNKNOWN_SPEAKER
 from emohubert.prediction import (
     FORMATS,
     LONGEST_SECONDS,

@@ -25,7 +25,7 @@ from emohubert import evaluation, robustness
 from emohubert.checkpoints import load_trained
 from emohubert.degradation import NOISES
 from emohubert.core.files import make_folder
-from emohubert.manifest import read_split
+from emohubert.corpus.manifest import read_split
 
 logger = logging.getLogger("emohubert.robustness")
 

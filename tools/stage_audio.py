@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.pseudo_labels.options import positive_int
-from emohubert.staging import stage
+from emohubert.corpus.local_copy import stage
 
 
 @cli.command

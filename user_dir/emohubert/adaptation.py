@@ -29,16 +29,16 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from .audio import FRAME_RATE, n_frames
+from .corpus.audio import FRAME_RATE, n_frames
 from .checkpoints import load_encoder, load_trained
 from .core.cli import progress
 from .data.frame_labelled import FrameLabelledSpeech
 from .data.masking import Masking, rng_for
 from .core.errors import InputError
 from .core.files import atomic, read_json, sha256
-from .manifest import UNKNOWN_SPEAKER
+from .corpus.manifest import UNKNOWN_SPEAKER
 from .models.speaker import UNKNOWN
-from .pseudo_labels.alignment import NO_LABEL, read_frame_labels
+from .corpus.frame_labels import NO_LABEL, read_frame_labels
 from .pseudo_labels.features import EncoderFeatures, exact_arithmetic
 from .core.parallel import cores, pool
 from .speaker_vectors import SpeakerVectors, cosine, from_utterances, nearest_speaker_weights, neighbour_weights, read_arrays

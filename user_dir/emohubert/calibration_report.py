@@ -25,7 +25,7 @@ from .calibration import (
 from .calibration import save as save_calibration
 from .core.errors import InputError
 from .core.files import atomic, make_folder, read_json, write_json
-from .manifest import NO_EMOTION
+from .corpus.manifest import NO_EMOTION
 from .predictions import ClassPredictions, write_predictions
 
 logger = logging.getLogger("emohubert")

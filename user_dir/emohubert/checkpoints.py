@@ -17,7 +17,7 @@ from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
-from .audio import SAMPLE_RATE, n_frames
+from .corpus.audio import SAMPLE_RATE, n_frames
 from .core.errors import InputError
 from .fairseq_fixes import refused_checkpoint
 from .core.files import sha256

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import butter, fftconvolve, resample_poly, sosfiltfilt
 
-from . import audio, synthesis
-from .audio import SAMPLE_RATE
+from .corpus import audio, synthetic
+from .corpus.audio import SAMPLE_RATE
 from .core.errors import InputError
 
 VERSION = 1
@@ -81,9 +81,9 @@ def make_noise(kind, n, rng):
 @functools.cache
 def _talkers():
     """The voices of the babble, equally loud: (voices, samples). They are always the same ones; who says what when is drawn."""
-    rng, lexicon = np.random.default_rng(0), synthesis.draw_lexicon(0)
-    calm = synthesis.CENTRES["neutral"]
-    voices = [synthesis.synthesise(v, calm, _BABBLE_SECONDS, lexicon, rng) for v in synthesis.draw_voices(_BABBLE_VOICES, 0)]
+    rng, lexicon = np.random.default_rng(0), synthetic.draw_lexicon(0)
+    calm = synthetic.CENTRES["neutral"]
+    voices = [synthetic.synthesise(v, calm, _BABBLE_SECONDS, lexicon, rng) for v in synthetic.draw_voices(_BABBLE_VOICES, 0)]
     return np.stack([voice / math.sqrt(power(voice)) for voice in voices]).astype(np.float64)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from . import description_figures, figures, speaker_vectors
-from .audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from .corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from .core.files import Stamp, make_folder, sha256, write_json, write_lines
-from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
+from .corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
 
 logger = logging.getLogger(__name__)
 

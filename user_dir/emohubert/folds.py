@@ -21,7 +21,7 @@ import torch
 from . import distributed, evaluation, metrics
 from .core.errors import InputError
 from .core.files import Stamp, make_folder, read_json, write_json, write_lines
-from .manifest import manifest_directories, read_corpus
+from .corpus.manifest import manifest_directories, read_corpus
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from .core.parallel import cores
 from .results import read_results, write_results

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import audio
+from .corpus import audio
 from .batching import by_length
 from .core.cli import progress
 from .core.errors import InputError
-from .manifest import NO_EMOTION
+from .corpus.manifest import NO_EMOTION
 from .predictions import DimensionPredictions, from_probabilities, known_references
 from .pseudo_labels.features import exact_arithmetic
 from .core.parallel import cores, pool

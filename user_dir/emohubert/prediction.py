@@ -14,11 +14,11 @@ import numpy as np
 import soundfile
 import torch
 
-from . import audio
+from .corpus import audio
 from .calibration import RunningSpeaker
 from .core.errors import InputError
 from .inference import run
-from .manifest import UNKNOWN_SPEAKER, Split
+from .corpus.manifest import UNKNOWN_SPEAKER, Split
 from .core.parallel import cores, pool
 
 logger = logging.getLogger("emohubert")

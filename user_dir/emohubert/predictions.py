@@ -14,7 +14,7 @@ import numpy as np
 
 from .core.errors import InputError
 from .core.files import atomic
-from .manifest import NO_EMOTION, read_table
+from .corpus.manifest import NO_EMOTION, read_table
 
 logger = logging.getLogger(__name__)
 

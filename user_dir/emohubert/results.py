@@ -5,7 +5,7 @@ from pathlib import Path
 from . import metrics
 from .core.errors import InputError
 from .core.files import make_folder, read_json, write_json, write_lines
-from .manifest import read_table
+from .corpus.manifest import read_table
 
 
 def read_results(rows, macro_f1=False):

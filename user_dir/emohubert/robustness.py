@@ -12,7 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from . import degradation, evaluation, figures, synthesis
+from . import degradation, evaluation, figures
+from .corpus import synthetic
 from .core.errors import InputError
 from .core.files import Stamp, atomic, make_folder, write_json, write_lines
 from .inference import predict_split, speaker_setting
@@ -213,7 +214,7 @@ def _predictions(folder, name, condition, task, model, split, settings, seed, ov
     """Predictions under a condition, made now or taken over; always as they are in the file, so that both are the same."""
     stem = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
     path = folder / f"{stem}.tsv"
-    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradation.VERSION, synthesis.VERSION]
+    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradation.VERSION, synthetic.VERSION]
     stamp = Stamp(folder / f".{stem}.json", {"depends": depends}, [path])
     if overwrite or not stamp.is_current():
         stamp.clear()

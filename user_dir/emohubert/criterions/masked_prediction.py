@@ -11,7 +11,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from ..core.errors import InputError
-from ..pseudo_labels.alignment import NO_LABEL
+from ..corpus.frame_labels import NO_LABEL
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import math
 
 from .. import degradation
-from ..audio import RECEPTIVE_FIELD
+from ..corpus.audio import RECEPTIVE_FIELD
 from ..core.errors import InputError
 
 DIRECT_TO_REVERBERANT = (-5.0, 10.0)

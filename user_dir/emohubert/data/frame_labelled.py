@@ -1,8 +1,8 @@
 """Speech with frame labels and masks: what masked prediction learns from."""
 
-from ..audio import HOP, n_frames
+from ..corpus.audio import HOP, n_frames
 from ..core.errors import InputError
-from ..pseudo_labels.alignment import NO_LABEL
+from ..corpus.frame_labels import NO_LABEL
 from .speech import SpeechDataset, pad_frames
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from .. import audio
+from ..corpus import audio
 from ..batching import divided
 from ..core.errors import InputError
 from .masking import rng_for

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..audio import n_frames
+from ..corpus.audio import n_frames
 from ..batching import divided
 from .masking import rng_for
 from .speech import SpeechDataset

@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import nn
 
-from ..audio import SAMPLE_RATE
+from ..corpus.audio import SAMPLE_RATE
 from ..checkpoints import WAV2VEC1, encoder_config, initialise, read_pretrained
 from ..core.errors import InputError
 from ..speaker_vectors import MFCC_COEFFICIENTS

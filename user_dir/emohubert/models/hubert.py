@@ -26,7 +26,7 @@ from fairseq.modules import Fp32GroupNorm, GradMultiply
 from omegaconf import OmegaConf, open_dict
 from torch.nn import functional as F
 
-from ..audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, n_frames
+from ..corpus.audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, n_frames
 from ..core.errors import InputError
 from .speaker import POSITIONS, SpeakerConditioning
 

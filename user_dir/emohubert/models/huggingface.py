@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..audio import SAMPLE_RATE
+from ..corpus.audio import SAMPLE_RATE
 from ..checkpoints import Pretrained, load_file
 from ..core.errors import InputError
 from ..core.files import read_json

@@ -18,7 +18,7 @@ from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionM
 from torch import nn
 from torch.nn import functional as F
 
-from ..audio import HOP, RECEPTIVE_FIELD, n_frames
+from ..corpus.audio import HOP, RECEPTIVE_FIELD, n_frames
 from ..checkpoints import WAV2VEC1, LoadReport, mismatch
 from ..core.errors import InputError
 from .hubert import normalised_alone, parse_conv_layers, parse_layers

@@ -15,10 +15,10 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from ..audio import SAMPLE_RATE
+from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, read_json, sha256, write_json
-from ..manifest import read_split
+from ..corpus.manifest import read_split
 from .centroids import load_centroids
 from .features import audio_fingerprint
 from .kmeans import BLOCK, Assigner

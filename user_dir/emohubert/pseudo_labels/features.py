@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torchaudio
 
-from .. import audio, records
+from ..corpus import audio
+from .. import records
 from ..batching import by_length
 from ..core.errors import InputError
 from ..core.files import fingerprint

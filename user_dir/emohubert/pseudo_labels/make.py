@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio, records
+from ..corpus import audio
+from .. import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
-from ..manifest import read_split, splits_of
+from ..corpus.manifest import read_split, splits_of
 from . import kmeans
 from .centroids import load_centroids
 from .features import NOISE, audio_fingerprint, short_recordings

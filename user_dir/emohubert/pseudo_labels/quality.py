@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..audio import SAMPLE_RATE
+from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
 from ..figures import DPI, STYLE
 from ..core.files import atomic
-from ..manifest import NO_EMOTION, read_dictionary
-from .alignment import read_frame_labels
+from ..corpus.manifest import NO_EMOTION, read_dictionary
+from ..corpus.frame_labels import read_frame_labels
 
 RUN_PERCENTILES = (10, 50, 90)
 _SHUFFLES = 10

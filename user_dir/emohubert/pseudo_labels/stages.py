@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio, records
+from ..corpus import audio
+from .. import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines
-from ..manifest import read_split
+from ..corpus.manifest import read_split
 from . import kmeans
 from .centroids import load_centroids, write_joblib
 from .features import audio_fingerprint, short_recordings

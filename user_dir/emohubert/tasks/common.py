@@ -7,7 +7,7 @@ import numpy as np
 from fairseq.tasks import FairseqTask
 
 from ..core.errors import InputError
-from ..manifest import UNKNOWN_SPEAKER
+from ..corpus.manifest import UNKNOWN_SPEAKER
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
 from .. import distributed
-from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import read_pretrained
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
 from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..core.errors import InputError, exit_on_input_error
-from ..manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..models.emotion import EmotionHubertModel, resolve_backbone
 from ..speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
 from .common import SpeechTask, speaker_rows

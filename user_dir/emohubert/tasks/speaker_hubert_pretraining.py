@@ -10,13 +10,13 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from .. import distributed
-from ..audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..checkpoints import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
 from ..core.errors import InputError, exit_on_input_error
-from ..manifest import read_counts, read_dictionary, read_split
-from ..pseudo_labels.alignment import read_frame_labels
+from ..corpus.manifest import read_counts, read_dictionary, read_split
+from ..corpus.frame_labels import read_frame_labels
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)

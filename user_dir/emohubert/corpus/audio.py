@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 SAMPLE_RATE = 16_000
 RECEPTIVE_FIELD = 400

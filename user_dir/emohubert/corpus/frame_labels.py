@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..audio import HOP, n_frames
-from ..columns import KeptFile, offsets_of
+from .audio import HOP, n_frames
+from .string_columns import KeptFile, offsets_of
 from ..core.errors import InputError
 
 LABEL_HOPS = (HOP, HOP // 2)

@@ -11,7 +11,7 @@ from operator import index as as_integer
 
 import numpy as np
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 _SMALL = 1 << 20
 """Files of up to so many bytes are kept in memory; larger ones are kept open."""

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from .audio import SAMPLE_RATE
-from .core.errors import InputError
+from ..core.errors import InputError
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""

@@ -1,0 +1,1 @@
+"""Audio, manifest directories and frame labels: reading, building, checking, packing."""
