@@ -11,7 +11,8 @@ from corpus import make_corpus
 from scripts import run
 from training import MICRO, train
 
-from emohubert import audit, records, report
+from emohubert.provenance import audit, records
+from emohubert import report
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
 from emohubert.corpus.manifest import Utterance, read_split, write_splits

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scripts import run
 
 from emohubert.corpus import audio, check
-from emohubert import records
+from emohubert.provenance import records
 from emohubert.core import files
 from emohubert.checkpoints import load_state
 from emohubert.data.speech import SpeechDataset

@@ -28,7 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import adaptation, records
+from emohubert import adaptation
+from emohubert.provenance import records
 from emohubert.core import cli
 from emohubert.adaptation import METHODS, Fitting
 from emohubert.core.errors import InputError

@@ -24,7 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert import evaluation, records
+from emohubert import evaluation
+from emohubert.provenance import records
 from emohubert.adaptation import NewSpeakers
 from emohubert.checkpoints import load_trained
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json

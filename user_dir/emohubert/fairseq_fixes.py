@@ -18,7 +18,8 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
-from . import distributed, records
+from . import distributed
+from .provenance import records
 from .core.errors import InputError, exit_on_input_error
 from .core.files import make_folder
 

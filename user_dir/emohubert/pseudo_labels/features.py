@@ -20,7 +20,7 @@ import torch
 import torchaudio
 
 from ..corpus import audio
-from .. import records
+from ..provenance import records
 from ..batching import by_length
 from ..core.errors import InputError
 from ..core.files import fingerprint

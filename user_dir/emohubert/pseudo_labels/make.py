@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..corpus import audio
-from .. import records
+from ..provenance import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines

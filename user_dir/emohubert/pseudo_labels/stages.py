@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..corpus import audio
-from .. import records
+from ..provenance import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .corpus.audio import RECEPTIVE_FIELD
-from .core.errors import InputError
-from .core.files import atomic, make_folder, sha256
-from .corpus.manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
+from ..corpus.audio import RECEPTIVE_FIELD
+from ..core.errors import InputError
+from ..core.files import atomic, make_folder, sha256
+from ..corpus.manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
 
 SUFFIX = ".seen"
 TRAIN, PRETRAINING, SELECTION, WATCHED = "train", "pretraining", "selection", "watched"

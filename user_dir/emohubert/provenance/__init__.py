@@ -1,0 +1,1 @@
+"""What every model has seen, and whether a test set was part of it."""
