@@ -47,7 +47,7 @@ layer_of() {
     fi
     PYTHONPATH=$ROOT/user_dir "$PYTHON" - "$(estimator_of "$1")" <<'END'
 import sys
-from emohubert.checkpoints import read_pretrained
+from emohubert.pretrained.load import read_pretrained
 from emohubert.core.cli import command
 command(lambda _: print(read_pretrained(sys.argv[1]).n_layers))()
 END

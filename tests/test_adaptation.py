@@ -30,7 +30,7 @@ from emohubert.adaptation import (
     utterance_means,
 )
 from emohubert.corpus.audio import SAMPLE_RATE, n_frames, read
-from emohubert.checkpoints import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
+from emohubert.pretrained.load import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split

@@ -12,7 +12,7 @@ from training import train
 
 from emohubert.corpus import audio
 from emohubert import degradation
-from emohubert.checkpoints import load_state, load_trained
+from emohubert.pretrained.load import load_state, load_trained
 from emohubert.data.augmentation import Augmentation
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking

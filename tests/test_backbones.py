@@ -24,9 +24,9 @@ from scripts import run
 from torch.nn import functional as F
 from training import train
 
-import emohubert.models.huggingface as huggingface
+import emohubert.pretrained.huggingface as huggingface
 from emohubert.corpus.audio import n_frames
-from emohubert.checkpoints import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
+from emohubert.pretrained.load import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, sha256, write_json
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone

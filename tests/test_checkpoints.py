@@ -12,7 +12,7 @@ from hostile import Hostile
 from omegaconf import OmegaConf
 from training import TINY
 
-from emohubert.checkpoints import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
+from emohubert.pretrained.load import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
 from emohubert.core.errors import InputError
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 

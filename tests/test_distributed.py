@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from training import MICRO, ROOT, arguments
 
 from emohubert import distributed
-from emohubert.checkpoints import load_state
+from emohubert.pretrained.load import load_state
 from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
 from emohubert.core.errors import InputError
 

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
-from emohubert.checkpoints import load_state, load_trained, read_pretrained
+from emohubert.pretrained.load import load_state, load_trained, read_pretrained
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split

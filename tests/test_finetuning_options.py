@@ -12,7 +12,7 @@ from scripts import run
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from emohubert.checkpoints import load_state, load_trained
+from emohubert.pretrained.load import load_state, load_trained
 from emohubert.criterions.emotion import EmotionClassification
 from emohubert.data.cached_features import CachedFeatures
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from training import TINY
 
 from emohubert.corpus.audio import n_frames
-from emohubert.checkpoints import LabelSet
+from emohubert.pretrained.load import LabelSet
 from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames

@@ -20,7 +20,7 @@ from scripts import run
 from emohubert.corpus import audio, check
 from emohubert.provenance import records
 from emohubert.core import files
-from emohubert.checkpoints import load_state
+from emohubert.pretrained.load import load_state
 from emohubert.data.speech import SpeechDataset
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits

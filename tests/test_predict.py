@@ -18,7 +18,7 @@ from training import TINY
 from emohubert.corpus import audio
 from emohubert import calibration, prediction
 from emohubert.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
-from emohubert.checkpoints import load_trained
+from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split
 from emohubert.corpus.manifest import read_split

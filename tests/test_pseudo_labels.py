@@ -19,7 +19,7 @@ from scripts import ROOT, load, run
 from training import SERVER, TINY
 
 from emohubert.corpus import audio
-from emohubert.checkpoints import load_encoder
+from emohubert.pretrained.load import load_encoder
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels import features as features_module

@@ -14,7 +14,7 @@ from training import train
 
 from emohubert.corpus import audio
 from emohubert import degradation, figures, findings, report, robustness
-from emohubert.checkpoints import load_trained
+from emohubert.pretrained.load import load_trained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
 from emohubert.inference import predict_split

@@ -15,7 +15,7 @@ from corpus import CLASSES, make_corpus
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from emohubert import evaluation, folds
-from emohubert.checkpoints import load_state
+from emohubert.pretrained.load import load_state
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
 from emohubert.corpus.manifest import read_split

@@ -13,7 +13,7 @@ import torch
 from corpus import make_corpus, make_labels
 from training import MICRO, ROOT, arguments, start, train
 
-from emohubert.checkpoints import load_encoder, load_state, load_trained
+from emohubert.pretrained.load import load_encoder, load_state, load_trained
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from training import MICRO, train
 
 from emohubert.corpus.audio import n_frames
-from emohubert.checkpoints import LabelSet, initialise, load_encoder, load_trained, read_pretrained
+from emohubert.pretrained.load import LabelSet, initialise, load_encoder, load_trained, read_pretrained
 from emohubert.core.errors import InputError
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel

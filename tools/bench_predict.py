@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 
 from emohubert.corpus import audio
 from emohubert.core import cli
-from emohubert.checkpoints import load_trained
+from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError
 from emohubert.core.files import atomic, make_folder, write_json
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone

@@ -27,7 +27,7 @@ from emohubert.core import cli
 from emohubert import evaluation
 from emohubert.provenance import records
 from emohubert.adaptation import NewSpeakers
-from emohubert.checkpoints import load_trained
+from emohubert.pretrained.load import load_trained
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.inference import predict_split, speaker_setting
 from emohubert.corpus.manifest import read_split

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .corpus.audio import FRAME_RATE, n_frames
-from .checkpoints import load_encoder, load_trained
+from .pretrained.load import load_encoder, load_trained
 from .core.cli import progress
 from .data.frame_labelled import FrameLabelledSpeech
 from .data.masking import Masking, rng_for

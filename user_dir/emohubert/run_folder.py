@@ -304,7 +304,7 @@ def _checkpoint_config(run, path):
     """The configuration that a checkpoint holds; {} when it cannot be loaded safely."""
     from omegaconf import OmegaConf
 
-    from .checkpoints import load_state
+    from .pretrained.load import load_state
 
     name, details = run.name_of(path), path.stat()
     try:

@@ -10,7 +10,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import nn
 
 from ..corpus.audio import SAMPLE_RATE
-from ..checkpoints import WAV2VEC1, encoder_config, initialise, read_pretrained
+from ..pretrained.load import WAV2VEC1, encoder_config, initialise, read_pretrained
 from ..core.errors import InputError
 from ..speaker_vectors import MFCC_COEFFICIENTS
 from .heads import HEADS, READOUTS, ContrastiveHead, make_head

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..corpus.audio import HOP, RECEPTIVE_FIELD, n_frames
-from ..checkpoints import WAV2VEC1, LoadReport, mismatch
+from ..pretrained.load import WAV2VEC1, LoadReport, mismatch
 from ..core.errors import InputError
 from .hubert import normalised_alone, parse_conv_layers, parse_layers
 

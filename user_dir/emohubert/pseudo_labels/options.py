@@ -3,7 +3,7 @@
 import argparse
 
 from ..core import cli
-from ..checkpoints import load_encoder
+from ..pretrained.load import load_encoder
 from ..core.errors import InputError
 from .features import EncoderFeatures, MfccFeatures, check_precision
 from .kmeans import METRICS

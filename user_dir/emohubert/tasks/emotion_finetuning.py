@@ -14,7 +14,7 @@ from omegaconf import II, MISSING, open_dict
 
 from .. import distributed
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from ..checkpoints import read_pretrained
+from ..pretrained.load import read_pretrained
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking

@@ -11,7 +11,7 @@ from omegaconf import II, MISSING
 
 from .. import distributed
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from ..checkpoints import LabelSet, initialise, read_pretrained
+from ..pretrained.load import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
 from ..core.errors import InputError, exit_on_input_error

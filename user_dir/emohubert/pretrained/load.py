@@ -17,10 +17,10 @@ from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
 from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
-from .corpus.audio import SAMPLE_RATE, n_frames
-from .core.errors import InputError
-from .fairseq_fixes import refused_checkpoint
-from .core.files import sha256
+from ..corpus.audio import SAMPLE_RATE, n_frames
+from ..core.errors import InputError
+from ..fairseq_fixes import refused_checkpoint
+from ..core.files import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def read_pretrained(path):
         InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce.
     """
     if Path(path).is_dir():
-        from .models.huggingface import read_folder
+        from .huggingface import read_folder
 
         return read_folder(path)
     state = load_state(path)
@@ -197,7 +197,7 @@ def read_pretrained(path):
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
     if family == WAV2VEC1 or backbone.get("_name") == WAV2VEC1:
-        from .models import wav2vec1
+        from ..models import wav2vec1
 
         left_out += [k for k in weights if not k.startswith(wav2vec1.ENCODER)]
         weights = {k: w for k, w in weights.items() if k.startswith(wav2vec1.ENCODER)}
@@ -379,7 +379,7 @@ def _fit_speakers(model, own, source, pretrained, report):
 
 def encoder_config(pretrained, **changes):
     """A SpeakerHubertConfig (as a DictConfig) with the architecture of a checkpoint, and some values changed."""
-    from .models.hubert import SpeakerHubertConfig
+    from ..models.hubert import SpeakerHubertConfig
 
     return OmegaConf.merge(OmegaConf.structured(SpeakerHubertConfig), {**pretrained.config, **changes})
 
@@ -392,8 +392,8 @@ def build_encoder(pretrained, **changes):
         pretrained: from `read_pretrained`.
         changes: values of SpeakerHubertConfig to change, such as dropouts.
     """
-    from .models.hubert import SpeakerHubertModel
-    from .models.wav2vec1 import build_aligned
+    from ..models.hubert import SpeakerHubertModel
+    from ..models.wav2vec1 import build_aligned
 
     if pretrained.is_wav2vec1:
         return build_aligned(pretrained)

@@ -11,10 +11,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..corpus.audio import SAMPLE_RATE
-from ..checkpoints import Pretrained, load_file
+from .load import Pretrained, load_file
 from ..core.errors import InputError
 from ..core.files import read_json
-from .hubert import parse_conv_layers
+from ..models.hubert import parse_conv_layers
 
 logger = logging.getLogger(__name__)
 
