@@ -37,8 +37,8 @@ from emohubert.corpus.manifest import read_split
 from emohubert.models.hubert import SpeakerHubertModel
 from emohubert.models.speaker import POSITIONS
 from emohubert.corpus.frame_labels import NO_LABEL
-from emohubert.speaker_vectors import SpeakerVectors, from_utterances
-from emohubert.speaker_vectors import read as read_vectors
+from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.data.speaker_vectors import read as read_vectors
 
 QUICK = Fitting(iterations=3, masks=2, batch_seconds=2.0)
 NEW = ("eve", "fritz")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from training import train
 
 from emohubert.corpus import audio
-from emohubert import degradation
+from emohubert.data import degradations
 from emohubert.pretrained.load import load_state, load_trained
 from emohubert.data.augmentation import Augmentation
 from emohubert.data.frame_labelled import FrameLabelledSpeech
@@ -100,7 +100,7 @@ def test_sizes_are_exact_and_the_budget_holds(corpus, limit):
         for index, wave in found.items():
             n = min(int(data.split.n_samples[index]), limit or 10**9)
             assert len(wave) == data.size(index) == data.num_tokens(index) == data.num_tokens_vec(np.array([index]))[0]
-            possible = {degradation.speed_length(n, f) for f in (0.5, 0.9, 1, 1.1, 2)}
+            possible = {degradations.speed_length(n, f) for f in (0.5, 0.9, 1, 1.1, 2)}
             assert len(wave) in possible and len(wave) >= 400
             seen.add(round(len(wave) / n, 1))
     assert seen == {0.5, 0.9, 1.0, 1.1, 2.0}
@@ -136,7 +136,7 @@ def test_order_by_hand(corpus, tmp_path):
     """Crop, speed, reverberation, noise, normalisation: nothing but the wet speech and a tone is left, 10 dB apart."""
     for name in ("rooms", "noise"):
         (tmp_path / name).mkdir()
-    response = degradation.impulse_response(0.3, 0, np.random.default_rng(3))
+    response = degradations.impulse_response(0.3, 0, np.random.default_rng(3))
     soundfile.write(tmp_path / "rooms" / "room.wav", response / np.abs(response).max(), 16_000, subtype="FLOAT")
     time = np.arange(16_000) / 16_000
     soundfile.write(tmp_path / "noise" / "tone.wav", 0.1 * np.sin(2 * np.pi * 3000 * time), 16_000, subtype="FLOAT")
@@ -145,14 +145,14 @@ def test_order_by_hand(corpus, tmp_path):
     index = int(np.argmax(data.split.n_samples))
     start, stop = data.crop(index)
     assert stop - start == 9600 and data.size(index) == 12_000
-    slow = degradation.change_speed(audio.read(data.split.audio(index), start, stop), 0.8)
-    wet = degradation.reverberate(slow, audio.read(tmp_path / "rooms" / "room.wav")).astype(np.float64)
+    slow = degradations.change_speed(audio.read(data.split.audio(index), start, stop), 0.8)
+    wet = degradations.reverberate(slow, audio.read(tmp_path / "rooms" / "room.wav")).astype(np.float64)
     phase = 2 * np.pi * 3000 * time[:12_000]
     found = data[index]["source"].numpy()
     parts = np.column_stack([wet, np.sin(phase), np.cos(phase), np.ones(12_000)])
     weights, *_ = np.linalg.lstsq(parts, found, rcond=None)
     np.testing.assert_allclose(parts @ weights, found, atol=1e-4)
-    speech, tone = degradation.power(weights[0] * wet), degradation.power(parts[:, 1:3] @ weights[1:3])
+    speech, tone = degradations.power(weights[0] * wet), degradations.power(parts[:, 1:3] @ weights[1:3])
     assert 10 * np.log10(speech / tone) == pytest.approx(10, abs=0.02)
     assert found.mean() == pytest.approx(0, abs=1e-5) and found.std() == pytest.approx(1, abs=1e-3)
 
@@ -164,11 +164,11 @@ def test_probabilities_and_ranges_are_kept():
     for seed in range(1000):
         added = noisy(wave, np.random.default_rng(seed)).astype(np.float64) - wave
         if added.any():
-            measured.append(10 * np.log10(degradation.power(wave) / degradation.power(added)))
+            measured.append(10 * np.log10(degradations.power(wave) / degradations.power(added)))
     assert abs(len(measured) - 300) < 4 * np.sqrt(1000 * 0.3 * 0.7)
     assert 5 - 0.01 <= min(measured) < 5.5 and 14.5 < max(measured) <= 15 + 0.01
     wet = Augmentation(reverb=1.0)
-    assert all(degradation.power(wet(wave, np.random.default_rng(s))) == pytest.approx(degradation.power(wave), rel=1e-4) for s in range(5))
+    assert all(degradations.power(wet(wave, np.random.default_rng(s))) == pytest.approx(degradations.power(wave), rel=1e-4) for s in range(5))
     assert Augmentation(noise=0.5, speed=[]).keeps_length and not Augmentation(speed=[0.9]).keeps_length
 
 

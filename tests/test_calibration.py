@@ -17,7 +17,7 @@ from emohubert.calibration import ClassCalibration, DimensionCalibration, Moment
 from emohubert.core.errors import InputError
 from emohubert.neighbourhood import Neighbourhood, choose
 from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
-from emohubert.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
 
 PUBLISHED = {"shrinkage": "none"}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emohubert.corpus import audio
-from emohubert.degradation import (
+from emohubert.data.degradations import (
     NOISES,
     Recordings,
     add_noise,

@@ -19,7 +19,7 @@ from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.core.errors import InputError
 from emohubert.inference import speaker_setting
 from emohubert.corpus.manifest import read_split
-from emohubert.speaker_vectors import mfcc_means
+from emohubert.data.speaker_vectors import mfcc_means
 
 
 def test_a_speaker_at_the_head_starts_as_none(corpus):

@@ -25,7 +25,7 @@ from emohubert.corpus.manifest import read_split
 from emohubert.prediction import find_files, in_order, predict_files, windows
 from emohubert.predictions import read_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert
-from emohubert.speaker_vectors import from_utterances
+from emohubert.data.speaker_vectors import from_utterances
 
 bench = load("tools/bench_predict.py")
 DIMENSIONS = ("arousal", "valence")

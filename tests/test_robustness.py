@@ -13,7 +13,8 @@ from sklearn.metrics import balanced_accuracy_score
 from training import train
 
 from emohubert.corpus import audio
-from emohubert import degradation, figures, findings, report, robustness
+from emohubert.data import degradations
+from emohubert import figures, findings, report, robustness
 from emohubert.pretrained.load import load_trained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
@@ -74,7 +75,7 @@ def test_every_condition_is_what_predicting_degraded_files_gives(corpus, classif
         return wave + added * np.sqrt(np.mean(wave**2) / np.mean(added**2)) * 10 ** (5 / 20)
 
     def room(wave, index):
-        response = degradation.impulse_response(0.4, 0, rng_for(1, 0, index, "augment"))
+        response = degradations.impulse_response(0.4, 0, rng_for(1, 0, index, "augment"))
         wet = scipy.signal.fftconvolve(wave, response)[: len(wave)]
         return wet * np.sqrt(np.mean(wave**2) / np.mean(wet**2))
 
@@ -217,7 +218,7 @@ def test_recorded_noise_and_rooms(tmp_path):
         rel=1e-3,
     )
     room = audio.read(tmp_path / "rooms" / "a.wav")
-    np.testing.assert_array_equal(chosen[1](wave, rng), degradation.reverberate(wave, room))
+    np.testing.assert_array_equal(chosen[1](wave, rng), degradations.reverberate(wave, room))
     settings = chosen[0].settings
     soundfile.write(tmp_path / "noise" / "b.wav", rng.uniform(-0.5, 0.5, 3000), 16_000)
     assert robustness.conditions([0], noise_files=tmp_path / "noise")[0].settings != settings
@@ -314,4 +315,4 @@ def test_the_figure_takes_gaps_and_one_panel(tmp_path):
     path = figures.changes(tmp_path / "f.png", {"noise": (["20 dB", "0 dB"], {"UA": [(-0.1, -0.2, 0.0), gap]})}, "change", "title")
     assert path.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError):
-        degradation.low_pass(np.zeros(10, dtype=np.float32), 0)
+        degradations.low_pass(np.zeros(10, dtype=np.float32), 0)

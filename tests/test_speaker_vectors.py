@@ -12,10 +12,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import StandardScaler
 from torchaudio.compliance import kaldi
 
-from emohubert import speaker_vectors
+from emohubert.data import speaker_vectors
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split, read_split
-from emohubert.speaker_vectors import (
+from emohubert.data.speaker_vectors import (
     SpeakerVectors,
     cosine,
     from_table,

@@ -25,7 +25,7 @@ from fairseq.data import data_utils
 
 from emohubert.corpus import audio
 from emohubert.core import cli
-from emohubert.batching import divided
+from emohubert.data.batching import divided
 from emohubert.corpus.manifest import read_split
 
 CROP, BUDGET = 250_000, 1_400_000

@@ -31,7 +31,7 @@ from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, read_json, sha256
 from emohubert.corpus.manifest import read_split
 from emohubert.predictions import ClassPredictions, read_embeddings, read_predictions
-from emohubert.speaker_vectors import WEIGHTINGS
+from emohubert.data.speaker_vectors import WEIGHTINGS
 
 SHOWN = 10  # speakers made worse that are printed; worse_speakers.tsv has all
 

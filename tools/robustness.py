@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core import cli
 from emohubert import evaluation, robustness
 from emohubert.pretrained.load import load_trained
-from emohubert.degradation import NOISES
+from emohubert.data.degradations import NOISES
 from emohubert.core.files import make_folder
 from emohubert.corpus.manifest import read_split
 

@@ -41,8 +41,8 @@ from .models.speaker import UNKNOWN
 from .corpus.frame_labels import NO_LABEL, read_frame_labels
 from .pseudo_labels.features import EncoderFeatures, exact_arithmetic
 from .core.parallel import cores, pool
-from .speaker_vectors import SpeakerVectors, cosine, from_utterances, nearest_speaker_weights, neighbour_weights, read_arrays
-from .speaker_vectors import read as read_vectors
+from .data.speaker_vectors import SpeakerVectors, cosine, from_utterances, nearest_speaker_weights, neighbour_weights, read_arrays
+from .data.speaker_vectors import read as read_vectors
 from .tasks.speaker_hubert_pretraining import label_file
 
 logger = logging.getLogger("emohubert")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import calibration_figures, evaluation, speaker_vectors
+from . import calibration_figures, evaluation
+from .data import speaker_vectors
 from .calibration import (
     ClassCalibration,
     DimensionCalibration,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import description_figures, figures, speaker_vectors
+from . import description_figures, figures
+from .data import speaker_vectors
 from .corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from .core.files import Stamp, make_folder, sha256, write_json, write_lines
 from .corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from . import figures
 from .figures import COLOURS, GREY, STYLE, WIDTH
 from .corpus.manifest import NO_EMOTION
-from .speaker_vectors import standardise
+from .data.speaker_vectors import standardise
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .corpus import audio
-from .batching import by_length
+from .data.batching import by_length
 from .core.cli import progress
 from .core.errors import InputError
 from .corpus.manifest import NO_EMOTION

@@ -12,7 +12,8 @@ from functools import partial
 
 import numpy as np
 
-from . import degradation, evaluation, figures
+from .data import degradations
+from . import evaluation, figures
 from .corpus import synthetic
 from .core.errors import InputError
 from .core.files import Stamp, atomic, make_folder, write_json, write_lines
@@ -61,7 +62,7 @@ class Condition:
 
     def length(self, n, rng):
         """Samples that n samples become."""
-        return n if self.seconds is None else degradation.shortened_length(n, self.seconds)
+        return n if self.seconds is None else degradations.shortened_length(n, self.seconds)
 
     def __call__(self, samples, rng):
         """The degraded waveform."""
@@ -88,7 +89,7 @@ def conditions(
         cutoff: cut-off frequencies in Hz.
         clip: shares of clipped samples.
         seconds: lengths.
-        noises: kinds of generated noise, of `degradation.NOISES`.
+        noises: kinds of generated noise, of `degradations.NOISES`.
         ratio: direct-to-reverberant ratio of generated rooms, in dB.
         part: what is kept of longer recordings, start or centre.
         noise_files: folder of noise recordings, in place of generated noise.
@@ -104,20 +105,20 @@ def conditions(
         if wrong := [v for v in values if not math.isfinite(v)]:
             raise InputError(f"--{name} {wrong[0]}: not a finite number")
     found = []
-    recorded = None if noise_files is None else degradation.Recordings(noise_files)
+    recorded = None if noise_files is None else degradations.Recordings(noise_files)
     for kind in noises if recorded is None else ["recorded"]:
-        make = partial(degradation.make_noise, kind) if recorded is None else recorded.part
+        make = partial(degradations.make_noise, kind) if recorded is None else recorded.part
         settings = () if recorded is None else _content(recorded)
         found += [Condition(f"{kind} noise", f"{v:g} dB", partial(_noise, make, v), settings=settings) for v in snr]
     if reverb_files is not None:
-        rooms = degradation.Recordings(reverb_files)
+        rooms = degradations.Recordings(reverb_files)
         found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), settings=_content(rooms)))
     else:
-        rooms = {v: partial(degradation.impulse_response, v, ratio) for v in t60}
+        rooms = {v: partial(degradations.impulse_response, v, ratio) for v in t60}
         found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room), settings=(ratio,)) for v, room in rooms.items()]
-    found += [Condition("low-pass", f"{v:g} Hz", partial(_sure, partial(degradation.low_pass, cutoff=v))) for v in cutoff]
-    found += [Condition("clipping", f"{100 * v:g}%", partial(_sure, partial(degradation.clip, share=v))) for v in clip]
-    cut = {v: partial(degradation.shorten, seconds=v, part=part) for v in seconds}
+    found += [Condition("low-pass", f"{v:g} Hz", partial(_sure, partial(degradations.low_pass, cutoff=v))) for v in cutoff]
+    found += [Condition("clipping", f"{100 * v:g}%", partial(_sure, partial(degradations.clip, share=v))) for v in clip]
+    cut = {v: partial(degradations.shorten, seconds=v, part=part) for v in seconds}
     found += [Condition(f"{part} only", f"{v:g} s", partial(_sure, change), v) for v, change in cut.items()]
     if not found:
         raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
@@ -126,11 +127,11 @@ def conditions(
 
 
 def _noise(make, snr, samples, rng):
-    return degradation.add_noise(samples, make(len(samples), rng), snr)
+    return degradations.add_noise(samples, make(len(samples), rng), snr)
 
 
 def _reverb(draw, samples, rng):
-    return degradation.reverberate(samples, draw(rng))
+    return degradations.reverberate(samples, draw(rng))
 
 
 def _sure(change, samples, rng):
@@ -149,7 +150,7 @@ def _content(recordings):
 def _try(found):
     """Let impossible values show at once, not after an hour."""
     for condition in found:
-        condition(np.ones(degradation.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
+        condition(np.ones(degradations.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
 
 
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
@@ -214,7 +215,7 @@ def _predictions(folder, name, condition, task, model, split, settings, seed, ov
     """Predictions under a condition, made now or taken over; always as they are in the file, so that both are the same."""
     stem = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
     path = folder / f"{stem}.tsv"
-    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradation.VERSION, synthetic.VERSION]
+    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradations.VERSION, synthetic.VERSION]
     stamp = Stamp(folder / f".{stem}.json", {"depends": depends}, [path])
     if overwrite or not stamp.is_current():
         stamp.clear()

@@ -2,7 +2,7 @@
 
 import math
 
-from .. import degradation
+from . import degradations
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..core.errors import InputError
 
@@ -59,35 +59,35 @@ class Augmentation:
     def length(self, n, rng):
         """Samples that n samples become with this generator."""
         factor = self._draw_speed(n, rng)
-        return degradation.speed_length(n, factor)
+        return degradations.speed_length(n, factor)
 
     def __call__(self, samples, rng):
         """The augmented waveform, (`length(len(samples), rng)`,) float32, for a generator in the same state."""
         factor = self._draw_speed(len(samples), rng)
         if factor != 1:
-            samples = degradation.change_speed(samples, factor)
+            samples = degradations.change_speed(samples, factor)
         if self.reverb > 0 and rng.random() < self.reverb:
-            samples = degradation.reverberate(samples, self._draw_response(rng))
+            samples = degradations.reverberate(samples, self._draw_response(rng))
         if self.noise > 0 and rng.random() < self.noise:
             snr = rng.uniform(*self.noise_snr)
-            samples = degradation.add_noise(samples, self._draw_noise(len(samples), rng), snr)
+            samples = degradations.add_noise(samples, self._draw_noise(len(samples), rng), snr)
         return samples
 
     def _draw_speed(self, n, rng):
         if not self.speed:
             return 1
         factor = self.speed[int(rng.integers(len(self.speed)))]
-        return factor if degradation.speed_length(n, factor) >= RECEPTIVE_FIELD else 1
+        return factor if degradations.speed_length(n, factor) >= RECEPTIVE_FIELD else 1
 
     def _draw_response(self, rng):
         if self.reverb_files is not None:
             return self.reverb_files.whole(rng)
-        return degradation.impulse_response(rng.uniform(*self.reverb_t60), rng.uniform(*DIRECT_TO_REVERBERANT), rng)
+        return degradations.impulse_response(rng.uniform(*self.reverb_t60), rng.uniform(*DIRECT_TO_REVERBERANT), rng)
 
     def _draw_noise(self, n, rng):
         if self.noise_files is not None:
             return self.noise_files.part(n, rng)
-        return degradation.make_noise(degradation.NOISES[int(rng.integers(len(degradation.NOISES)))], n, rng)
+        return degradations.make_noise(degradations.NOISES[int(rng.integers(len(degradations.NOISES)))], n, rng)
 
 
 def _is_number(value):
@@ -112,7 +112,7 @@ def _factors(value, name):
         raise InputError(f"{name}={value}: not a list; give factors such as [0.9,1.0,1.1], or [] for none")
     try:
         for factor in value:
-            degradation.speed_ratio(factor)
+            degradations.speed_ratio(factor)
     except InputError as error:
         raise InputError(f"{name}={list(value)}: {error}") from None
     return [] if set(value) == {1} else [float(factor) for factor in value]
@@ -128,6 +128,6 @@ def _recordings(folder, probability, name):
     if probability == 0:
         raise InputError(f"{name}_files={folder} is never used, since {name} is 0; give {name} a probability, or leave the files out")
     try:
-        return degradation.Recordings(folder)
+        return degradations.Recordings(folder)
     except InputError as error:
         raise InputError(f"{name}_files: {error}") from None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..corpus.audio import HOP, SAMPLE_RATE, locate, n_frames
-from ..batching import by_length
+from .batching import by_length
 from ..core.cli import progress
 from ..core.files import atomic, fingerprint, make_folder
 

@@ -8,7 +8,7 @@ import torch
 from fairseq.data import FairseqDataset
 
 from ..corpus import audio
-from ..batching import divided
+from .batching import divided
 from ..core.errors import InputError
 from .masking import rng_for
 

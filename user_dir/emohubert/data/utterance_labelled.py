@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..corpus.audio import n_frames
-from ..batching import divided
+from .batching import divided
 from .masking import rng_for
 from .speech import SpeechDataset
 

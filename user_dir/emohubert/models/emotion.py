@@ -12,7 +12,7 @@ from torch import nn
 from ..corpus.audio import SAMPLE_RATE
 from ..pretrained.load import WAV2VEC1, encoder_config, initialise, read_pretrained
 from ..core.errors import InputError
-from ..speaker_vectors import MFCC_COEFFICIENTS
+from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from .heads import HEADS, READOUTS, ContrastiveHead, make_head
 from .hubert import SpeakerHubertModel
 from .pooling import POOLINGS, MeanPooling, make_pooling

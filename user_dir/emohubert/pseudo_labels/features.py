@@ -21,7 +21,7 @@ import torchaudio
 
 from ..corpus import audio
 from ..provenance import records
-from ..batching import by_length
+from ..data.batching import by_length
 from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..core.parallel import cores, one_thread, pool

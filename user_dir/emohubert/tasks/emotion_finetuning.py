@@ -22,7 +22,7 @@ from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..core.errors import InputError, exit_on_input_error
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..models.emotion import EmotionHubertModel, resolve_backbone
-from ..speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
+from ..data.speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)

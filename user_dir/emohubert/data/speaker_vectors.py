@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.errors import InputError
-from .core.files import atomic
-from .pseudo_labels.features import MFCC, MfccFeatures
+from ..core.errors import InputError
+from ..core.files import atomic
+from ..pseudo_labels.features import MFCC, MfccFeatures
 
 MFCC_COEFFICIENTS = 13
 WEIGHTINGS = ("hard", "similarity")
