@@ -16,7 +16,7 @@ from corpus import make_corpus, make_labels
 from torch.nn import functional as F
 from training import MICRO, ROOT, arguments
 
-from emohubert import distributed
+from emohubert.training import processes
 from emohubert.pretrained.load import load_state
 from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
 from emohubert.core.errors import InputError
@@ -45,14 +45,14 @@ class Gone:
 
 @pytest.mark.parametrize(("store", "cause"), [(torch.distributed.HashStore(), "process 1"), (Gone(), "another process")])
 def test_a_process_that_fails_after_another_leaves_it_the_last_word(tmp_path, monkeypatch, capsys, store, cause):
-    here = distributed.Place(0, 2, 0, "")
-    assert distributed._first_failed(here) == 0  # before a meeting
-    monkeypatch.setattr(distributed, "_store", store)
-    monkeypatch.setattr(distributed, "_LAST_WORD", 0)
+    here = processes.Place(0, 2, 0, "")
+    assert processes._first_failed(here) == 0  # before a meeting
+    monkeypatch.setattr(processes, "_store", store)
+    monkeypatch.setattr(processes, "_LAST_WORD", 0)
     if cause == "process 1":
-        assert distributed._first_failed(distributed.Place(1, 2, 1, "")) == 1
-    first = distributed._first_failed(here)
-    distributed._record_consequence(tmp_path, here, RuntimeError("Connection reset\nby peer"), first)
+        assert processes._first_failed(processes.Place(1, 2, 1, "")) == 1
+    first = processes._first_failed(here)
+    processes._record_consequence(tmp_path, here, RuntimeError("Connection reset\nby peer"), first)
     assert capsys.readouterr().err == f"process 0 of 2 ends after {cause} failed (RuntimeError: Connection reset)\n"
     assert "by peer" in (tmp_path / "failed/rank0.log").read_text()
 
@@ -117,16 +117,16 @@ def assert_same(corpus, name, expected):
 
 class TestPlace:
     def test_alone(self):
-        assert distributed.place({}) is None
-        assert distributed.place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script, no step of it
-        assert distributed.place({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None
+        assert processes.place({}) is None
+        assert processes.place({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script, no step of it
+        assert processes.place({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None
 
     def test_torchrun(self):
         environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
-        assert distributed.place(environment) == distributed.Place(3, 4, 1, "10.0.0.1:29400")
-        assert distributed.place({**environment, "WORLD_SIZE": "1", "RANK": "0"}).size == 1
+        assert processes.place(environment) == processes.Place(3, 4, 1, "10.0.0.1:29400")
+        assert processes.place({**environment, "WORLD_SIZE": "1", "RANK": "0"}).size == 1
         with pytest.raises(InputError, match="MASTER_PORT=x: not a number"):
-            distributed.place({**environment, "MASTER_PORT": "x"})
+            processes.place({**environment, "MASTER_PORT": "x"})
 
     def test_srun(self, tmp_path, monkeypatch):
         scontrol = tmp_path / "scontrol"
@@ -138,20 +138,20 @@ class TestPlace:
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         step = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
         nodes = {"SLURM_STEP_NODELIST": "node[3-4]"}
-        assert distributed.place({**step, **nodes}) == distributed.Place(5, 8, 1, f"10.1.2.3:{distributed.FIRST_PORT + 84}")
-        assert distributed.place({**step, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == distributed.Place(5, 8, 1, "a:1")
+        assert processes.place({**step, **nodes}) == processes.Place(5, 8, 1, f"10.1.2.3:{processes.FIRST_PORT + 84}")
+        assert processes.place({**step, "MASTER_ADDR": "a", "MASTER_PORT": "1"}) == processes.Place(5, 8, 1, "a:1")
         scontrol.write_text("#!/bin/sh\nexit 1\n")
         with pytest.raises(InputError, match="set MASTER_ADDR"):
-            distributed.place({**step, **nodes})
+            processes.place({**step, **nodes})
 
     def test_ports_of_array_tasks_differ(self):
-        ports = {distributed.slurm_port({"SLURM_JOB_ID": str(4000 + i), "SLURM_STEP_ID": "0"}) for i in range(1000)}
+        ports = {processes.slurm_port({"SLURM_JOB_ID": str(4000 + i), "SLURM_STEP_ID": "0"}) for i in range(1000)}
         assert len(ports) == 1000
         assert all(1024 < port < 65536 for port in ports)
 
     def test_interface(self):
-        assert distributed.interface_towards("127.0.0.1", 9) == "lo"
-        assert distributed.interface_towards("not a host", 9) is None
+        assert processes.interface_towards("127.0.0.1", 9) == "lo"
+        assert processes.interface_towards("not a host", 9) is None
 
 
 def _gathering(rank, folder):

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from emohubert import figures, metrics
 from emohubert.core.errors import InputError
-from emohubert.training_log import chosen_update, read_training_log
+from emohubert.training.curves import chosen_update, read_training_log
 
 LONG = ["anger", "boredom", "a very long class name indeed", "$x_1$", "happiness", "neutral", "sadness", "ärger_ü"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fairseq.file_io import PathManager
 
-from emohubert import fairseq_fixes
+from emohubert.training import patches
 from emohubert.core import files
 from emohubert.core.errors import InputError
 
@@ -329,6 +329,6 @@ def test_a_reader_never_sees_half_a_copy(tmp_path):
 
 def test_fixes_are_applied_once():
     copy = PathManager.copy
-    fairseq_fixes.apply()
+    patches.apply()
     assert PathManager.copy is copy
     assert not hasattr(copy.__wrapped__, "__wrapped__")

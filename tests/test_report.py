@@ -18,7 +18,7 @@ from emohubert import evaluation, findings, report, webpage
 from emohubert.core.errors import InputError
 from emohubert.core.files import write_json
 from emohubert.run_folder import Evaluation, Training, discover
-from emohubert.training_log import read_training_log
+from emohubert.training.curves import read_training_log
 
 VOID = {"meta", "img"}
 

@@ -176,7 +176,7 @@ def test_half_precision_without_a_gpu_trains_in_float32(corpus):
 
 
 def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):
-    import emohubert.fairseq_fixes as fixes
+    import emohubert.training.patches as fixes
 
     fixes.apply()
     from fairseq.file_io import PathManager

@@ -9,9 +9,9 @@ _root = logging.getLogger()
 _before = _root.level, _root.handlers[:]
 logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.ERROR)  # asks for tensorboardX, which nothing here needs
 
-from . import fairseq_fixes  # noqa: E402
+from .training import patches  # noqa: E402
 
-fairseq_fixes.apply()
+patches.apply()
 
 from . import criterions, models, tasks  # noqa: E402, F401
 

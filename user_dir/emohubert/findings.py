@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import metrics
 from .run_folder import is_number, is_robustness
-from .training_log import chosen_update
+from .training.curves import chosen_update
 from .webpage import count, number
 
 LEVELS = ("problem", "look", "note")

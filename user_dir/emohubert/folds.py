@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import distributed, evaluation, metrics
+from .training import processes
+from . import evaluation, metrics
 from .core.errors import InputError
 from .core.files import Stamp, make_folder, read_json, write_json, write_lines
 from .corpus.manifest import manifest_directories, read_corpus
@@ -149,10 +150,10 @@ def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None,
         device: of the evaluation.
         overwrite: remove what is there and train again.
         config_dir: folder of the configuration, by default root/config.
-        nproc: processes of each training (see `distributed.torchrun`); None: fairseq takes all GPUs that there are.
+        nproc: processes of each training (see `processes.torchrun`); None: fairseq takes all GPUs that there are.
 
     Raises:
-        SystemExit: with `distributed.STOPPED`, where a training was told to stop.
+        SystemExit: with `processes.STOPPED`, where a training was told to stop.
         InputError: a folder holds a training with other settings, or a program failed; the end of its log is printed.
     """
     if not overwrite:
@@ -207,14 +208,14 @@ def _train(run, config_dir, environment, nproc):
     logger.info("%s: training %s (log: %s)", run.name, run.config, run.folder / "hydra_train.log")
     program = Path(sys.executable).with_name("fairseq-hydra-train")
     options = ["--config-dir", config_dir, "--config-name", run.config, f"checkpoint.save_dir={run.folder}"]
-    command = [*distributed.torchrun(nproc), program, *options, *run.overrides]
+    command = [*processes.torchrun(nproc), program, *options, *run.overrides]
     try:
         _launched(command, run.folder / "output.log", environment, f"{run.folder}: training")
     except InputError:
         if not (run.folder / "stopped").is_file():
             raise
         logger.warning("%s: told to stop; the same command goes on from its checkpoint", run.name)
-        raise SystemExit(distributed.STOPPED) from None
+        raise SystemExit(processes.STOPPED) from None
     (run.folder / "finished").touch()
 
 

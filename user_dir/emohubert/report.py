@@ -14,7 +14,7 @@ import yaml
 from . import figures, findings, metrics, run_folder, webpage
 from .core.files import atomic, fingerprint, make_folder, sha256
 from .run_folder import discover, is_number, is_robustness, natural
-from .training_log import chosen_update
+from .training.curves import chosen_update
 from .webpage import Html, count, folded, join, number, picture, table, tag
 
 REPORT = "report.html"

@@ -12,7 +12,7 @@ import yaml
 from .core.errors import InputError
 from .core.files import read_json, sha256
 from .corpus.manifest import read_dictionary
-from .training_log import read_training_log
+from .training.curves import read_training_log
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from ..corpus.audio import SAMPLE_RATE, n_frames
 from ..core.errors import InputError
-from ..fairseq_fixes import refused_checkpoint
+from ..training.patches import refused_checkpoint
 from ..core.files import sha256
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
-from .. import distributed
+from ..training import processes
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..pretrained.load import read_pretrained
 from ..data.augmentation import Augmentation
@@ -285,7 +285,7 @@ class EmotionFinetuningTask(SpeechTask):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
-        if self.cfg.check_audio and distributed.is_first():
+        if self.cfg.check_audio and processes.is_first():
             dataset.check_audio()
         if self._features_stay(dataset):
             dataset.features = self._cached_features(dataset)
@@ -312,4 +312,4 @@ class EmotionFinetuningTask(SpeechTask):
         model.start_from(pretrained)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         compute = partial(CachedFeatures, model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
-        return compute() if self.cfg.feature_cache is None else distributed.first_alone(compute)
+        return compute() if self.cfg.feature_cache is None else processes.first_alone(compute)

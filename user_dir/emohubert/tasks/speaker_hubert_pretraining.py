@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
-from .. import distributed
+from ..training import processes
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..pretrained.load import LabelSet, initialise, read_pretrained
 from ..data.frame_labelled import FrameLabelledSpeech
@@ -142,7 +142,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             max_samples=self.cfg.max_sample_size,
             min_samples=self.cfg.min_sample_size,
         )
-        if self.cfg.check_audio and distributed.is_first():
+        if self.cfg.check_audio and processes.is_first():
             dataset.check_audio()
         hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
         logger.info(

@@ -18,10 +18,10 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
-from . import distributed
-from .provenance import records
-from .core.errors import InputError, exit_on_input_error
-from .core.files import make_folder
+from . import processes
+from ..provenance import records
+from ..core.errors import InputError, exit_on_input_error
+from ..core.files import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ def record_what_is_seen():
 
 def run_on_many_processes():
     """fairseq needs GPUs, resolvable names and luck with ports to train on several processes, and hangs where one fails (see `distributed`)."""
-    _wrap(fairseq_utils, "call_main", lambda _: distributed.call_main)
-    _wrap(Trainer, "valid_step", lambda step: distributed.still_moving(_naming_empty_batches(step)))
-    _wrap(Trainer, "train_step", lambda step: distributed.still_moving(_without_empty_parts(step)))
+    _wrap(fairseq_utils, "call_main", lambda _: processes.call_main)
+    _wrap(Trainer, "valid_step", lambda step: processes.still_moving(_naming_empty_batches(step)))
+    _wrap(Trainer, "train_step", lambda step: processes.still_moving(_without_empty_parts(step)))
 
 
 def _wrap(owner, name, wrapper, static=False):

@@ -28,8 +28,8 @@ from fairseq.distributed import utils as fairseq_utils
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from .core.errors import InputError, print_error
-from .core.files import atomic, make_folder
+from ..core.errors import InputError, print_error
+from ..core.files import atomic, make_folder
 
 logger = logging.getLogger(__name__)
 

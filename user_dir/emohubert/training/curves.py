@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core.errors import InputError
+from ..core.errors import InputError
 
 
 def read_training_log(path):

@@ -1,0 +1,1 @@
+"""Patches to fairseq, processes of a training, learning curves."""
