@@ -12,11 +12,11 @@ from scipy.stats import chi2
 from scripts import run
 
 from emohubert import calibration as pldc
-from emohubert import metrics
+from emohubert.evaluation.evaluate import metrics
 from emohubert.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
 from emohubert.core.errors import InputError
 from emohubert.neighbourhood import Neighbourhood, choose
-from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
+from emohubert.evaluation.evaluate.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
 
 PUBLISHED = {"shrinkage": "none"}

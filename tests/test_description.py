@@ -14,7 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from test_figures import drawn  # noqa: F401
 
-from emohubert import description, description_figures, figures
+from emohubert import description, description_figures
+from emohubert.evaluation.evaluate import figures
 from emohubert.data import speaker_vectors
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER, Utterance, read_split, write_corpus

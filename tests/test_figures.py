@@ -8,7 +8,7 @@ import pytest
 from fairseq.logging.progress_bar import JsonProgressBar, SimpleProgressBar
 from matplotlib.text import Text
 
-from emohubert import figures, metrics
+from emohubert.evaluation.evaluate import figures, metrics
 from emohubert.core.errors import InputError
 from emohubert.training.curves import chosen_update, read_training_log
 

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from emohubert.pretrained.load import load_state, load_trained, read_pretrained
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.core.errors import InputError
-from emohubert.inference import predict_split
+from emohubert.evaluation.evaluate.inference import predict_split
 from emohubert.corpus.manifest import read_split
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
-from emohubert.predictions import read_embeddings, read_predictions
+from emohubert.evaluation.evaluate.predictions import read_embeddings, read_predictions
 
 
 @pytest.fixture(scope="module")

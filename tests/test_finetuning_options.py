@@ -17,7 +17,7 @@ from emohubert.criterions.emotion import EmotionClassification
 from emohubert.data.cached_features import CachedFeatures
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.core.errors import InputError
-from emohubert.inference import speaker_setting
+from emohubert.evaluation.evaluate.inference import speaker_setting
 from emohubert.corpus.manifest import read_split
 from emohubert.data.speaker_vectors import mfcc_means
 

@@ -14,7 +14,8 @@ from scripts import run as run_program
 from test_evaluation import a_split, some_classes, some_dimensions
 from test_figures import JsonProgressBar, fairseq_log
 
-from emohubert import evaluation, findings, report, webpage
+from emohubert.evaluation.evaluate import evaluate
+from emohubert import findings, report, webpage
 from emohubert.core.errors import InputError
 from emohubert.core.files import write_json
 from emohubert.run_folder import Evaluation, Training, discover
@@ -47,12 +48,12 @@ class Page(HTMLParser):
 
 
 def save(folder, made, **meta):
-    return evaluation.save(folder, made, a_split(made, **meta))
+    return evaluate.save(folder, made, a_split(made, **meta))
 
 
 def without_figures(folder, made, name="metrics.json", **meta):
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / name, evaluation.evaluate(made, a_split(made, **meta), repeats=200))
+    write_json(folder / name, evaluate.evaluate(made, a_split(made, **meta), repeats=200))
 
 
 def training(folder, config="task: {_name: emotion_finetuning}\n", log=True):
@@ -230,7 +231,7 @@ def test_tables_of_results_and_comparisons(tmp_path):
     runs.append({"name": "TAPT", "setting": ["seen"], "runs": 1, "utterances": 20, "scores": {"CCC arousal": [None]}})
     write_json(tmp_path / "results.json", {"title": "A table", "systems": runs})
     this, other = some_classes(60, seed=3), some_classes(60, seed=3, skill=0.5)
-    comparison = evaluation.compare(this, other, repeats=100)
+    comparison = evaluate.compare(this, other, repeats=100)
     write_json(tmp_path / "comparison.json", comparison)
     text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     assert "A table (results.json)" in text
@@ -257,7 +258,7 @@ def test_the_paired_test_of_a_calibration_is_shown(tmp_path):
     after.predicted = 0.5 * after.predicted + 0.5 * after.references
     without_figures(tmp_path, before, "metrics_before.json")
     without_figures(tmp_path, after)
-    paired = evaluation.compare(after, before, repeats=100)["tests"]
+    paired = evaluate.compare(after, before, repeats=100)["tests"]
     write_json(tmp_path / "calibration.json", {"paired": paired, "trust": [[1.0]]})
     text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     test = paired["ccc_arousal"]
@@ -347,7 +348,7 @@ def test_speakers_of_pretraining_tell_the_setting(tmp_path):
 
 
 def kinds(made, **meta):
-    scores = json.loads(json.dumps(evaluation.evaluate(made, a_split(made, **meta), repeats=300)))
+    scores = json.loads(json.dumps(evaluate.evaluate(made, a_split(made, **meta), repeats=300)))
     return {f.kind: f for f in findings.of_evaluation(Evaluation("e", Path("e"), scores))}
 
 

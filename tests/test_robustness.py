@@ -14,13 +14,14 @@ from training import train
 
 from emohubert.corpus import audio
 from emohubert.data import degradations
-from emohubert import figures, findings, report, robustness
+from emohubert.evaluation.evaluate import figures, robustness
+from emohubert import findings, report
 from emohubert.pretrained.load import load_trained
 from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
-from emohubert.inference import predict_split
+from emohubert.evaluation.evaluate.inference import predict_split
 from emohubert.corpus.manifest import read_split
-from emohubert.predictions import read_predictions
+from emohubert.evaluation.evaluate.predictions import read_predictions
 from emohubert.run_folder import is_robustness
 
 FEW = ["--snr", "10", "-5", "--noise", "white", "--t60", "0.4", "--cutoff", "600", "--clip", "0.3", "--seconds", "0.3", "--repeats", "50"]

@@ -14,12 +14,12 @@ import training
 from corpus import CLASSES, make_corpus
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from emohubert import evaluation, folds
+from emohubert.evaluation.evaluate import evaluate, cross_validation
 from emohubert.pretrained.load import load_state
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
 from emohubert.corpus.manifest import read_split
-from emohubert.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
+from emohubert.evaluation.evaluate.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert
 
 TINY = {
@@ -56,7 +56,7 @@ class Launcher:
 @pytest.fixture
 def launcher(monkeypatch):
     launcher = Launcher()
-    monkeypatch.setattr(folds, "launch", launcher)
+    monkeypatch.setattr(cross_validation, "launch", launcher)
     return launcher
 
 
@@ -101,12 +101,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(corpus):
     """Two folds × two seeds, run to the end; the folder and the launcher."""
-    launcher, original = Launcher(), folds.launch
-    folds.launch = launcher
+    launcher, original = Launcher(), cross_validation.launch
+    cross_validation.launch = launcher
     try:
         assert run(*command(corpus, corpus / "runs"), "--jobs", "2") == 0
     finally:
-        folds.launch = original
+        cross_validation.launch = original
     return corpus / "runs", launcher
 
 
@@ -142,11 +142,11 @@ def test_every_fold_is_trained_with_every_seed_and_evaluated(corpus, finished):
 
 
 def test_cores_are_divided_among_jobs(finished, monkeypatch, corpus, launcher, tmp_path):
-    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or folds.cores()) // 2))}
+    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cross_validation.cores()) // 2))}
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    runs = folds.plan("ser_classification_tiny", corpus / "folds", tmp_path, [1], overrides=["model.init_from=/nowhere.pt"])
+    runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path, [1], overrides=["model.init_from=/nowhere.pt"])
     with pytest.raises(InputError):
-        folds.execute(runs[:1], training.ROOT, jobs=2)
+        cross_validation.execute(runs[:1], training.ROOT, jobs=2)
     assert launcher.threads == {"3"}
 
 
@@ -281,7 +281,7 @@ def test_bad_usage_is_one_line_and_exit_2(corpus, launcher, tmp_path, capsys, ar
 
 def test_fold_and_seed_in_values(corpus, tmp_path):
     overrides = ["model.init_from=exp/fold{fold}/s{seed}.pt", "task.target=[arousal]"]
-    runs = folds.plan("c", corpus / "folds", tmp_path, [5, 6], ["2"], overrides=overrides)
+    runs = cross_validation.plan("c", corpus / "folds", tmp_path, [5, 6], ["2"], overrides=overrides)
     assert [r.overrides[2:] for r in runs] == [(f"model.init_from=exp/fold2/s{s}.pt", "task.target=[arousal]") for s in (5, 6)]
     assert [r.index for r in runs] == [0, 1] and [r.name for r in runs] == ["fold2/seed5", "fold2/seed6"]
 
@@ -290,22 +290,22 @@ def test_overwriting_removes_runs_and_nothing_else(corpus, launcher, tmp_path, m
     other = tmp_path / "runs" / "fold1" / "seed1"
     other.mkdir(parents=True)
     (other / "thesis.txt").write_text("irreplaceable")
-    runs = folds.plan("ser_classification_tiny", corpus / "folds", tmp_path / "runs", [1], ["1"])
+    runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path / "runs", [1], ["1"])
     with pytest.raises(InputError, match="holds something else"):
-        folds.execute(runs, training.ROOT, overwrite=True)
+        cross_validation.execute(runs, training.ROOT, overwrite=True)
     assert (other / "thesis.txt").exists() and launcher.commands == []
     (other / "settings.txt").write_text("c\n")
-    monkeypatch.setattr(folds, "launch", lambda *_: 1)
+    monkeypatch.setattr(cross_validation, "launch", lambda *_: 1)
     (other / "thesis.txt").rename(other / "checkpoint_last.pt")
     with pytest.raises(FileNotFoundError):  # the log of a program that never ran
-        folds.execute(runs, training.ROOT, overwrite=True)
+        cross_validation.execute(runs, training.ROOT, overwrite=True)
     assert not (other / "checkpoint_last.pt").exists()
 
 
 def test_dimensions_are_collected_as_ccc(corpus, tmp_path):
     """Runs made by hand, scored by audmetric."""
     rng = np.random.default_rng(0)
-    runs = folds.plan("ser_regression_tiny", corpus / "folds", tmp_path, [1, 2])
+    runs = cross_validation.plan("ser_regression_tiny", corpus / "folds", tmp_path, [1, 2])
     data = {}
     for r in runs:
         ids = [f"f{r.fold}u{i}" for i in range(20)]
@@ -314,11 +314,11 @@ def test_dimensions_are_collected_as_ccc(corpus, tmp_path):
         predictions = DimensionPredictions(ids, ["a", "b"] * 10, ["arousal", "valence"], *data[r.fold, r.seed])
         r.results.mkdir(parents=True)
         write_predictions(r.results / "predictions.tsv", predictions)
-        scores = {"setting": "inductive (2 speakers)", **evaluation.evaluate(predictions, repeats=5)}
+        scores = {"setting": "inductive (2 speakers)", **evaluate.evaluate(predictions, repeats=5)}
         write_json(r.results / "metrics.json", scores)
         (r.folder / "settings.txt").write_text("\n".join(r.settings) + "\n")
         (r.folder / "finished").touch()
-    folds.collect(runs, tmp_path, repeats=5)
+    cross_validation.collect(runs, tmp_path, repeats=5)
     rows = {s["name"]: s["scores"] for s in json.loads((tmp_path / "results.json").read_text())["systems"]}
     for column, name in enumerate(("arousal", "valence")):
         expected = [audmetric.concordance_cc(t[:, column], p[:, column]) for t, p in data.values()]
@@ -332,7 +332,7 @@ def test_dimensions_are_collected_as_ccc(corpus, tmp_path):
 def test_pooling_folds_whose_classes_differ():
     a = from_probabilities(["1"], ["s"], ["x"], ["x", "y"], [[0.7, 0.3]])
     b = from_probabilities(["2", "3"], ["s", "t"], ["z", "-"], ["z", "y"], [[0.2, 0.8], [0.6, 0.4]])
-    both = folds.pooled([a, b])
+    both = cross_validation.pooled([a, b])
     assert both.classes == ["x", "y", "z"] and both.predicted == ["x", "y", "z"] and both.emotions == ["x", "z", "-"]
     np.testing.assert_array_equal(both.probabilities, [[0.7, 0.3, 0], [0, 0.8, 0.2], [0, 0.4, 0.6]])
 
@@ -340,8 +340,8 @@ def test_pooling_folds_whose_classes_differ():
 def test_an_utterance_in_two_folds_is_not_pooled(corpus, finished, tmp_path, caplog):
     out = shutil.copytree(finished[0], tmp_path / "runs")
     shutil.copy(out / "fold1/seed1/test/predictions.tsv", out / "fold2/seed1/test/predictions.tsv")
-    runs = folds.plan("ser_classification_tiny", corpus / "folds", out, [1, 2], overrides=[f"model.init_from={corpus}/hubert.pt", *FAST])
-    folds.collect(runs, out, repeats=5)
+    runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", out, [1, 2], overrides=[f"model.init_from={corpus}/hubert.pt", *FAST])
+    cross_validation.collect(runs, out, repeats=5)
     assert "is in the test split of more than one fold" in (out / "results.md").read_text()
     assert not any("pooled" in s["name"] for s in read_json(out / "results.json")["systems"])
 

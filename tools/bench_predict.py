@@ -33,7 +33,7 @@ from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError
 from emohubert.core.files import atomic, make_folder, write_json
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
-from emohubert.prediction import find_files, in_order, predict_files
+from emohubert.evaluation.evaluate.predict import find_files, in_order, predict_files
 from emohubert.core.parallel import cores
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 

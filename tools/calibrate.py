@@ -30,7 +30,7 @@ from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, read_json, sha256
 from emohubert.corpus.manifest import read_split
-from emohubert.predictions import ClassPredictions, read_embeddings, read_predictions
+from emohubert.evaluation.evaluate.predictions import ClassPredictions, read_embeddings, read_predictions
 from emohubert.data.speaker_vectors import WEIGHTINGS
 
 SHOWN = 10  # speakers made worse that are printed; worse_speakers.tsv has all

@@ -30,7 +30,7 @@ from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
-from emohubert.prediction import (
+from emohubert.evaluation.evaluate.predict import (
     FORMATS,
     LONGEST_SECONDS,
     Layout,

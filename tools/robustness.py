@@ -21,13 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert import evaluation, robustness
+from emohubert.evaluation.evaluate import evaluate, robustness
 from emohubert.pretrained.load import load_trained
 from emohubert.data.degradations import NOISES
 from emohubert.core.files import make_folder
 from emohubert.corpus.manifest import read_split
 
-logger = logging.getLogger("emohubert.robustness")
+logger = logging.getLogger("emohubert.evaluation.robustness")
 
 
 @cli.command
@@ -75,7 +75,7 @@ def main(argv=None):
         model,
         split,
         chosen,
-        evaluation.inputs(args.checkpoint, args.manifest_dir, args.split),
+        evaluate.inputs(args.checkpoint, args.manifest_dir, args.split),
         args.seed,
         args.repeats,
         args.overwrite,

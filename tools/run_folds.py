@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert import folds
+from emohubert.evaluation.evaluate import cross_validation
 from emohubert.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @cli.command
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    overrides = [a for a in argv if folds.OVERRIDE.fullmatch(a)]
+    overrides = [a for a in argv if cross_validation.OVERRIDE.fullmatch(a)]
     parser = cli.Parser(description=__doc__, usage="%(prog)s CONFIG MANIFEST_DIR OUT_DIR [options] [key=value ...]")
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as ser_classification_tiny")
     parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="folder with a manifest directory foldK for each fold")
@@ -52,19 +52,19 @@ def main(argv=None):
     only.add_argument("--collect", action="store_true", help="only the table; missing runs are named, exit status 2")
     parser.add_device()
     parser.add_overwrite()
-    args = parser.parse_args([a for a in argv if not folds.OVERRIDE.fullmatch(a)])
+    args = parser.parse_args([a for a in argv if not cross_validation.OVERRIDE.fullmatch(a)])
     for name in ("jobs", "nproc"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: give 1 or more")
     cli.device(args.device)
-    runs = folds.plan(args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides)
+    runs = cross_validation.plan(args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides)
     if args.index is not None and not 0 <= args.index < len(runs):
         raise InputError(f"--index {args.index}: there are {len(runs)} runs, 0 to {len(runs) - 1}")
     if not args.collect:
         chosen = runs if args.index is None else [runs[args.index]]
-        folds.execute(chosen, ROOT, args.jobs, args.device, args.overwrite, args.config_dir, args.nproc)
+        cross_validation.execute(chosen, ROOT, args.jobs, args.device, args.overwrite, args.config_dir, args.nproc)
     if args.index is None:
-        print("\n".join(folds.collect(runs, args.out_dir, args.repeats)))
+        print("\n".join(cross_validation.collect(runs, args.out_dir, args.repeats)))
         print(f"written to {args.out_dir}: results.md, results.json")
 
 

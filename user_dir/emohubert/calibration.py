@@ -46,12 +46,12 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, xlogy
 from scipy.stats import chi2, chi2_contingency
 
-from . import metrics
+from .evaluation import metrics
 from .data import speaker_vectors
 from .core.errors import InputError
 from .core.files import atomic
 from .neighbourhood import Neighbourhood, choose, numbers_of_neighbours, speaker_means
-from .predictions import ClassPredictions, DimensionPredictions, from_probabilities
+from .evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities
 from .data.speaker_vectors import SpeakerVectors
 
 MATCHES = ("mean", "mean-std", "prior")

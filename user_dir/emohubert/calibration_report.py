@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import calibration_figures, evaluation
+from . import calibration_figures
+from .evaluation import evaluate
 from .data import speaker_vectors
 from .calibration import (
     ClassCalibration,
@@ -27,7 +28,7 @@ from .calibration import save as save_calibration
 from .core.errors import InputError
 from .core.files import atomic, make_folder, read_json, write_json
 from .corpus.manifest import NO_EMOTION
-from .predictions import ClassPredictions, write_predictions
+from .evaluation.predictions import ClassPredictions, write_predictions
 
 logger = logging.getLogger("emohubert")
 FILES = (
@@ -220,7 +221,7 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     directory = make_folder(directory)
     write_predictions(directory / "predictions.tsv", after)
     save_calibration(directory / "calibration.npz", calibration)
-    scores = [evaluation.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
+    scores = [evaluate.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
     origin = origin or {}
     write_json(directory / "metrics_before.json", {**origin, **scores[0]})
     write_json(directory / "metrics.json", {**origin, "calibrated": True, **scores[1]})
@@ -238,7 +239,7 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     report = {
         **describe(calibration),
         "scores": summary(*scores),
-        "paired": evaluation.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if scored else {},
+        "paired": evaluate.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if scored else {},
         "worse": worse,
         "gain": {"measure": _measure(predictions), "before": mean_score(predictions) if scored else float("nan"), "curve": gain},
     }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import description_figures, figures
+from . import description_figures
+from .evaluation import figures
 from .data import speaker_vectors
 from .corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from .core.files import Stamp, make_folder, sha256, write_json, write_lines

@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from . import figures
-from .figures import COLOURS, GREY, STYLE, WIDTH
+from .evaluation import figures
+from .evaluation.figures import COLOURS, GREY, STYLE, WIDTH
 from .corpus.manifest import NO_EMOTION
 from .data.speaker_vectors import standardise
 

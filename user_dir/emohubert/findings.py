@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import metrics
+from .evaluation import metrics
 from .run_folder import is_number, is_robustness
 from .training.curves import chosen_update
 from .webpage import count, number

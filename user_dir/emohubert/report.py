@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from . import figures, findings, metrics, run_folder, webpage
+from .evaluation import figures, metrics
+from . import findings, run_folder, webpage
 from .core.files import atomic, fingerprint, make_folder, sha256
 from .run_folder import discover, is_number, is_robustness, natural
 from .training.curves import chosen_update

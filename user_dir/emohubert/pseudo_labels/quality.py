@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
-from ..figures import DPI, STYLE
+from ..evaluation.figures import DPI, STYLE
 from ..core.files import atomic
 from ..corpus.manifest import NO_EMOTION, read_dictionary
 from ..corpus.frame_labels import read_frame_labels

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .core.files import atomic
-from .training.curves import chosen_update
+from ..core.files import atomic
+from ..training.curves import chosen_update
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 

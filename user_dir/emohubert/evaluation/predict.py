@@ -14,12 +14,12 @@ import numpy as np
 import soundfile
 import torch
 
-from .corpus import audio
-from .calibration import RunningSpeaker
-from .core.errors import InputError
+from ..corpus import audio
+from ..calibration import RunningSpeaker
+from ..core.errors import InputError
 from .inference import run
-from .corpus.manifest import UNKNOWN_SPEAKER, Split
-from .core.parallel import cores, pool
+from ..corpus.manifest import UNKNOWN_SPEAKER, Split
+from ..core.parallel import cores, pool
 
 logger = logging.getLogger("emohubert")
 

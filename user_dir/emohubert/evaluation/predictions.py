@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .core.errors import InputError
-from .core.files import atomic
-from .corpus.manifest import NO_EMOTION, read_table
+from ..core.errors import InputError
+from ..core.files import atomic
+from ..corpus.manifest import NO_EMOTION, read_table
 
 logger = logging.getLogger(__name__)
 
