@@ -16,7 +16,13 @@ from emohubert.evaluation.evaluate import metrics
 from emohubert.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
 from emohubert.core.errors import InputError
 from emohubert.neighbourhood import Neighbourhood, choose
-from emohubert.evaluation.evaluate.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
+from emohubert.evaluation.evaluate.predictions import (
+    DimensionPredictions,
+    from_probabilities,
+    read_predictions,
+    write_embeddings,
+    write_predictions,
+)
 from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
 
 PUBLISHED = {"shrinkage": "none"}

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans as StockKMeans
 from sklearn.cluster import MiniBatchKMeans
 
 from emohubert.core.errors import InputError
-from emohubert.pseudo_labels.centroids import load_centroids, write_joblib
+from emohubert.pseudo_labels.centroid_files import load_centroids, write_joblib
 from emohubert.pseudo_labels.kmeans import KMeans
 
 
@@ -183,7 +183,7 @@ def test_no_cut_of_a_file_is_taken_for_whole(tmp_path, frames, cut):
 
 
 def test_a_compressed_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("emohubert.pseudo_labels.centroids._MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("emohubert.pseudo_labels.centroid_files._MOST_BYTES", 1 << 20)
     (tmp_path / "km.bin").write_bytes(gzip.compress(bytes(1 << 22)))
     with pytest.raises(InputError, match="unpacks to more"):
         load_centroids(tmp_path / "km.bin")

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core import cli
 from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels import options
-from emohubert.pseudo_labels.shards import merge_labels
+from emohubert.pseudo_labels.feature_shards import merge_labels
 
 
 @cli.command

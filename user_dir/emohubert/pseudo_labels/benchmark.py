@@ -19,7 +19,7 @@ from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, read_json, sha256, write_json
 from ..corpus.manifest import read_split
-from .centroids import load_centroids
+from .centroid_files import load_centroids
 from .features import audio_fingerprint
 from .kmeans import BLOCK, Assigner
 from ..core.parallel import cores

@@ -21,10 +21,10 @@ from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
 from ..corpus.manifest import read_split, splits_of
 from . import kmeans
-from .centroids import load_centroids
+from .centroid_files import load_centroids
 from .features import NOISE, audio_fingerprint, short_recordings
 from .pieces import AcousticPieces
-from .shards import label_line, write_dictionary
+from .feature_shards import label_line, write_dictionary
 from ..core.parallel import cores, one_thread, pool
 
 logger = logging.getLogger("emohubert")

@@ -16,10 +16,10 @@ from ..core.errors import InputError
 from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines
 from ..corpus.manifest import read_split
 from . import kmeans
-from .centroids import load_centroids, write_joblib
+from .centroid_files import load_centroids, write_joblib
 from .features import audio_fingerprint, short_recordings
 from .make import choose_recordings, each_second
-from .shards import FeatureShard, feature_writer, label_line, read_shards, shard_path, shard_range, write_dictionary
+from .feature_shards import FeatureShard, feature_writer, label_line, read_shards, shard_path, shard_range, write_dictionary
 
 logger = logging.getLogger("emohubert")
 
