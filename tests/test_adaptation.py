@@ -15,7 +15,7 @@ from sklearn.covariance import OAS
 from torch.nn import functional as F
 from training import train
 
-from emohubert.adaptation import (
+from emohubert.speakers.adaptation import (
     Chosen,
     Fitting,
     Heard,

@@ -11,11 +11,11 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import chi2
 from scripts import run
 
-from emohubert import calibration as pldc
+from emohubert.speakers import calibration as pldc
 from emohubert.evaluation.evaluate import metrics
-from emohubert.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
+from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
 from emohubert.core.errors import InputError
-from emohubert.neighbourhood import Neighbourhood, choose
+from emohubert.speakers.similar_speakers import Neighbourhood, choose
 from emohubert.evaluation.evaluate.predictions import (
     DimensionPredictions,
     from_probabilities,

@@ -16,9 +16,9 @@ from scripts import load, run
 from training import TINY
 
 from emohubert.corpus import audio
-from emohubert import calibration
+from emohubert.speakers import calibration
 from emohubert.evaluation.evaluate import predict
-from emohubert.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
+from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
 from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError
 from emohubert.evaluation.evaluate.inference import predict_split

@@ -28,10 +28,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import adaptation
+from emohubert.speakers import adaptation
 from emohubert.provenance import records
 from emohubert.core import cli
-from emohubert.adaptation import METHODS, Fitting
+from emohubert.speakers.adaptation import METHODS, Fitting
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.corpus.manifest import read_split

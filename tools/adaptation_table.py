@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import adaptation
+from emohubert.speakers import adaptation
 from emohubert.core import cli
 from emohubert.core.files import make_folder, write_json, write_lines
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import calibration_report
+from emohubert.speakers import calibration_report
 from emohubert.provenance import records
-from emohubert.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
+from emohubert.speakers.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, read_json, sha256

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core import cli
 from emohubert.evaluation.evaluate import evaluate
 from emohubert.provenance import records
-from emohubert.adaptation import NewSpeakers
+from emohubert.speakers.adaptation import NewSpeakers
 from emohubert.pretrained.load import load_trained
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.evaluation.evaluate.inference import predict_split, speaker_setting

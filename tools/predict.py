@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import calibration
+from emohubert.speakers import calibration
 from emohubert.core import cli
-from emohubert.adaptation import NewSpeakers
+from emohubert.speakers.adaptation import NewSpeakers
 from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256

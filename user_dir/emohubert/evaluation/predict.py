@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from ..corpus import audio
-from ..calibration import RunningSpeaker
+from ..speakers.calibration import RunningSpeaker
 from ..core.errors import InputError
 from .inference import run
 from ..corpus.manifest import UNKNOWN_SPEAKER, Split

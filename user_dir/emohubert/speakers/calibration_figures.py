@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .evaluation.figures import COLOURS, DPI, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, _figure, _save, _short
+from ..evaluation.figures import COLOURS, DPI, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, _figure, _save, _short
 
 MOST_NAMED = 14
 """A map names the speakers that are calibrated when they are not more than this."""

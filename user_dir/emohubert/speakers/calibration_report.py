@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from . import calibration_figures
-from .evaluation import evaluate
-from .data import speaker_vectors
+from ..evaluation import evaluate
+from ..data import speaker_vectors
 from .calibration import (
     ClassCalibration,
     DimensionCalibration,
@@ -25,10 +25,10 @@ from .calibration import (
     with_values,
 )
 from .calibration import save as save_calibration
-from .core.errors import InputError
-from .core.files import atomic, make_folder, read_json, write_json
-from .corpus.manifest import NO_EMOTION
-from .evaluation.predictions import ClassPredictions, write_predictions
+from ..core.errors import InputError
+from ..core.files import atomic, make_folder, read_json, write_json
+from ..corpus.manifest import NO_EMOTION
+from ..evaluation.predictions import ClassPredictions, write_predictions
 
 logger = logging.getLogger("emohubert")
 FILES = (

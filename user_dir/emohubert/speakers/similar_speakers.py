@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .data.speaker_vectors import SpeakerVectors, cosine, neighbour_weights
+from ..data.speaker_vectors import SpeakerVectors, cosine, neighbour_weights
 
 TRUSTS = np.linspace(0, 1, 11)
 """γ to try."""

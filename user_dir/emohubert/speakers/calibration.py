@@ -46,13 +46,13 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, xlogy
 from scipy.stats import chi2, chi2_contingency
 
-from .evaluation import metrics
-from .data import speaker_vectors
-from .core.errors import InputError
-from .core.files import atomic
-from .neighbourhood import Neighbourhood, choose, numbers_of_neighbours, speaker_means
-from .evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities
-from .data.speaker_vectors import SpeakerVectors
+from ..evaluation import metrics
+from ..data import speaker_vectors
+from ..core.errors import InputError
+from ..core.files import atomic
+from .similar_speakers import Neighbourhood, choose, numbers_of_neighbours, speaker_means
+from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities
+from ..data.speaker_vectors import SpeakerVectors
 
 MATCHES = ("mean", "mean-std", "prior")
 SHRINKAGES = ("auto", "none")

@@ -1,0 +1,1 @@
+"""Speakers never heard: similar speakers, calibration, adapted embeddings."""
