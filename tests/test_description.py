@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from test_figures import drawn  # noqa: F401
 
-from emohubert import description, description_figures
+from emohubert.report.page import corpus_description, corpus_figures
 from emohubert.evaluation.evaluate import figures
 from emohubert.data import speaker_vectors
 from emohubert.core.errors import InputError
@@ -134,8 +134,8 @@ def test_figures_are_those_that_the_corpus_allows_and_done_work_is_skipped(descr
 def test_the_map_of_voices_is_the_pca_of_scaled_vectors(described, monkeypatch):
     vectors = speaker_vectors.read(described[1] / "speaker_mfcc.npz")
     shown = []
-    monkeypatch.setattr(description_figures, "voices", lambda path, projected, *_: shown.append(projected[0]) or path)
-    description_figures.draw(described[1] / "figures", description.read(described[0]), {}, vectors)
+    monkeypatch.setattr(corpus_figures, "voices", lambda path, projected, *_: shown.append(projected[0]) or path)
+    corpus_figures.draw(described[1] / "figures", corpus_description.read(described[0]), {}, vectors)
     assert run("tools/describe.py", *described, "--overwrite") == 0
     expected = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(vectors.vectors))
     np.testing.assert_allclose(np.abs(shown[0]), np.abs(expected), atol=1e-8)
@@ -157,17 +157,17 @@ def test_properties_of_speakers(tmp_path, caplog):
     utterances[1][2]["sex"] = ""
     utterances[4][2]["code"] = "99"
     utterances.append(("nobody", UNKNOWN_SPEAKER, {"sex": "m", "code": "7", "age": "3", "take": "", "text": "t0"}))
-    corpus = description.read(small(tmp_path, {"train": utterances[::2], "test": utterances[1::2]}))
+    corpus = corpus_description.read(small(tmp_path, {"train": utterances[::2], "test": utterances[1::2]}))
     with caplog.at_level(logging.WARNING):
-        metadata = description.speaker_metadata(corpus)
+        metadata = corpus_description.speaker_metadata(corpus)
     assert list(metadata) == ["sex", "age"], "text differs in everybody, take is unknown"
     assert metadata["sex"] == dict.fromkeys((s for s, _ in people), "f")
     assert metadata["age"]["s03"] == 23 and isinstance(metadata["age"]["s03"], int)
     (warning,) = caplog.messages
     assert warning.startswith("code differs within 1 of 12 speakers (s01: 01 2×, 99 1×)")
-    table = description.speaker_table(corpus, metadata)
+    table = corpus_description.speaker_table(corpus, metadata)
     assert UNKNOWN_SPEAKER not in table and len(table) == 12 and "mfcc" not in table["s00"]
-    content = description.summary(corpus, metadata)
+    content = corpus_description.summary(corpus, metadata)
     assert (content["utterances"], content["speakers"], content["utterances of unknown speakers"]) == (37, 12, 1)
     assert content["speakers by sex"] == {"f": 12}
 
@@ -184,8 +184,8 @@ def test_properties_of_speakers(tmp_path, caplog):
 )
 def test_numbers_are_numbers_only_together(tmp_path, texts, expected):
     utterances = [(f"u{i}", f"s{i}", {"x": text}) for i, text in enumerate(texts)]
-    corpus = description.read(small(tmp_path, {"train": utterances}))
-    assert list(description.speaker_metadata(corpus)["x"].values()) == expected
+    corpus = corpus_description.read(small(tmp_path, {"train": utterances}))
+    assert list(corpus_description.speaker_metadata(corpus)["x"].values()) == expected
 
 
 def test_an_utterance_of_several_folds_is_one_line(tmp_path):
@@ -194,7 +194,7 @@ def test_an_utterance_of_several_folds_is_one_line(tmp_path):
 
     splits = {"train": parts("a1 a2 b1"), "test": parts("c1 c2"), "valid": parts("d1")}
     folder = small(tmp_path, splits, {"fold1": ["train", "test"], "fold2": ["test", "valid"]})
-    header, rows = description.utterance_table(description.read(folder))
+    header, rows = corpus_description.utterance_table(corpus_description.read(folder))
     assert header == ["id", "path", "seconds", "fold1", "fold2", "speaker", "emotion"]
     places = {row[0]: row[3:5] for row in rows}
     both, first = ["test", "test"], ["train", ""]
@@ -210,7 +210,7 @@ def test_short_utterances_and_unknown_speakers_have_no_voice(tmp_path, caplog):
     lines[1] = lines[1].split("\t")[0] + "\t300"
     (manifest / "train.tsv").write_text("\n".join(lines) + "\n")
     with caplog.at_level(logging.WARNING):
-        vectors = description.voices(description.read(manifest))
+        vectors = corpus_description.voices(corpus_description.read(manifest))
     assert vectors.ids == ["anna", "ben", "cleo", "dan"] and vectors.counts.tolist() == [2, 4, 2, 2]
     assert caplog.messages == ["1 utterances are shorter than one frame and not in the means of MFCCs"]
 
@@ -233,7 +233,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     make_corpus(tmp_path, train=4, valid=2, test=2)
     (tmp_path / "audio" / "train001.wav").unlink()
     with pytest.raises(InputError, match="train001"):
-        description.write(tmp_path / "manifest", tmp_path / "out")
+        corpus_description.write(tmp_path / "manifest", tmp_path / "out")
     assert not (tmp_path / "out" / "speakers.json").exists()
 
 
@@ -243,7 +243,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("n", [1, 5, 3000])
 def test_lengths(drawn, n):  # noqa: F811
     seconds = np.random.default_rng(0).gamma(4, 0.7, n)
-    figure = drawn(description_figures.lengths, seconds)
+    figure = drawn(corpus_figures.lengths, seconds)
     bars = sum(p.get_height() for p in figure.axes[0].patches if p.get_height() == int(p.get_height()) and p.get_width() > 0)
     assert figure.axes[0].get_title(loc="left") == f"Length of {n} clips, {seconds.sum() / 3600:.2f} hours"
     told = [t.get_text() for t in figure.legends[0].get_texts()]
@@ -257,7 +257,7 @@ def test_classes(drawn, splits):  # noqa: F811
     rng = np.random.default_rng(1)
     names = ["-", "anger", "a very long class name indeed", "$x_1$"]
     labelled = [(names[rng.integers(4)], splits[rng.integers(len(splits))]) for _ in range(400)]
-    figure = drawn(description_figures.classes, labelled, "fold1")
+    figure = drawn(corpus_figures.classes, labelled, "fold1")
     widths = np.array([[p.get_width() for p in bars] for bars in figure.axes[0].containers])
     counts = Counter(c for c, _ in labelled)
     assert widths.sum(0).tolist() == [counts["-"], *sorted(n for c, n in counts.items() if c != "-")]
@@ -270,16 +270,16 @@ def test_demographics(drawn):  # noqa: F811
         "age": [int(a) for a in rng.integers(18, 80, 60)],
         "native language and dialect of it": [f"language number {i}, dialect {i}" for i in rng.integers(0, 30, 60)],
     }
-    figure = drawn(description_figures.demographics, columns, 60)
+    figure = drawn(corpus_figures.demographics, columns, 60)
     sex, age, language = figure.axes
     assert [p.get_width() for p in sex.patches] == [20, 20, 20] and sum(p.get_height() for p in age.patches) == 60
-    assert len(language.patches) == description_figures.MOST_BARS and sum(p.get_width() for p in language.patches) == 60
+    assert len(language.patches) == corpus_figures.MOST_BARS and sum(p.get_width() for p in language.patches) == 60
 
 
 @pytest.mark.parametrize("values", [["African American", "Asian", "Caucasian", "unknown"] * 10, np.arange(40.0)])
 def test_voices(drawn, values):  # noqa: F811
     projected = figures.project(np.random.default_rng(3).normal(size=(40, 13)), "pca")
-    figure = drawn(description_figures.voices, projected, values, "race")
+    figure = drawn(corpus_figures.voices, projected, values, "race")
     assert figure.axes[0].get_title(loc="left") == "Voices (mean MFCCs) by race"
     if isinstance(values, list):
         assert {t.get_text() for t in figure.legends[0].get_texts()} == set(values), "names are not cut"

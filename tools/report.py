@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert import report
+from emohubert.report.page import page
 from emohubert.core.cli import Parser, command
 
 
@@ -22,7 +22,7 @@ def main(argv=None):
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, searched with all folders below")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    path, run, written = report.write(args.run_dir, args.overwrite)
+    path, run, written = page.write(args.run_dir, args.overwrite)
     counts = f"{len(run.evaluations)} evaluations, {len(run.trainings)} trainings"
     print(f"{path} ({counts})" if written else f"{path} is there already, made from the same files ({counts})")
 

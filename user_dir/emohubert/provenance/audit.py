@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.files import read_json
 from ..corpus.manifest import UNKNOWN_SPEAKER, read_table
 from .records import ADAPTATION, CALIBRATION, CLUSTERING, LABELS, PRETRAINING, SELECTION, TRAIN, WATCHED
-from ..run_folder import natural
+from ..report.collect import natural
 from ..corpus.check import LEAKS, content_of
 from ..corpus.check import role as role_of_split
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import description_figures
-from .evaluation import figures
-from .data import speaker_vectors
-from .corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from .core.files import Stamp, make_folder, sha256, write_json, write_lines
-from .corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
+from . import corpus_figures
+from ..evaluation import figures
+from ..data import speaker_vectors
+from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..core.files import Stamp, make_folder, sha256, write_json, write_lines
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
 
 logger = logging.getLogger(__name__)
 
@@ -256,6 +256,6 @@ def write(directory, out, workers=None, overwrite=False):
     if vectors is not None:
         tables.append(out / "speaker_mfcc.npz")
         speaker_vectors.write(tables[-1], vectors)
-    drawn = description_figures.draw(make_folder(out / "figures"), corpus, metadata, vectors)
+    drawn = corpus_figures.draw(make_folder(out / "figures"), corpus, metadata, vectors)
     stamp.write()
     return content, tables + drawn

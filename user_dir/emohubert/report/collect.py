@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from .core.errors import InputError
-from .core.files import read_json, sha256
-from .corpus.manifest import read_dictionary
-from .training.curves import read_training_log
+from ..core.errors import InputError
+from ..core.files import read_json, sha256
+from ..corpus.manifest import read_dictionary
+from ..training.curves import read_training_log
 
 logger = logging.getLogger(__name__)
 
@@ -304,7 +304,7 @@ def _checkpoint_config(run, path):
     """The configuration that a checkpoint holds; {} when it cannot be loaded safely."""
     from omegaconf import OmegaConf
 
-    from .pretrained.load import load_state
+    from ..pretrained.load import load_state
 
     name, details = run.name_of(path), path.stat()
     try:

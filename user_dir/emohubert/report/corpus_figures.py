@@ -8,10 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .evaluation import figures
-from .evaluation.figures import COLOURS, GREY, STYLE, WIDTH
-from .corpus.manifest import NO_EMOTION
-from .data.speaker_vectors import standardise
+from ..evaluation import figures
+from ..evaluation.figures import COLOURS, GREY, STYLE, WIDTH
+from ..corpus.manifest import NO_EMOTION
+from ..data.speaker_vectors import standardise
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import yaml
 
-from .evaluation import figures, metrics
-from . import findings, run_folder, webpage
-from .core.files import atomic, fingerprint, make_folder, sha256
-from .run_folder import discover, is_number, is_robustness, natural
-from .training.curves import chosen_update
-from .webpage import Html, count, folded, join, number, picture, table, tag
+from ..evaluation import figures, metrics
+from . import warnings, collect, html
+from ..core.files import atomic, fingerprint, make_folder, sha256
+from .collect import discover, is_number, is_robustness, natural
+from ..training.curves import chosen_update
+from .html import Html, count, folded, join, number, picture, table, tag
 
 REPORT = "report.html"
 MOST_PICTURES = 30 * 2**20
@@ -61,7 +61,7 @@ def write(folder, overwrite=False):
         return path, run, False
     make_folder(run.folder)
     with atomic(path) as f:
-        f.write(webpage.page(f"Report: {run.folder.resolve().name}", render(run), emohubert_inputs=stamp))
+        f.write(html.page(f"Report: {run.folder.resolve().name}", render(run), emohubert_inputs=stamp))
     return path, run, True
 
 
@@ -136,7 +136,7 @@ def _header(run):
 
 def _first(run):
     kinds = {}
-    for finding in findings.of_run(run):
+    for finding in warnings.of_run(run):
         kinds.setdefault((finding.level, finding.kind), []).append(finding)
     groups = list(kinds.values())
     parts = [tag("h2", "What to look at first")]
@@ -159,8 +159,8 @@ def _list(groups):
 
 def _list_own(found):
     """Findings of one section, whose place is clear."""
-    found = sorted(found, key=lambda f: findings.LEVELS.index(f.level))
-    return _list([(findings.Finding(f.level, f.kind, f.message),) for f in found]) if found else Html("")
+    found = sorted(found, key=lambda f: warnings.LEVELS.index(f.level))
+    return _list([(warnings.Finding(f.level, f.kind, f.message),) for f in found]) if found else Html("")
 
 
 def _overview(run):
@@ -223,7 +223,7 @@ def _calibration(run):
     rows = [
         (_link(e), c.score, number(c.before), number(c.after), f"{c.after - c.before:+.3f}", "" if c.is_better else "worse")
         for e in run.evaluations
-        for c in findings.changes(e)
+        for c in warnings.changes(e)
     ]
     if not rows:
         return Html("")
@@ -400,7 +400,7 @@ def _check(name, check):
     leaks, verdict = check["leaks"], "passed" if check.get("ok") else "failed"
     counts = f": {count(len(check['errors']), 'error')}, {count(len(leaks), 'leak')}"
     parts = [tag("p", tag("b", verdict), counts, tag("span", f" ({name})", class_="soft small"))]
-    parts.append(tag("ul", *(tag("li", findings.describe_leak(leak)) for leak in leaks)) if leaks else "")
+    parts.append(tag("ul", *(tag("li", warnings.describe_leak(leak)) for leak in leaks)) if leaks else "")
     rows = []
     for folder, splits in check.get("splits", {}).items():
         for split, of in splits.items():
@@ -426,7 +426,7 @@ def _evaluation(run, evaluation, budget):
     scores = evaluation.scores
     parts = [tag("h2", f"Evaluation: {evaluation.name}", id=_anchor(evaluation))]
     parts.append(_origin(scores))
-    parts.append(_list_own(findings.of_evaluation(evaluation)))
+    parts.append(_list_own(warnings.of_evaluation(evaluation)))
     if evaluation.is_classification and scores["n"]:
         parts.append(_class_table(scores))
     shown, folded_away = [], []
@@ -506,7 +506,7 @@ FACTS = (
 
 def _training(training, budget):
     parts = [tag("h2", f"Training: {training.name}")]
-    parts.append(_list_own(findings.of_training(training)))
+    parts.append(_list_own(warnings.of_training(training)))
     rows = [(label, _cell(training.get(path))) for label, path in FACTS if training.get(path) not in (None, "", [], 0)]
     if training.curves:
         rows.append(("updates made", training.last_update()))

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .evaluation import metrics
-from .run_folder import is_number, is_robustness
-from .training.curves import chosen_update
-from .webpage import count, number
+from ..evaluation import metrics
+from .collect import is_number, is_robustness
+from ..training.curves import chosen_update
+from .html import count, number
 
 LEVELS = ("problem", "look", "note")
 FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
