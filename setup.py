@@ -26,10 +26,14 @@ setup(
     install_requires=[
         "fairseq-fixed>=0.12.3.1,<0.13",  # imported as fairseq; 0.12.2 of fairseq itself does not run on Python 3.11
         "hydra-core>=1.3.2,<1.4",
+        "Jinja2>=3.1",
         "joblib>=1.3.2",
         "matplotlib>=3.9",
+        "npy-append-array>=0.9.16",
         "numpy>=2.2",
         "omegaconf>=2.3,<2.4",
+        "pandas>=2.2",
+        "pyarrow>=18",
         "PyYAML>=6.0.1",
         "safetensors>=0.4",
         "scikit-learn>=1.5",

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
+from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
 
 NAME = re.compile(r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?P<level>LO|MD|HI|XX|X)")

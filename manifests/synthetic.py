@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert.corpus import build, synthetic
 from emohubert.core.cli import command, progress
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder
+from emohubert.corpus import build, synthetic
 from emohubert.corpus.manifest import Utterance
 
 

@@ -12,9 +12,9 @@ from pathlib import Path, PureWindowsPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.corpus import build
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
+from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
 
 SPLITS = {"training": "train", "dev": "valid", "development": "valid", "val": "valid", "validation": "valid", "testing": "test"}

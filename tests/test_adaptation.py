@@ -15,6 +15,18 @@ from sklearn.covariance import OAS
 from torch.nn import functional as F
 from training import train
 
+from emohubert.core.errors import InputError
+from emohubert.corpus.audio import SAMPLE_RATE, n_frames, read
+from emohubert.corpus.frame_labels import NO_LABEL
+from emohubert.corpus.manifest import read_split
+from emohubert.data.masking import rng_for
+from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.data.speaker_vectors import read as read_vectors
+from emohubert.models.hubert import SpeakerHubertModel
+from emohubert.models.load import build_encoder, encoder_config, load_encoder
+from emohubert.models.speaker import POSITIONS
+from emohubert.pretrained.load import read_pretrained
+from emohubert.pretrained.types import LabelSet
 from emohubert.speakers.adaptation import (
     Chosen,
     Fitting,
@@ -29,16 +41,7 @@ from emohubert.speakers.adaptation import (
     run_length,
     utterance_means,
 )
-from emohubert.corpus.audio import SAMPLE_RATE, n_frames, read
-from emohubert.pretrained.load import LabelSet, build_encoder, encoder_config, load_encoder, load_trained, read_pretrained
-from emohubert.data.masking import rng_for
-from emohubert.core.errors import InputError
-from emohubert.corpus.manifest import read_split
-from emohubert.models.hubert import SpeakerHubertModel
-from emohubert.models.speaker import POSITIONS
-from emohubert.corpus.frame_labels import NO_LABEL
-from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
-from emohubert.data.speaker_vectors import read as read_vectors
+from emohubert.tasks.trained import load_trained
 
 QUICK = Fitting(iterations=3, masks=2, batch_seconds=2.0)
 NEW = ("eve", "fritz")

@@ -18,13 +18,12 @@ from fairseq.models.hubert.hubert import HubertModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert.corpus import string_columns
-from emohubert.corpus.audio import n_frames
-from emohubert.corpus.string_columns import KeptFile
 from emohubert.core.errors import InputError
-from emohubert.corpus.manifest import read_dictionary, read_split
-from emohubert.corpus import frame_labels
+from emohubert.corpus import frame_labels, string_columns
+from emohubert.corpus.audio import n_frames
 from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
+from emohubert.corpus.manifest import read_dictionary, read_split
+from emohubert.corpus.string_columns import KeptFile
 
 SYMBOLS = [str(i) for i in range(10)]
 HOPS = (320, 160)

@@ -11,11 +11,11 @@ from corpus import make_corpus
 from scripts import run
 from training import MICRO, train
 
-from emohubert.provenance import audit, records
-from emohubert.report.page import page
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
 from emohubert.corpus.manifest import Utterance, read_split, write_splits
+from emohubert.provenance import audit, records
+from emohubert.report import page as report
 
 SESSIONS = {"anna": "s1", "ben": "s1", "cleo": "s2", "dan": "s3"}
 TRAIN, VALID, TEST = ("anna", "ben"), ("cleo",), ("dan",)
@@ -460,13 +460,13 @@ def test_pooled_predictions_are_those_of_other_evaluations(planted):
 def test_the_report_shows_the_verdict(planted):
     corpus, out = planted
     leaks(out, status=0)
-    page.write(out)
+    report.write(out)
     assert "Audit of the run" in (page := (out / "report.html").read_text()) and "leak of audio" not in page
     label(out, unlabelled(out / "more", corpus, *utterances(corpus, TEST, 3, 4)), out / "hubert" / "checkpoint_last.pt")
     leaks(out)
-    page.write(out)
+    report.write(out)
     page = (out / "report.html").read_text()
     assert "leak of audio: 1 of 8 recordings of test" in page
     leaks(out, "--allow", "transductive", status=0)
-    page.write(out)
+    report.write(out)
     assert "Audit, allowed by the user: audio of the evaluation in clustering, in 1 evaluation." in (out / "report.html").read_text()

@@ -10,16 +10,17 @@ from finetuning import make_pretrained_corpus
 from omegaconf import OmegaConf
 from training import train
 
+from emohubert.core.errors import InputError
 from emohubert.corpus import audio
+from emohubert.corpus.manifest import read_split
 from emohubert.data import degradations
-from emohubert.pretrained.load import load_state, load_trained
 from emohubert.data.augmentation import Augmentation
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.core.errors import InputError
-from emohubert.corpus.manifest import read_split
+from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
+from emohubert.tasks.trained import load_trained
 
 EVERYTHING = {"speed": [0.9, 1.0, 1.1], "noise": 0.6, "reverb": 0.4}
 
@@ -168,7 +169,9 @@ def test_probabilities_and_ranges_are_kept():
     assert abs(len(measured) - 300) < 4 * np.sqrt(1000 * 0.3 * 0.7)
     assert 5 - 0.01 <= min(measured) < 5.5 and 14.5 < max(measured) <= 15 + 0.01
     wet = Augmentation(reverb=1.0)
-    assert all(degradations.power(wet(wave, np.random.default_rng(s))) == pytest.approx(degradations.power(wave), rel=1e-4) for s in range(5))
+    assert all(
+        degradations.power(wet(wave, np.random.default_rng(s))) == pytest.approx(degradations.power(wave), rel=1e-4) for s in range(5)
+    )
     assert Augmentation(noise=0.5, speed=[]).keeps_length and not Augmentation(speed=[0.9]).keeps_length
 
 

@@ -25,12 +25,16 @@ from torch.nn import functional as F
 from training import train
 
 import emohubert.pretrained.huggingface as huggingface
-from emohubert.corpus.audio import n_frames
-from emohubert.pretrained.load import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, sha256, write_json
+from emohubert.corpus.audio import n_frames
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
+from emohubert.models.load import build_encoder, initialise, load_encoder
+from emohubert.pretrained.load import read_pretrained
+from emohubert.pretrained.safe_files import load_state
+from emohubert.pretrained.types import LabelSet
+from emohubert.tasks.trained import load_trained
 
 transformers = pytest.importorskip("transformers")
 

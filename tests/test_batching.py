@@ -8,7 +8,7 @@ from fairseq.data import data_utils
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert.data.batching import by_length, cut, divided, padding_share
+from emohubert.core.batching import by_length, cut, divided, padding_share
 
 LENGTHS = st.lists(st.integers(1, 1000), max_size=150) | st.lists(st.integers(5, 12), max_size=60)
 OPTIONS = {

@@ -10,7 +10,7 @@ from corpus import make_corpus, make_labels
 from scripts import load, run
 
 from emohubert.corpus.audio import n_frames
-from emohubert.models.hubert import parse_conv_layers
+from emohubert.pretrained.types import parse_conv_layers
 
 PROGRAM = "tools/bench_training.py"
 CPU = torch.device("cpu")

@@ -11,19 +11,19 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import chi2
 from scripts import run
 
-from emohubert.speakers import calibration as pldc
-from emohubert.evaluation.evaluate import metrics
-from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
 from emohubert.core.errors import InputError
-from emohubert.speakers.similar_speakers import Neighbourhood, choose
-from emohubert.evaluation.evaluate.predictions import (
+from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.evaluation.predictions import (
     DimensionPredictions,
     from_probabilities,
     read_predictions,
     write_embeddings,
     write_predictions,
 )
-from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
+from emohubert.evaluation.scoring import metrics
+from emohubert.speakers import calibration as pldc
+from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, Moments, RunningSpeaker, Settings, calibrate
+from emohubert.speakers.similar_speakers import Neighbourhood, choose
 
 PUBLISHED = {"shrinkage": "none"}
 

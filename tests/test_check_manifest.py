@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripts import ROOT, run
 
-from emohubert.corpus import check
+from emohubert.corpus import check as validation
 from emohubert.corpus.manifest import Utterance, read_dictionary, write_corpus
 
 SPLITS = {"train": ("ann", "bob", "cai"), "valid": ("dot",), "test": ("eva", "fay")}
@@ -294,11 +294,11 @@ def test_folds_of_one_corpus_are_separate_but_equal_folds_of_two_are_not(tmp_pat
 def test_speaker_leaks_are_exactly_the_shared_speakers(assignment, good):
     speakers = dict(zip("pqrs", assignment, strict=True))
     splits = {name: [s for s, where in speakers.items() if name in where.split()] for name in ("train", "valid", "test")}
-    members = [check.Member(0, "", good, {}, {n: check.read_split(good, n) for n in splits})]
+    members = [validation.Member(0, "", good, {}, {n: validation.read_split(good, n) for n in splits})]
     for name, split in members[0].splits.items():
         split.speakers = ((splits[name] or [f"only-{name}"]) * len(split))[: max(len(split), len(splits[name]))]
         split.meta = None
-    report = check.Report(members)
-    check._find_leaks(report, {}, set())
+    report = validation.Report(members)
+    validation._find_leaks(report, {}, set())
     expected = {(name, tuple(sorted(set(splits["train"]) & set(splits[name])))) for name in ("valid", "test")}
     assert {(leak.second.stem, tuple(leak.shared)) for leak in report.leaks} == {(n, s) for n, s in expected if s}

@@ -12,9 +12,14 @@ from hostile import Hostile
 from omegaconf import OmegaConf
 from training import TINY
 
-from emohubert.pretrained.load import LabelSet, build_encoder, initialise, load_encoder, load_state, load_trained, read_pretrained
+import emohubert.tasks  # noqa: F401 (allows what fairseq's checkpoints hold)
 from emohubert.core.errors import InputError
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
+from emohubert.models.load import build_encoder, initialise, load_encoder
+from emohubert.pretrained.load import read_pretrained
+from emohubert.pretrained.safe_files import load_state
+from emohubert.pretrained.types import LabelSet
+from emohubert.tasks.trained import load_trained
 
 TASK = argparse.Namespace(sample_rate=16_000)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from emohubert.core import cli
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 
 USER_DIR = Path(cli.__file__).parents[1]
@@ -78,8 +79,8 @@ def program(tmp_path):
     """A small program as tools are written."""
     path = tmp_path / "program.py"
     path.write_text(f"""
-import sys, types
-package = types.ModuleType("emohubert"); package.__path__ = [{str(USER_DIR / "emohubert")!r}]; sys.modules["emohubert"] = package
+import sys
+sys.path.insert(0, {str(USER_DIR)!r})
 from emohubert.core.cli import Parser, command
 from emohubert.core.errors import InputError
 
@@ -169,14 +170,14 @@ def test_bad_usage_is_one_line_and_status_2(capsys, argv):
 
 
 def test_devices():
-    assert cli.device("cpu") == torch.device("cpu")
-    assert cli.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "mps", "meta", "cuda:99", "cpu:cpu", "cuda:99999999999999999999"])
 def test_devices_that_are_not_there(name):
     with pytest.raises(InputError, match=f"--device {name}: "):
-        cli.device(name)
+        choose_device(name)
 
 
 # ------------------------------------------------------------------------------------------------------------ progress

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert.corpus import string_columns
-from emohubert.corpus.string_columns import Codes, KeptFile, Strings, Table, compact
 from emohubert.core.errors import InputError
+from emohubert.corpus import string_columns
 from emohubert.corpus.manifest import read_split
+from emohubert.corpus.string_columns import Codes, KeptFile, Strings, Table, compact
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=5), max_size=30)
 
@@ -88,7 +88,7 @@ def test_lines_are_those_that_python_reads(tmp_path_factory, text, block, small)
     expected = path.read_text(encoding="utf-8-sig").split("\n")
     expected = expected[:-1] if expected[-1] == "" else expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "_SMALL", 1 << 20 if small else -1)
+        patch.setattr(string_columns, "_SMALL", 1 << 20 if small else -1)
         patch.setattr(KeptFile.blocks, "__defaults__", (block,))
         found = [line.decode() for lines in KeptFile(path).lines() for line in lines]
     assert found == expected

@@ -10,8 +10,8 @@ from scripts import run
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
-from emohubert.criterions.emotion import EmotionContrastive, supervised_contrastive
 from emohubert.core.errors import InputError
+from emohubert.criterions.emotion import EmotionContrastive, supervised_contrastive
 from emohubert.models.heads import ContrastiveHead
 
 

@@ -16,7 +16,7 @@ from training import MICRO, train
 from emohubert.corpus import synthetic
 from emohubert.corpus.audio import SAMPLE_RATE
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predictions import read_predictions
+from emohubert.evaluation.predictions import read_predictions
 
 TABLES = DATA / "crema_d_metadata"
 ACTORS = range(1001, 1019)

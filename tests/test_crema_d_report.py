@@ -10,8 +10,8 @@ from test_configs import composed
 from test_description import release  # noqa: F401
 from test_recipes import recipe
 
-from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.corpus.manifest import read_split
+from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.models.heads import make_head
 
 

@@ -14,14 +14,14 @@ from corpus import SPEAKERS, make_corpus, make_labels
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.tasks.fairseq_task import FairseqTask
 
+from emohubert.core.errors import InputError
 from emohubert.corpus import audio
+from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
+from emohubert.corpus.manifest import read_dictionary, read_split
 from emohubert.data import speech
 from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking, rng_for, span_mask
 from emohubert.data.speech import SpeechDataset, pad_frames
-from emohubert.core.errors import InputError
-from emohubert.corpus.manifest import read_dictionary, read_split
-from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
 
 MASKING = Masking(0.8, 10, channel_probability=0.3, channel_length=8, width=64)
 

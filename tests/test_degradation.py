@@ -7,6 +7,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.data.degradations import (
     NOISES,
@@ -23,7 +24,6 @@ from emohubert.data.degradations import (
     speed_length,
     speed_ratio,
 )
-from emohubert.core.errors import InputError
 
 RATE = 16_000
 

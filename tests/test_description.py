@@ -14,11 +14,11 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from test_figures import drawn  # noqa: F401
 
-from emohubert.report.page import corpus_description, corpus_figures
-from emohubert.evaluation.evaluate import figures
-from emohubert.data import speaker_vectors
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER, Utterance, read_split, write_corpus
+from emohubert.data import speaker_vectors
+from emohubert.evaluation import figures
+from emohubert.report import corpus_description, corpus_figures
 
 EMOTIONS = ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD")
 PEOPLE = {  # actor: age, sex, race, ethnicity

@@ -16,10 +16,10 @@ from corpus import make_corpus, make_labels
 from torch.nn import functional as F
 from training import MICRO, ROOT, arguments
 
-from emohubert.training import processes
-from emohubert.pretrained.load import load_state
-from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
 from emohubert.core.errors import InputError
+from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
+from emohubert.pretrained.safe_files import load_state
+from emohubert.training import processes
 
 PLANTED = """
 import os, sys, time

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from emohubert.evaluation.evaluate import evaluate, metrics
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split
-from emohubert.evaluation.evaluate.predictions import (
+from emohubert.evaluation import metrics, scoring
+from emohubert.evaluation.predictions import (
     ClassPredictions,
     DimensionPredictions,
     from_probabilities,
@@ -182,7 +182,7 @@ def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path)
     made = some_classes()
     made.emotions[5] = made.emotions[6] = "-"
     split = a_split(made, sex=["f" if s < "s03" else "m" for s in made.speakers])
-    evaluate.save(tmp_path, made, split)
+    scoring.save(tmp_path, made, split)
     scores, read = json.loads((tmp_path / "metrics.json").read_text()), read_predictions(tmp_path / "predictions.tsv")
     keep = [i for i, e in enumerate(read.emotions) if e != "-"]
     truth, decided = np.array(read.emotions)[keep], np.array(read.predicted)[keep]
@@ -213,7 +213,7 @@ def test_regression_equals_audmetric_on_the_written_predictions(tmp_path):
     made.references[7, 1] = np.nan
     made.references[8] = np.nan
     split = a_split(made, sex=["female" if s < "s03" else "male" for s in made.speakers])
-    evaluate.save(tmp_path, made, split)
+    scoring.save(tmp_path, made, split)
     scores, read = json.loads((tmp_path / "metrics.json").read_text()), read_predictions(tmp_path / "predictions.tsv")
     assert (scores["n"], scores["without_reference"]) == (119, 1)
     for column, name in enumerate(read.dims):
@@ -237,18 +237,18 @@ def test_regression_equals_audmetric_on_the_written_predictions(tmp_path):
 
 
 def test_one_utterance():
-    scores = evaluate.evaluate(some_classes(1))
+    scores = scoring.evaluate(some_classes(1))
     assert (scores["n"], scores["speakers"]["n"]) == (1, 1)
     assert scores["UA"] in (0.0, 1.0)
     assert all(math.isnan(v) for v in scores["ci"]["UA"])
-    scores = evaluate.evaluate(some_dimensions(1))["dims"]["arousal"]
+    scores = scoring.evaluate(some_dimensions(1))["dims"]["arousal"]
     assert math.isnan(scores["ccc"]) and math.isnan(scores["pearson"]) and scores["rmse"] >= 0
     assert (scores["speakers_with_ccc"], math.isnan(scores["speaker_ccc_mean"])) == (0, True)
 
 
 def test_one_utterance_is_written_as_json_and_figures(tmp_path):
     for name, made in {"c": some_classes(1), "d": some_dimensions(1)}.items():
-        evaluate.save(tmp_path / name, made, a_split(made, sex=["f"]), embeddings=np.ones((1, 4)))
+        scoring.save(tmp_path / name, made, a_split(made, sex=["f"]), embeddings=np.ones((1, 4)))
         json.loads((tmp_path / name / "metrics.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -256,7 +256,7 @@ def test_a_class_absent_from_the_test_part_does_not_count_against_ua():
     made = some_classes()
     keep = [i for i, e in enumerate(made.emotions) if e != "sad"]
     part = made.take(keep)
-    scores = evaluate.evaluate(part)
+    scores = scoring.evaluate(part)
     assert scores["UA"] == pytest.approx(sklearn.metrics.recall_score(part.emotions, part.predicted, labels=CLASSES[:3], average="macro"))
     assert math.isnan(scores["per_class"]["sad"]["recall"])
     assert scores["per_class"]["sad"]["predicted"] > 0
@@ -265,17 +265,17 @@ def test_a_class_absent_from_the_test_part_does_not_count_against_ua():
 def test_nothing_to_score_is_counted_not_scored():
     made = some_classes(5)
     made.emotions = ["-"] * 5
-    scores = evaluate.evaluate(made)
+    scores = scoring.evaluate(made)
     assert (scores["n"], scores["without_reference"], scores["per_speaker"]) == (0, 5, {})
     assert math.isnan(scores["UA"]) and math.isnan(scores["ece"])
     with pytest.raises(InputError, match="no predictions"):
-        evaluate.evaluate(made.take([]))
+        scoring.evaluate(made.take([]))
 
 
 def test_constant_predictions():
     made = some_dimensions()
     made.predicted[:] = 0.5
-    scores = evaluate.evaluate(made)["dims"]["arousal"]
+    scores = scoring.evaluate(made)["dims"]["arousal"]
     assert scores["ccc"] == 0 and math.isnan(scores["pearson"]) and scores["speaker_ccc_mean"] == 0
 
 
@@ -283,13 +283,13 @@ def test_a_reference_class_the_model_lacks_is_an_error():
     made = some_classes(3)
     made.emotions[0] = "bored"
     with pytest.raises(InputError, match="bored"):
-        evaluate.evaluate(made)
+        scoring.evaluate(made)
 
 
 def test_columns_of_many_values_are_named_not_broken_down():
     made = some_classes()
     split = a_split(made, file=[f"f{i}" for i in range(120)], age=[str(20 + i % 40) for i in range(120)], text=["a"] * 119 + [""])
-    scores = evaluate.evaluate(made, split)
+    scores = scoring.evaluate(made, split)
     assert scores["columns_left_out"] == ["file", "age"]
     assert list(scores["by"]["age_band"]) == ["20-29", "30-39", "40-49", "50-59"]
     assert scores["by"]["age_band"]["20-29"]["n"] == 30
@@ -300,19 +300,19 @@ def test_columns_of_many_values_are_named_not_broken_down():
 def test_the_breakdown_follows_the_ids_not_the_order():
     made = some_classes()
     split = a_split(made, sex=["f" if i % 3 else "m" for i in range(120)])
-    expected = evaluate.evaluate(made, split)["by"]
+    expected = scoring.evaluate(made, split)["by"]
     order = np.random.default_rng(1).permutation(120)[:90]
     shuffled, straight = made.take(order), made.take(sorted(order))
-    assert evaluate.evaluate(shuffled, split)["by"] == evaluate.evaluate(straight, split)["by"] != expected
+    assert scoring.evaluate(shuffled, split)["by"] == scoring.evaluate(straight, split)["by"] != expected
     split.meta["id"][5] = "other"
     with pytest.raises(InputError, match="lacks 1 predicted utterances, “u5”"):
-        evaluate.evaluate(made, split)
+        scoring.evaluate(made, split)
 
 
 def test_same_seed_same_bytes(tmp_path):
     made, embeddings = some_dimensions(60, dims=["arousal"]), np.random.default_rng(0).normal(size=(60, 8))
     for run in "ab":
-        evaluate.save(tmp_path / run, made, a_split(made, sex=["f", "m"] * 30), embeddings)
+        scoring.save(tmp_path / run, made, a_split(made, sex=["f", "m"] * 30), embeddings)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert len(files) == 3 + 2 + 6
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
@@ -320,7 +320,7 @@ def test_same_seed_same_bytes(tmp_path):
 
 def test_thresholds_file_equals_scikit_learn(tmp_path):
     made = some_classes()
-    evaluate.write_thresholds(tmp_path / "t.tsv", made)
+    scoring.write_thresholds(tmp_path / "t.tsv", made)
     rows = [line.split("\t") for line in (tmp_path / "t.tsv").read_text().splitlines()]
     assert rows[0] == ["class", "threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"]
     assert len(rows) == 1 + 19 * 4
@@ -344,7 +344,7 @@ def test_compare_classes_with_reordered_columns_and_lines():
     other = from_probabilities(other.ids, other.speakers, other.emotions, [CLASSES[i] for i in (2, 0, 3, 1)], mixed[:, [2, 0, 3, 1]]).take(
         order
     )
-    report = evaluate.compare(this, other, repeats=300)
+    report = scoring.compare(this, other, repeats=300)
     ua = sklearn.metrics.balanced_accuracy_score(this.emotions, this.predicted)
     other_ua = sklearn.metrics.balanced_accuracy_score(other.emotions, other.predicted)
     test = report["tests"]["UA"]
@@ -360,7 +360,7 @@ def test_compare_dimensions_on_the_common_utterances():
     other.predicted = other.predicted + np.random.default_rng(0).normal(0, 0.3, other.predicted.shape)
     other, this.references[3] = other.take(range(100)), np.nan
     other.references[3] = np.nan
-    report = evaluate.compare(this, other, repeats=200)
+    report = scoring.compare(this, other, repeats=200)
     assert (report["n"], report["left_out"]) == (99, {"only_this": 20, "only_other": 0, "without_reference": 1})
     keep = [i for i in range(100) if i != 3]
     test = report["tests"]["ccc_valence"]
@@ -372,27 +372,27 @@ def test_compare_dimensions_on_the_common_utterances():
 def test_what_cannot_be_compared_is_refused():
     this = some_classes()
     with pytest.raises(InputError, match="one file holds classes"):
-        evaluate.compare(this, some_dimensions())
+        scoring.compare(this, some_dimensions())
     other = some_classes()
     other.ids = [f"x{i}" for i in range(120)]
     with pytest.raises(InputError, match="share no utterance"):
-        evaluate.compare(this, other)
+        scoring.compare(this, other)
     other = some_classes()
     other.emotions[0] = next(c for c in CLASSES if c != other.emotions[0])
     with pytest.raises(InputError, match="reference of “u0” differs"):
-        evaluate.compare(this, other)
+        scoring.compare(this, other)
     other = some_classes()
     other.classes = ["angry", "happy", "neutral", "bored"]
     with pytest.raises(InputError, match="classes differ"):
-        evaluate.compare(this, other)
+        scoring.compare(this, other)
     other = some_classes()
     other.speakers[2] = "z"
     with pytest.raises(InputError, match="speaker of “u2” differs"):
-        evaluate.compare(this, other)
+        scoring.compare(this, other)
     empty = some_classes()
     empty.emotions = ["-"] * 120
     with pytest.raises(InputError, match="no common utterance has a reference"):
-        evaluate.compare(empty, empty)
+        scoring.compare(empty, empty)
 
 
 def test_confidence_is_of_the_decision_not_of_the_most_probable():

@@ -8,8 +8,10 @@ import pytest
 from fairseq.logging.progress_bar import JsonProgressBar, SimpleProgressBar
 from matplotlib.text import Text
 
-from emohubert.evaluation.evaluate import figures, metrics
 from emohubert.core.errors import InputError
+from emohubert.core.plotting import COLOURS, save_figure
+from emohubert.evaluation import figures, metrics
+from emohubert.report import corpus_figures
 from emohubert.training.curves import chosen_update, read_training_log
 
 LONG = ["anger", "boredom", "a very long class name indeed", "$x_1$", "happiness", "neutral", "sadness", "ärger_ü"]
@@ -37,7 +39,7 @@ def _lab(rgb):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_are_told_apart_by_every_reader(vision):
-    seen = [_lab(np.asarray(VISION[vision]) @ _linear(c)) for c in figures.COLOURS]
+    seen = [_lab(np.asarray(VISION[vision]) @ _linear(c)) for c in COLOURS]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 12  # ΔE; 2.3 is just noticeable
 
 
@@ -45,10 +47,13 @@ def test_colours_are_told_apart_by_every_reader(vision):
 def drawn(monkeypatch, tmp_path):
     """A function that draws a figure and checks that each of its texts lies inside the picture and that no labels of one kind overlap."""
     kept = []
-    save = figures._save
-    monkeypatch.setattr(
-        figures, "_save", lambda figure, path, **options: (kept.append((figure, options)), save(figure, path, **options))[1]
-    )
+
+    def keep(figure, path, **options):
+        kept.append((figure, options))
+        return save_figure(figure, path, **options)
+
+    for module in (figures, corpus_figures):
+        monkeypatch.setattr(module, "save_figure", keep)
 
     def draw(function, *args, **kwargs):
         path = function(tmp_path / "figure.png", *args, **kwargs)

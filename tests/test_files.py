@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from fairseq.file_io import PathManager
 
-from emohubert.training import patches
 from emohubert.core import files
 from emohubert.core.errors import InputError
+from emohubert.training import patches
 
 USER_DIR = Path(files.__file__).parents[1]
 
@@ -26,7 +26,7 @@ def listing(folder):
 
 def run_python(code, *arguments, **options):
     """Run code that uses `files` without the rest of the package (fast to start)."""
-    start = f"import sys, types; p = types.ModuleType('emohubert'); p.__path__ = [{str(USER_DIR / 'emohubert')!r}]; sys.modules['emohubert'] = p\n"
+    start = f"import sys; sys.path.insert(0, {str(USER_DIR)!r})\n"
     command = [sys.executable, "-c", start + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 

@@ -16,14 +16,16 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
-from emohubert.pretrained.load import load_state, load_trained, read_pretrained
-from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.inference import predict_split
 from emohubert.corpus.manifest import read_split
+from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
+from emohubert.evaluation.inference import predict_split
+from emohubert.evaluation.predictions import read_embeddings, read_predictions
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
-from emohubert.evaluation.evaluate.predictions import read_embeddings, read_predictions
+from emohubert.pretrained.load import read_pretrained
+from emohubert.pretrained.safe_files import load_state
+from emohubert.tasks.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ from scripts import run
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from emohubert.pretrained.load import load_state, load_trained
+from emohubert.core.errors import InputError
+from emohubert.corpus.manifest import read_split
 from emohubert.criterions.emotion import EmotionClassification
 from emohubert.data.cached_features import CachedFeatures
-from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.inference import speaker_setting
-from emohubert.corpus.manifest import read_split
 from emohubert.data.speaker_vectors import mfcc_means
+from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
+from emohubert.evaluation.inference import speaker_setting
+from emohubert.pretrained.safe_files import load_state
+from emohubert.tasks.trained import load_trained
 
 
 def test_a_speaker_at_the_head_starts_as_none(corpus):

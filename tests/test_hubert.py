@@ -11,15 +11,15 @@ from sklearn.metrics import log_loss
 from torch.nn import functional as F
 from training import TINY
 
+from emohubert.core.errors import InputError
 from emohubert.corpus.audio import n_frames
-from emohubert.pretrained.load import LabelSet
+from emohubert.corpus.frame_labels import NO_LABEL
 from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames
-from emohubert.core.errors import InputError
-from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel, parse_conv_layers
+from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.speaker import POSITIONS
-from emohubert.corpus.frame_labels import NO_LABEL
+from emohubert.pretrained.types import LabelSet, parse_conv_layers
 
 TASK = argparse.Namespace(sample_rate=16_000)
 SMALL = {**TINY, "encoder_layers": 3}

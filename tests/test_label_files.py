@@ -13,8 +13,8 @@ from scripts import run
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
 from emohubert.pseudo_labels.centroid_files import write_joblib
-from emohubert.pseudo_labels.kmeans import KMeans, fit
 from emohubert.pseudo_labels.feature_shards import merge_labels, shard_range
+from emohubert.pseudo_labels.kmeans import KMeans, fit
 
 N = 3
 

@@ -14,9 +14,9 @@ from fairseq.data.audio.hubert_dataset import load_audio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert.corpus import manifest
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
+from emohubert.corpus import manifest
 from emohubert.corpus.manifest import Utterance, read_dictionary, read_split, write_corpus, write_splits
 
 TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)

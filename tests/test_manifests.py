@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run
 
+from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.audio import probe, read
-from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
 
 CLASSES = ("angry", "happy", "neutral", "sad")

@@ -12,7 +12,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emohubert.evaluation.evaluate import metrics
+from emohubert.evaluation.scoring import metrics
 
 TOLERANCE = 1e-6
 CLASSES = ["angry", "happy", "neutral", "sad"]

@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run
 
-from emohubert.corpus import audio, check
-from emohubert.provenance import records
 from emohubert.core import files
-from emohubert.pretrained.load import load_state
-from emohubert.data.speech import SpeechDataset
 from emohubert.core.errors import InputError
+from emohubert.corpus import audio, check
+from emohubert.corpus.local_copy import stage
 from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
 from emohubert.corpus.shards import member_name, original_path, pack
+from emohubert.data.speech import SpeechDataset
+from emohubert.pretrained.safe_files import load_state
+from emohubert.provenance import records
 from emohubert.pseudo_labels.features import audio_fingerprint
-from emohubert.corpus.local_copy import stage
 
 FORMATS = [  # name, rate, channels, seconds, subtype
     ("speech/a.wav", 16_000, 1, 1.3, "PCM_16"),

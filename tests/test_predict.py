@@ -15,18 +15,18 @@ from corpus import CLASSES, make_corpus
 from scripts import load, run
 from training import TINY
 
-from emohubert.corpus import audio
-from emohubert.speakers import calibration
-from emohubert.evaluation.evaluate import predict
-from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
-from emohubert.pretrained.load import load_trained
 from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.inference import predict_split
+from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predict import find_files, in_order, predict_files, windows
-from emohubert.evaluation.evaluate.predictions import read_predictions
-from emohubert.pseudo_labels.benchmark import write_random_hubert
 from emohubert.data.speaker_vectors import from_utterances
+from emohubert.evaluation import predict as prediction
+from emohubert.evaluation.inference import predict_split
+from emohubert.evaluation.predict import find_files, in_order, predict_files, windows
+from emohubert.evaluation.predictions import read_predictions
+from emohubert.pseudo_labels.benchmark import write_random_hubert
+from emohubert.speakers import calibration
+from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
+from emohubert.tasks.trained import load_trained
 
 bench = load("tools/bench_predict.py")
 DIMENSIONS = ("arousal", "valence")
@@ -141,7 +141,7 @@ def test_windows_cover_everything_and_end_with_the_recording(n, window, hop):
 
 
 def test_a_time_line_gives_what_the_windows_give_as_files(corpus, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "_BLOCK", 20_000)  # several blocks, and windows across their borders
+    monkeypatch.setattr(prediction, "_BLOCK", 20_000)  # several blocks, and windows across their borders
     samples = noise(5.1)
     path = write(tmp_path / "long.wav", samples, subtype="FLOAT")
     other = write(tmp_path / "short.wav", samples[:5000], subtype="FLOAT")
@@ -169,7 +169,7 @@ def test_a_recording_is_decoded_once(corpus, classifier, tmp_path, monkeypatch):
 
 
 def test_a_resampled_time_line_equals_slices_of_the_whole(corpus, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "_BLOCK", 16_000)
+    monkeypatch.setattr(prediction, "_BLOCK", 16_000)
     path = write(tmp_path / "long.wav", noise(3.3, 44_100), 44_100, subtype="FLOAT")
     (line,) = predict(classifier, [path], window=0.5, hop=0.4)
     whole = audio.read(path)
@@ -187,8 +187,8 @@ def test_windows_that_make_no_sense(corpus, classifier, options, expected):
 
 
 def test_memory_is_bounded_and_the_order_kept_for_many_files(corpus, classifier, monkeypatch):
-    monkeypatch.setattr(predict, "_FILES", 5)
-    monkeypatch.setattr(predict, "_PARTS", 3)
+    monkeypatch.setattr(prediction, "_FILES", 5)
+    monkeypatch.setattr(prediction, "_PARTS", 3)
     reference = values(predict(classifier, test_files(corpus)))
     seen, most = set(), 0
     for p in predict_files(*classifier, test_files(corpus)):

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from scripts import ROOT, load, run
 from training import SERVER, TINY
 
-from emohubert.corpus import audio
-from emohubert.pretrained.load import load_encoder
+from emohubert.core import device
 from emohubert.core.errors import InputError
+from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
+from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make
 from emohubert.pseudo_labels.benchmark import write_random_hubert
@@ -374,7 +375,7 @@ def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, c
     shares, frames = agreement(maker, reduced, EncoderFeatures(encoder, [4]))
     assert frames > 500
     assert 0.8 < shares["L4/km60"] < 1
-    monkeypatch.setattr(features_module, "_cpu_flags", lambda: [])
+    monkeypatch.setattr(device, "_cpu_flags", lambda: [])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     options = (
         manifest,
@@ -392,7 +393,7 @@ def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, c
     )
     assert run("tools/make_labels.py", *options) == 2
     assert "cpu has no bf16 arithmetic; use --precision float32" in capsys.readouterr().err
-    monkeypatch.setattr(features_module, "_cpu_flags", lambda: ["avx512_bf16"])
+    monkeypatch.setattr(device, "_cpu_flags", lambda: ["avx512_bf16"])
     assert run("tools/make_labels.py", *options) == 0
     assert "L4/km5: bf16 gives the float32 label on" in capsys.readouterr().out
 

@@ -14,11 +14,12 @@ from scripts import run as run_program
 from test_evaluation import a_split, some_classes, some_dimensions
 from test_figures import JsonProgressBar, fairseq_log
 
-from emohubert.evaluation.evaluate import evaluate
-from emohubert.report.page import warnings, page, html
 from emohubert.core.errors import InputError
 from emohubert.core.files import write_json
-from emohubert.report.page.collect import Evaluation, Training, discover
+from emohubert.evaluation import scoring
+from emohubert.report import html, warnings
+from emohubert.report import page as report
+from emohubert.report.collect import Evaluation, Training, discover
 from emohubert.training.curves import read_training_log
 
 VOID = {"meta", "img"}
@@ -48,12 +49,12 @@ class Page(HTMLParser):
 
 
 def save(folder, made, **meta):
-    return evaluate.save(folder, made, a_split(made, **meta))
+    return scoring.save(folder, made, a_split(made, **meta))
 
 
 def without_figures(folder, made, name="metrics.json", **meta):
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / name, evaluate.evaluate(made, a_split(made, **meta), repeats=200))
+    write_json(folder / name, scoring.evaluate(made, a_split(made, **meta), repeats=200))
 
 
 def training(folder, config="task: {_name: emotion_finetuning}\n", log=True):
@@ -87,7 +88,7 @@ def whole_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole_page(whole_run):
-    path, _, written = page.write(whole_run)
+    path, _, written = report.write(whole_run)
     assert written
     return path.read_text(encoding="utf-8")
 
@@ -175,7 +176,7 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
     write_json(folder / "check_manifest.json", {"errors": [HOSTILE], "leaks": [leak], "splits": splits})
     training(folder / "<u>train", f"task: {{_name: {json.dumps(HOSTILE)}}}\n{json.dumps(HOSTILE)}: 1\n", log=False)
     (folder / "<i>eval" / "metrics_before.json").write_text(HOSTILE)
-    page = Page(page.write(folder)[0].read_text(encoding="utf-8"))
+    page = Page(report.write(folder)[0].read_text(encoding="utf-8"))
     used = {name for name, _ in page.elements}
     assert used <= set(ALLOWED.split())
     assert "alert(1)" in page.text
@@ -184,18 +185,18 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
 
 def test_a_second_run_changes_nothing_and_a_changed_file_is_noticed(tmp_path):
     without_figures(tmp_path, some_classes(20))
-    path, _, written = page.write(tmp_path)
+    path, _, written = report.write(tmp_path)
     first, when = path.read_bytes(), path.stat().st_mtime_ns
     assert written
-    assert page.write(tmp_path)[2] is False
+    assert report.write(tmp_path)[2] is False
     assert path.stat().st_mtime_ns == when
-    assert page.write(tmp_path, overwrite=True)[2] is True
+    assert report.write(tmp_path, overwrite=True)[2] is True
     assert path.read_bytes() == first
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "confusion.png").write_bytes(b"\x89PNG")
-    assert page.write(tmp_path)[2] is True
+    assert report.write(tmp_path)[2] is True
     without_figures(tmp_path, some_classes(21))
-    assert page.write(tmp_path)[2] is True
+    assert report.write(tmp_path)[2] is True
 
 
 NO_JSON = ["", "{", "a: 2024-99-99", "!!python/name:os.system x", "[" * 100_000]
@@ -219,7 +220,7 @@ def test_broken_files_are_named_and_the_rest_is_reported(tmp_path, name, content
     if name in ("metrics_before.json", "calibration.json"):
         without_figures(folder, some_classes(20))
     (folder / name).write_text(content)
-    path, run, _ = page.write(tmp_path)
+    path, run, _ = report.write(tmp_path)
     text = Page(path.read_text(encoding="utf-8")).text
     assert list(run.unread) == [f"broken/{name}"]
     assert f"broken/{name}" in text
@@ -231,9 +232,9 @@ def test_tables_of_results_and_comparisons(tmp_path):
     runs.append({"name": "TAPT", "setting": ["seen"], "runs": 1, "utterances": 20, "scores": {"CCC arousal": [None]}})
     write_json(tmp_path / "results.json", {"title": "A table", "systems": runs})
     this, other = some_classes(60, seed=3), some_classes(60, seed=3, skill=0.5)
-    comparison = evaluate.compare(this, other, repeats=100)
+    comparison = scoring.compare(this, other, repeats=100)
     write_json(tmp_path / "comparison.json", comparison)
-    text = Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     assert "A table (results.json)" in text
     assert "PAPT65.000 ± 5.000240inductive (2 speakers)" in text
     assert "TAPT–120seen" in text
@@ -250,7 +251,7 @@ def test_a_training_split_is_no_test(tmp_path):
     run = discover(tmp_path)
     assert [f.kind for f in warnings.of_run(run) if f.where == "train"] == ["training split"]
     scores = json.loads((tmp_path / "test" / "metrics.json").read_text())
-    assert f"{scores['UA']:.3f}UA" in Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text  # the tile
+    assert f"{scores['UA']:.3f}UA" in Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text  # the tile
 
 
 def test_the_paired_test_of_a_calibration_is_shown(tmp_path):
@@ -258,9 +259,9 @@ def test_the_paired_test_of_a_calibration_is_shown(tmp_path):
     after.predicted = 0.5 * after.predicted + 0.5 * after.references
     without_figures(tmp_path, before, "metrics_before.json")
     without_figures(tmp_path, after)
-    paired = evaluate.compare(after, before, repeats=100)["tests"]
+    paired = scoring.compare(after, before, repeats=100)["tests"]
     write_json(tmp_path / "calibration.json", {"paired": paired, "trust": [[1.0]]})
-    text = Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     test = paired["ccc_arousal"]
     assert f"ccc_arousal{test['difference']:+.3f}[{test['ci'][0]:.3f}, {test['ci'][1]:.3f}]{test['p']:.3f}6" in text
     assert "Worse after calibration" not in text
@@ -274,7 +275,7 @@ def test_any_one_part_is_enough(tmp_path, part):
         training(tmp_path)
     else:
         write_json(tmp_path / "results.json", {"UA": 0.5})
-    text = Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     assert "No leak check was found" in text
     assert "No corpus.json was found" in text
 
@@ -286,7 +287,7 @@ def test_metrics_of_the_contract_alone_are_enough(tmp_path):
     for name, scores in {"c": classes, "d": {"n": 9, "dims": {"arousal": values}}}.items():
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "metrics.json", {**scores, "per_speaker": {}, "by": {}})
-    text = Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    text = Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
     assert "0.750" in text and "0.500" in text and "Lowest recall: “b”, 1 of 2 found" in text
 
 
@@ -294,8 +295,8 @@ def test_metrics_of_the_contract_alone_are_enough(tmp_path):
 def test_figures_beyond_the_budget_are_named(tmp_path, monkeypatch):
     save(tmp_path, some_classes(20))
     sizes = {p.name: p.stat().st_size for p in (tmp_path / "figures").glob("*.png")}
-    monkeypatch.setattr(page, "MOST_PICTURES", sizes["confusion.png"] + 10)
-    html = page.write(tmp_path)[0].read_text(encoding="utf-8")
+    monkeypatch.setattr(report, "MOST_PICTURES", sizes["confusion.png"] + 10)
+    html = report.write(tmp_path)[0].read_text(encoding="utf-8")
     assert html.count("<img ") == 1
     assert f"{len(sizes) - 1} figures are not in this page" in html
     assert "figures/reliability.png" in html
@@ -303,9 +304,9 @@ def test_figures_beyond_the_budget_are_named(tmp_path, monkeypatch):
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
-        page.write(tmp_path / "absent")
+        report.write(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no metrics.json"):
-        page.write(tmp_path)
+        report.write(tmp_path)
 
 
 def test_links_are_not_followed_out_of_the_run(tmp_path):
@@ -348,7 +349,7 @@ def test_speakers_of_pretraining_tell_the_setting(tmp_path):
 
 
 def kinds(made, **meta):
-    scores = json.loads(json.dumps(evaluate.evaluate(made, a_split(made, **meta), repeats=300)))
+    scores = json.loads(json.dumps(scoring.evaluate(made, a_split(made, **meta), repeats=300)))
     return {f.kind: f for f in warnings.of_evaluation(Evaluation("e", Path("e"), scores))}
 
 
@@ -447,7 +448,7 @@ def test_a_pretraining_that_has_learnt_nothing_from_what_it_hears_is_a_problem()
 def test_the_log_of_a_real_training_bar_tells_the_chosen_update(tmp_path):
     training(tmp_path)
     assert read_training_log(tmp_path / "hydra_train.log")["best_ua"]["valid"][1].tolist() == [0.3, 0.6, 0.6, 0.6]
-    assert "best ua at update20" in Page(page.write(tmp_path)[0].read_text(encoding="utf-8")).text
+    assert "best ua at update20" in Page(report.write(tmp_path)[0].read_text(encoding="utf-8")).text
 
 
 # --- program and markup -----------------------------------------------------------------------------------------------

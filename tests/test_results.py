@@ -6,7 +6,7 @@ import pytest
 from scripts import ROOT, run
 
 from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.results import of_folds, read_published, read_results, write_results
+from emohubert.evaluation.results import of_folds, read_published, read_results, write_results
 
 
 def evaluation(folder, ua, setting="inductive (2 speakers)"):

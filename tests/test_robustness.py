@@ -12,17 +12,18 @@ from scripts import run
 from sklearn.metrics import balanced_accuracy_score
 from training import train
 
-from emohubert.corpus import audio
-from emohubert.data import degradations
-from emohubert.evaluation.evaluate import figures, robustness
-from emohubert.report.page import warnings, page
-from emohubert.pretrained.load import load_trained
-from emohubert.data.masking import rng_for
 from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.inference import predict_split
+from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predictions import read_predictions
-from emohubert.report.page.collect import is_robustness
+from emohubert.data import degradations
+from emohubert.data.masking import rng_for
+from emohubert.evaluation import figures, robustness
+from emohubert.evaluation.inference import predict_split
+from emohubert.evaluation.predictions import read_predictions
+from emohubert.report import page as report
+from emohubert.report import warnings
+from emohubert.report.collect import is_robustness
+from emohubert.tasks.trained import load_trained
 
 FEW = ["--snr", "10", "-5", "--noise", "white", "--t60", "0.4", "--cutoff", "600", "--clip", "0.3", "--seconds", "0.3", "--repeats", "50"]
 NAMES = ["clean", "white noise 10 dB", "white noise -5 dB", "reverberation 0.4 s", "low-pass 600 Hz", "clipping 30%", "centre only 0.3 s"]
@@ -282,7 +283,7 @@ def test_the_report_shows_table_picture_and_the_largest_fall(tmp_path):
     (tmp_path / "robustness").mkdir()
     (tmp_path / "robustness" / "robustness.json").write_text(json.dumps(content))
     robustness.draw(tmp_path / "robustness" / "robustness.png", content)
-    path, made, _ = page.write(tmp_path)
+    path, made, _ = report.write(tmp_path)
     page = path.read_text()
     assert 'white noise 0 dB</span></td><td class="n">0.500</td><td class="n">-0.300 [-0.350, -0.250]</td>' in page
     assert "99 utterances of 5 speakers, m/test.tsv." in page
@@ -308,7 +309,7 @@ def test_the_report_survives_null(tmp_path):
     for condition in content["conditions"]:
         condition["scores"]["UA"] = dict.fromkeys(("value", "ci", "change", "change_ci", "p"))
     (tmp_path / "robustness.json").write_text(json.dumps(content))
-    assert "white noise 0 dB" in page.write(tmp_path)[0].read_text()
+    assert "white noise 0 dB" in report.write(tmp_path)[0].read_text()
 
 
 def test_the_figure_takes_gaps_and_one_panel(tmp_path):

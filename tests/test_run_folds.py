@@ -14,12 +14,12 @@ import training
 from corpus import CLASSES, make_corpus
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from emohubert.evaluation.evaluate import evaluate, cross_validation
-from emohubert.pretrained.load import load_state
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
+from emohubert.evaluation import cross_validation, scoring
+from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
+from emohubert.pretrained.safe_files import load_state
 from emohubert.pseudo_labels.benchmark import write_random_hubert
 
 TINY = {
@@ -314,7 +314,7 @@ def test_dimensions_are_collected_as_ccc(corpus, tmp_path):
         predictions = DimensionPredictions(ids, ["a", "b"] * 10, ["arousal", "valence"], *data[r.fold, r.seed])
         r.results.mkdir(parents=True)
         write_predictions(r.results / "predictions.tsv", predictions)
-        scores = {"setting": "inductive (2 speakers)", **evaluate.evaluate(predictions, repeats=5)}
+        scores = {"setting": "inductive (2 speakers)", **scoring.evaluate(predictions, repeats=5)}
         write_json(r.results / "metrics.json", scores)
         (r.folder / "settings.txt").write_text("\n".join(r.settings) + "\n")
         (r.folder / "finished").touch()
@@ -340,7 +340,9 @@ def test_pooling_folds_whose_classes_differ():
 def test_an_utterance_in_two_folds_is_not_pooled(corpus, finished, tmp_path, caplog):
     out = shutil.copytree(finished[0], tmp_path / "runs")
     shutil.copy(out / "fold1/seed1/test/predictions.tsv", out / "fold2/seed1/test/predictions.tsv")
-    runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", out, [1, 2], overrides=[f"model.init_from={corpus}/hubert.pt", *FAST])
+    runs = cross_validation.plan(
+        "ser_classification_tiny", corpus / "folds", out, [1, 2], overrides=[f"model.init_from={corpus}/hubert.pt", *FAST]
+    )
     cross_validation.collect(runs, out, repeats=5)
     assert "is in the test split of more than one fold" in (out / "results.md").read_text()
     assert not any("pooled" in s["name"] for s in read_json(out / "results.json")["systems"])

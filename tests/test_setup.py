@@ -24,6 +24,7 @@ BUILD_ONLY = {"setuptools", "wheel", "cython"}
 MODULES = {
     "fairseq-fixed": "fairseq",
     "hydra-core": "hydra",
+    "npy-append-array": "npy_append_array",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }

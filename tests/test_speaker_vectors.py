@@ -12,9 +12,9 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.preprocessing import StandardScaler
 from torchaudio.compliance import kaldi
 
-from emohubert.data import speaker_vectors
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split, read_split
+from emohubert.data import speaker_vectors
 from emohubert.data.speaker_vectors import (
     SpeakerVectors,
     cosine,

@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from emohubert.corpus import synthetic
 from emohubert.core.errors import InputError
+from emohubert.corpus import synthetic
 
 LEXICON = synthetic.draw_lexicon(5)
 

@@ -13,7 +13,9 @@ import torch
 from corpus import make_corpus, make_labels
 from training import MICRO, ROOT, arguments, start, train
 
-from emohubert.pretrained.load import load_encoder, load_state, load_trained
+from emohubert.models.load import load_encoder
+from emohubert.pretrained.safe_files import load_state
+from emohubert.tasks.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,16 @@ from scripts import run
 from torch.nn import functional as F
 from training import MICRO, train
 
-from emohubert.corpus.audio import n_frames
-from emohubert.pretrained.load import LabelSet, initialise, load_encoder, load_trained, read_pretrained
 from emohubert.core.errors import InputError
+from emohubert.corpus.audio import n_frames
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.wav2vec1 import Wav2Vec1Encoder, read_config
+from emohubert.models.load import initialise, load_encoder
+from emohubert.models.wav2vec1 import Wav2Vec1Encoder
+from emohubert.pretrained.load import read_pretrained
+from emohubert.pretrained.types import LabelSet
+from emohubert.pretrained.wav2vec1 import read_config
+from emohubert.tasks.trained import load_trained
 
 EXTRACTOR = "[({0},10,5),({0},8,4)] + [({0},4,2)] * 3 + [({0},1,1)] * 2"
 SMALL = {  # the published models' architecture, with fewer channels and convolutions

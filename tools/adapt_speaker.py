@@ -28,13 +28,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.speakers import adaptation
-from emohubert.provenance import records
 from emohubert.core import cli
-from emohubert.speakers.adaptation import METHODS, Fitting
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
 from emohubert.corpus.manifest import read_split
+from emohubert.provenance import records
+from emohubert.speakers import adaptation
+from emohubert.speakers.adaptation import METHODS, Fitting
 
 logger = logging.getLogger("emohubert.adapt_speaker")
 
@@ -78,7 +79,7 @@ def main(argv=None):
         raise InputError(f"{args.out}: the embeddings go into an .npz file; give a name that ends so")
     if not Path(args.checkpoint).is_file():
         raise InputError(f"{args.checkpoint}: no such checkpoint file; correct the path")
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     split, train = read_split(args.manifest_dir, args.split), training_split(args)
     make_folder(args.out.parent)
     report_path = args.out.with_suffix(".json")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.speakers import adaptation
 from emohubert.core import cli
 from emohubert.core.files import make_folder, write_json, write_lines
+from emohubert.speakers import adaptation
 
 
 @cli.command

@@ -26,10 +26,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.provenance import audit
 from emohubert.core.cli import Parser, command, print_problems
 from emohubert.core.files import write_json
 from emohubert.corpus.check import LEAKS
+from emohubert.provenance import audit
 
 
 def allowed(text):

@@ -68,8 +68,8 @@ def write_manifest(folder, lines, seed=1):
     """Write `train.tsv`, its sidecars, `train.km` and the dictionaries, unless a manifest of so many lines is there."""
     import numpy as np
 
-    from emohubert.corpus.audio import n_frames
     from emohubert.core.files import atomic, make_folder, write_json, write_lines
+    from emohubert.corpus.audio import n_frames
 
     stamp = make_folder(folder) / "bench.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == {"lines": lines, "seed": seed}:

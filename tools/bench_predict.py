@@ -27,15 +27,16 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from emohubert.corpus import audio
 from emohubert.core import cli
-from emohubert.pretrained.load import load_trained
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import atomic, make_folder, write_json
-from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
-from emohubert.evaluation.evaluate.predict import find_files, in_order, predict_files
 from emohubert.core.parallel import cores
+from emohubert.corpus import audio
+from emohubert.evaluation.predict import find_files, in_order, predict_files
+from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
+from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.bench_predict")
 CLASSES = ["angry", "bored", "disgusted", "fearful", "happy", "neutral", "sad"]
@@ -169,7 +170,7 @@ def main(argv=None):
         raise InputError("transformers is not installed; install requirements-dev.txt") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     torch.set_num_threads(args.threads)
     paths = find_files([args.audio_dir])[: args.files]
     seconds = sum(audio.probe(path).n_samples for path in paths) / audio.SAMPLE_RATE

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 import numpy as np
 from fairseq.data import data_utils
 
-from emohubert.corpus import audio
 from emohubert.core import cli
-from emohubert.data.batching import divided
+from emohubert.core.batching import divided
+from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
 
 CROP, BUDGET = 250_000, 1_400_000

@@ -54,11 +54,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emohubert.core import cli
-from emohubert.corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import make_folder, write_json, write_lines
-from emohubert.corpus.manifest import Utterance, write_splits
+from emohubert.corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
 from emohubert.corpus.frame_labels import NO_LABEL
+from emohubert.corpus.manifest import Utterance, write_splits
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
 SPLIT = "train"
@@ -407,7 +408,7 @@ def main(argv=None):
     parser.add_device()
     parser.add_seed()
     args = parser.parse_args(argv)
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     check(args, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # fairseq takes the current one

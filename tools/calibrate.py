@@ -23,15 +23,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.speakers import calibration_report
-from emohubert.provenance import records
-from emohubert.speakers.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, read_json, sha256
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predictions import ClassPredictions, read_embeddings, read_predictions
 from emohubert.data.speaker_vectors import WEIGHTINGS
+from emohubert.evaluation.predictions import ClassPredictions, read_embeddings, read_predictions
+from emohubert.provenance import records
+from emohubert.speakers import calibration_report
+from emohubert.speakers.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 
 SHOWN = 10  # speakers made worse that are printed; worse_speakers.tsv has all
 

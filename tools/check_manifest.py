@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.corpus import check
 from emohubert.core.cli import Parser, command, print_problems
 from emohubert.core.files import write_json
+from emohubert.corpus import check
 
 
 def leaks(text):

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
+from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.stages import dump_features
 
@@ -33,7 +34,7 @@ def main(argv=None):
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which shard, from 0")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    features = options.features(args)
+    features = options.features(args, load_encoder)
     for path in dump_features(args.manifest_dir, args.split, args.feat_dir, features, args.nshard, args.rank, args.overwrite):
         print(path)
 

@@ -24,14 +24,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.evaluation.evaluate import evaluate
+from emohubert.core.device import choose_device
+from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.corpus.manifest import read_split
+from emohubert.evaluation import scoring
+from emohubert.evaluation.inference import predict_split, speaker_setting
+from emohubert.evaluation.predictions import read_predictions
 from emohubert.provenance import records
 from emohubert.speakers.adaptation import NewSpeakers
-from emohubert.pretrained.load import load_trained
-from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
-from emohubert.evaluation.evaluate.inference import predict_split, speaker_setting
-from emohubert.corpus.manifest import read_split
-from emohubert.evaluation.evaluate.predictions import read_predictions
+from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.evaluate")
 
@@ -52,11 +53,11 @@ def main(argv=None):
     parser.add_device()
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
     out = make_folder(args.out_dir)
-    settings = evaluate.inputs(args.checkpoint, args.manifest_dir, args.split)
+    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)
     settings["options"] = [args.embeddings, args.repeats, args.seed]
     added, origin = {}, {}
     if args.speaker_vectors:
@@ -72,14 +73,14 @@ def main(argv=None):
     else:
         stamp.clear()
         predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
-        scores = evaluate.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
+        scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
         origin = {**task.selection, **speaker_setting(task, split, added), **origin}
         scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **origin, **scores}
         records.write_evaluation(out, args.checkpoint, split, predictions.ids, args.speaker_vectors)
         write_json(out / "metrics.json", scores)
         stamp.write()
     if args.compare:
-        report = evaluate.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, seed=args.seed)
+        report = scoring.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, seed=args.seed)
         write_json(out / "comparison.json", report)
     print(summary(scores))
     print(f"written to {out}")

@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
+from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.make import LabelMaker, agreement
 
@@ -54,7 +55,7 @@ def main(argv=None):
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    features = options.features(args)
+    features = options.features(args, load_encoder)
     maker = LabelMaker(
         args.manifest_dir,
         args.out_dir,
@@ -71,7 +72,7 @@ def main(argv=None):
     )
     maker.run()
     if features.precision != "float32":
-        shares, frames = agreement(maker, features, options.features(args, precision="float32"))
+        shares, frames = agreement(maker, features, options.features(args, load_encoder, precision="float32"))
         for name, share in shares.items():
             print(f"{name}: {features.precision} gives the float32 label on {100 * share:.3f} % of {frames} frames")
 

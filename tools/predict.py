@@ -23,24 +23,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.speakers import calibration
 from emohubert.core import cli
-from emohubert.speakers.adaptation import NewSpeakers
-from emohubert.pretrained.load import load_trained
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
-from emohubert.evaluation.evaluate.predict import (
+from emohubert.evaluation.predict import (
     FORMATS,
     LONGEST_SECONDS,
     Layout,
-    calibrated,
-    check_calibration,
     check_speaker,
     find_files,
     in_order,
     predict_files,
 )
+from emohubert.speakers import calibration
+from emohubert.speakers.adaptation import NewSpeakers
+from emohubert.speakers.calibration import calibrated, check_calibration
+from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.predict")
 FOLDER, ALL = "folder", "all"
@@ -48,7 +48,7 @@ FOLDER, ALL = "folder", "all"
 
 def predict(args, paths, out):
     """Write the predictions of all files to an open file; returns how many could not be predicted."""
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     task, model = load_trained(args.checkpoint)
     if not hasattr(model, "pooling"):
         raise InputError(f"{args.checkpoint}: predicts no emotion; give a checkpoint of the task emotion_finetuning")

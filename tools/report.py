@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.report.page import page
 from emohubert.core.cli import Parser, command
+from emohubert.report import page
 
 
 @command

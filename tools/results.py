@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.evaluation.evaluate.results import of_folds, read_published, read_results, write_results
+from emohubert.evaluation.results import of_folds, read_published, read_results, write_results
 
 
 @cli.command

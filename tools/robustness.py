@@ -21,11 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.evaluation.evaluate import evaluate, robustness
-from emohubert.pretrained.load import load_trained
-from emohubert.data.degradations import NOISES
+from emohubert.core.device import choose_device
 from emohubert.core.files import make_folder
 from emohubert.corpus.manifest import read_split
+from emohubert.data.degradations import NOISES
+from emohubert.evaluation import robustness, scoring
+from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.evaluation.robustness")
 
@@ -54,7 +55,7 @@ def main(argv=None):
     parser.add_device()
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     chosen = robustness.conditions(
         args.snr,
         args.t60,
@@ -75,7 +76,7 @@ def main(argv=None):
         model,
         split,
         chosen,
-        evaluate.inputs(args.checkpoint, args.manifest_dir, args.split),
+        scoring.inputs(args.checkpoint, args.manifest_dir, args.split),
         args.seed,
         args.repeats,
         args.overwrite,

@@ -24,8 +24,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.evaluation.evaluate import cross_validation
+from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
+from emohubert.evaluation import cross_validation
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +57,7 @@ def main(argv=None):
     for name in ("jobs", "nproc"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: give 1 or more")
-    cli.device(args.device)
+    choose_device(args.device)
     runs = cross_validation.plan(args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides)
     if args.index is not None and not 0 <= args.index < len(runs):
         raise InputError(f"--index {args.index}: there are {len(runs)} runs, 0 to {len(runs) - 1}")

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.pseudo_labels.options import positive_int
 from emohubert.corpus.local_copy import stage
+from emohubert.pseudo_labels.options import positive_int
 
 
 @cli.command

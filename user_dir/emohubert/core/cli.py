@@ -6,9 +6,6 @@ import logging
 import os
 import sys
 
-import torch
-from tqdm import tqdm
-
 from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
@@ -81,25 +78,6 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action)
 
 
-def device(name):
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        InputError: the name is unknown or there is no such GPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        chosen = None
-    if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device auto or cpu")
-    return chosen
-
-
 def print_problems(report, complete):
     """The end of a check: print its notes and the leaks that are allowed; its problems, if there are several, to standard error.
 
@@ -131,6 +109,8 @@ def progress(iterable, description, total=None, unit="it"):
     """A progress bar on a terminal; otherwise a log line at every tenth of the way."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
     if sys.stderr.isatty():
+        from tqdm import tqdm
+
         yield from tqdm(iterable, desc=description, total=total, unit=unit, dynamic_ncols=True)
         return
     step = max(1, (total or 1000) // 10)

@@ -3,8 +3,6 @@
 import functools
 import sys
 
-from hydra.core.hydra_config import HydraConfig
-
 
 class InputError(ValueError):
     """Something the user gave is wrong.
@@ -27,6 +25,8 @@ def exit_on_input_error(function):
         try:
             return function(*args, **kwargs)
         except InputError as error:
+            from hydra.core.hydra_config import HydraConfig  # slow to import, and loaded already where a training runs
+
             if not HydraConfig.initialized():
                 raise
             print_error(error)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -195,3 +196,8 @@ class Stamp:
         """Declare the files whole and made with the settings."""
         settings = json.loads(json.dumps(self.settings, default=str))
         write_json(self.path, {"fingerprint": fingerprint(self.settings), "settings": settings})
+
+
+def natural(text):
+    """Sorting key: numbers in a text by their value."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
 from ..core.cli import Parser, progress
 from ..core.errors import InputError
 from ..core.files import Stamp, make_folder, reading_text
+from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
 from .manifest import NO_EMOTION, read_json, write_corpus
 
 logger = logging.getLogger("emohubert")

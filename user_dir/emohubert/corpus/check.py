@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, opened, probe, resampled_length
 from ..core.cli import progress
 from ..core.errors import InputError
-from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_dictionary, read_split, splits_of
+from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, opened, probe, resampled_length
 from .frame_labels import read_frame_labels
+from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_dictionary, read_split, splits_of
 
 LEAKS = ("speaker", "session", "audio")
 _BLOCK = 1 << 18  # samples decoded at a time

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.errors import InputError
 from .audio import HOP, n_frames
 from .string_columns import KeptFile, offsets_of
-from ..core.errors import InputError
 
 LABEL_HOPS = (HOP, HOP // 2)
 NO_LABEL = -100

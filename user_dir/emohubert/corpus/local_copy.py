@@ -8,10 +8,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .audio import locate
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import copy, make_folder, read_json, require_space, write_json
+from .audio import locate
 from .manifest import STAGED, manifest_directories, read_split, relocate, relocate_others, splits_of
 
 logger = logging.getLogger(__name__)

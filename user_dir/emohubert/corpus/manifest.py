@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import is_packed
-from .string_columns import Codes, Column, KeptFile, Strings, Table, compact, offsets_of
 from ..core.errors import InputError
 from ..core.files import atomic, copy, make_folder, read_json, reading_text, write_json, write_lines
+from .audio import is_packed
+from .string_columns import Codes, Column, KeptFile, Strings, Table, compact, offsets_of
 
 NO_EMOTION = "-"
 """What `.emo` holds for an utterance without a class."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from .audio import is_packed, probe
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, append, atomic, make_folder, require_space
+from .audio import is_packed, probe
 from .manifest import manifest_directories, read_split, relocate, relocate_others, splits_of
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from .audio import SAMPLE_RATE
 from ..core.errors import InputError
+from .audio import SAMPLE_RATE
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""

@@ -2,9 +2,9 @@
 
 import math
 
-from . import degradations
-from ..corpus.audio import RECEPTIVE_FIELD
 from ..core.errors import InputError
+from ..corpus.audio import RECEPTIVE_FIELD
+from . import degradations
 
 DIRECT_TO_REVERBERANT = (-5.0, 10.0)
 """Range in dB of the direct path's energy against the rest, in generated rooms: from across a room to near the mouth."""

@@ -7,10 +7,10 @@ import logging
 import numpy as np
 import torch
 
-from ..corpus.audio import HOP, SAMPLE_RATE, locate, n_frames
-from .batching import by_length
+from ..core.batching import by_length
 from ..core.cli import progress
 from ..core.files import atomic, fingerprint, make_folder
+from ..corpus.audio import HOP, SAMPLE_RATE, locate, n_frames
 
 logger = logging.getLogger(__name__)
 

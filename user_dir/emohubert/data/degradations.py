@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import butter, fftconvolve, resample_poly, sosfiltfilt
 
+from ..core.errors import InputError
 from ..corpus import audio, synthetic
 from ..corpus.audio import SAMPLE_RATE
-from ..core.errors import InputError
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""

@@ -1,7 +1,7 @@
 """Speech with frame labels and masks: what masked prediction learns from."""
 
-from ..corpus.audio import HOP, n_frames
 from ..core.errors import InputError
+from ..corpus.audio import HOP, n_frames
 from ..corpus.frame_labels import NO_LABEL
 from .speech import SpeechDataset, pad_frames
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from fairseq.data import FairseqDataset
 
-from ..corpus import audio
-from .batching import divided
+from ..core.batching import divided
 from ..core.errors import InputError
+from ..corpus import audio
 from .masking import rng_for
 
 logger = logging.getLogger(__name__)

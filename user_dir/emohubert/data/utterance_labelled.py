@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from ..core.batching import divided
 from ..corpus.audio import n_frames
-from .batching import divided
 from .masking import rng_for
 from .speech import SpeechDataset
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..training import processes
-from . import evaluate, metrics
 from ..core.errors import InputError
 from ..core.files import Stamp, make_folder, read_json, write_json, write_lines
-from ..corpus.manifest import manifest_directories, read_corpus
-from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from ..core.parallel import cores
+from ..corpus.manifest import manifest_directories, read_corpus
+from ..training import processes
+from . import metrics, scoring
+from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from .results import read_results, write_results
 
 logger = logging.getLogger("emohubert")
@@ -222,7 +222,7 @@ def _train(run, config_dir, environment, nproc):
 def _evaluate(run, root, threads, device, environment):
     if not run.checkpoint.is_file():
         raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
-    settings = evaluate.inputs(run.checkpoint, run.manifest, run.split)
+    settings = scoring.inputs(run.checkpoint, run.manifest, run.split)
     stamp = Stamp(run.folder / f".{run.split}.json", settings, [run.results / "predictions.tsv", run.results / "metrics.json"])
     if stamp.is_current():
         return
@@ -361,7 +361,7 @@ def _pool(runs, seeds, out_dir, repeats):
         found = [read_json(run.results / "metrics.json") for run in own]
         setting = "; ".join(dict.fromkeys(f.get("setting", "not recorded") for f in found))
         folder = make_folder(out_dir / "pooled" / f"seed{seed}")
-        scores = evaluate.evaluate(predictions, repeats=repeats, seed=seed)
+        scores = scoring.evaluate(predictions, repeats=repeats, seed=seed)
         write_predictions(folder / "predictions.tsv", predictions)
         origin = {"pooled": [run.name for run in own], "setting": setting, "speaker_embedding": found[0].get("speaker_embedding")}
         write_json(folder / "metrics.json", {**origin, **scores})

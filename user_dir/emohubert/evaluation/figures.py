@@ -9,35 +9,13 @@ import re
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..core.files import atomic
+from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, new_figure, save_figure, short
 from ..training.curves import chosen_update
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito's eight; the yellow, pale on white, comes last, and markers have a thin dark edge for it."""
-MARKERS = "os^DvP*X"
-GREY = "#9A9A9A"
-STYLE = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "white",
-}
-WIDTH, DPI = 5.4, 150
-MOST_LABELLED = 40
-"""More bars than this get no names: they are sorted, and the lowest and highest are named."""
 MOST_COLOURED = 16
 """A map colours at most this many groups, the largest ones; the others are grey, and the legend says so."""
 MOST_MAPPED = 2000
@@ -63,12 +41,12 @@ def confusion(path, counts, classes):
     total = counts.sum(1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
     k = len(classes)
-    names = [_short(name) for name in classes]
+    names = [short(name) for name in classes]
     longest = max(map(len, names))
     small = 9 if k <= 6 else (8 if k <= 8 else 6.5)
     with matplotlib.rc_context(STYLE):
         side = 1.9 + (0.54 if k <= 8 else 0.46) * max(k, 3)
-        figure = _figure(side + 0.05 * longest, side)
+        figure = new_figure(side + 0.05 * longest, side)
         axes = figure.add_subplot()
         image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
         for i in range(k):
@@ -87,7 +65,7 @@ def confusion(path, counts, classes):
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04, ticks=[0, 0.5, 1])
         bar.set_ticklabels(["0%", "50%", "100%"])
         bar.outline.set_visible(False)
-        return _save(figure, path, square=True)
+        return save_figure(figure, path, square=True)
 
 
 def reliability(path, table, ece):
@@ -99,7 +77,7 @@ def reliability(path, table, ece):
         ece: the expected calibration error, for the title.
     """
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.2)
+        figure = new_figure(WIDTH, 5.2)
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         width, centres = np.diff(table["edges"]), (table["edges"][:-1] + table["edges"][1:]) / 2
         filled = np.asarray(table["n"]) > 0
@@ -111,7 +89,7 @@ def reliability(path, table, ece):
         below.bar(centres, table["n"], width=width * 0.92, color=GREY)
         below.set(xlabel="confidence (probability of the decision)", ylabel="utterances")
         below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def bars(path, values, overall, label):
@@ -128,14 +106,14 @@ def bars(path, values, overall, label):
     scores, n = np.array([v for v, _ in defined]), len(defined)
     named = n <= MOST_LABELLED
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
+        figure = new_figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
         axes = figure.add_subplot()
         places = np.arange(n)
         axes.barh(places, scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
         if named:
-            axes.set_yticks(places, [_short(name) for _, name in defined])
+            axes.set_yticks(places, [short(name) for _, name in defined])
         else:
-            axes.set_yticks([0, n - 1], [_short(defined[0][1]), _short(defined[-1][1])])
+            axes.set_yticks([0, n - 1], [short(defined[0][1]), short(defined[-1][1])])
             axes.set_ylabel(f"{n} speakers, sorted")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, max(n, 1) - 0.3)
@@ -153,7 +131,7 @@ def bars(path, values, overall, label):
         axes.set_title(f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def scatter(path, reference, predicted, name, ccc, rmse):
@@ -171,7 +149,7 @@ def scatter(path, reference, predicted, name, ccc, rmse):
     limits = (low - margin, high + margin)
     n = len(reference)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.2)
+        figure = new_figure(WIDTH, 5.2)
         axes = figure.add_subplot()
         axes.plot(limits, limits, color="black", linestyle="--", linewidth=1)
         axes.scatter(
@@ -182,10 +160,10 @@ def scatter(path, reference, predicted, name, ccc, rmse):
             color=COLOURS[0],
             linewidth=0,
         )
-        axes.set(xlim=limits, ylim=limits, xlabel=f"{_short(name, 30)}, reference", ylabel=f"{_short(name, 30)}, predicted", aspect="equal")
-        axes.set_title(f"{_short(name, 20)}: CCC {_number(ccc)}, RMSE {_number(rmse)}, n = {n}")
+        axes.set(xlim=limits, ylim=limits, xlabel=f"{short(name, 30)}, reference", ylabel=f"{short(name, 30)}, predicted", aspect="equal")
+        axes.set_title(f"{short(name, 20)}: CCC {_number(ccc)}, RMSE {_number(rmse)}, n = {n}")
         axes.grid(color="#E6E6E6")
-        return _save(figure, path, square=True)
+        return save_figure(figure, path, square=True)
 
 
 def thresholds(path, sweep, name):
@@ -200,12 +178,12 @@ def thresholds(path, sweep, name):
     decided = (sweep["TP"] + sweep["FP"]) > 0
     possible = (sweep["TP"] + sweep["FN"]) > 0
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.2)
+        figure = new_figure(WIDTH, 5.2)
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         shown = {"precision": decided, "recall": possible, "F1": possible, "accuracy": np.isfinite(sweep["accuracy"])}
         for (score, defined), colour, style in zip(shown.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
             top.plot(x, np.where(defined, sweep[score], np.nan), style, color=colour, linewidth=2, label=score)
-        top.set(ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Deciding for “{_short(name)}” at a threshold")
+        top.set(ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Deciding for “{short(name)}” at a threshold")
         below.plot(x, sweep["FP"], "-", color=COLOURS[4], linewidth=2, label="false positives")
         below.plot(x, sweep["FN"], "--", color=COLOURS[6], linewidth=2, label="false negatives")
         below.set(xlabel="threshold on the probability", ylabel="utterances")
@@ -214,7 +192,7 @@ def thresholds(path, sweep, name):
         for axes in (top, below):
             axes.grid(color="#E6E6E6")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def project(embeddings, method, seed=1):
@@ -272,7 +250,7 @@ def embedding_map(path, places, values, name, axis_names, of, what="Utterances")
     m = len(places)
     size = float(np.clip(6000 / m, 9, 34))
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.6)
+        figure = new_figure(WIDTH, 5.6)
         axes = figure.add_subplot()
         if isinstance(values, np.ndarray):
             known = ~np.isnan(values)
@@ -287,7 +265,7 @@ def embedding_map(path, places, values, name, axis_names, of, what="Utterances")
             for i, value in enumerate(sorted(largest)):
                 members = np.array([v == value for v in values])
                 look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
-                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=_short(value, 24), **look)
+                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=short(value, 24), **look)
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
@@ -295,8 +273,8 @@ def embedding_map(path, places, values, name, axis_names, of, what="Utterances")
                 loc="outside lower center", borderaxespad=0, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale
             )
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
-        axes.set_title(f"{what} by {_short(name)}" + (f" ({m} of {of})" if m < of else ""))
-        return _save(figure, path)
+        axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
+        return save_figure(figure, path)
 
 
 def lines(path, x, series, xlabel, ylabel, title, categorical=False):
@@ -310,19 +288,19 @@ def lines(path, x, series, xlabel, ylabel, title, categorical=False):
         categorical: x holds names, in order.
     """
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 4.4)
+        figure = new_figure(WIDTH, 4.4)
         axes = figure.add_subplot()
         places = np.arange(len(x)) if categorical else np.asarray(x, dtype=np.float64)
         for i, (name, values) in enumerate(series.items()):
             look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "markersize": 5, "linewidth": 1.8}
-            axes.plot(places, values, label=_short(name, 24), **look)
+            axes.plot(places, values, label=short(name, 24), **look)
         if categorical:
             turned = sum(len(str(v)) for v in x) > 40
-            axes.set_xticks(places, [_short(str(v)) for v in x], rotation=45 if turned else 0, ha="right" if turned else "center")
+            axes.set_xticks(places, [short(str(v)) for v in x], rotation=45 if turned else 0, ha="right" if turned else "center")
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid(color="#E6E6E6")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def changes(path, groups, label, title):
@@ -338,7 +316,7 @@ def changes(path, groups, label, title):
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
-        figure = _figure(WIDTH, 1.3 + 2.1 * rows)
+        figure = new_figure(WIDTH, 1.3 + 2.1 * rows)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for axes in panels.flat[len(groups) :]:
             axes.set_axis_off()
@@ -350,17 +328,17 @@ def changes(path, groups, label, title):
                 places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
                 look = {"color": COLOURS[k % 8], "marker": MARKERS[(k + k // 8) % 8], "markersize": 5, "linewidth": 1.6}
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
-                axes.plot(places, value, label=_short(score, 24), **look)
-            axes.set_xticks(range(len(conditions)), [_short(c, 10) for c in conditions], fontsize=9)
+                axes.plot(places, value, label=short(score, 24), **look)
+            axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
             axes.set_xlim(-0.5, len(conditions) - 0.5)
-            axes.set_title(_short(group, 30))
+            axes.set_title(short(group, 30))
             axes.grid(color="#E6E6E6", axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(5))
             if i % columns == 0:
                 axes.set_ylabel(label)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=0, ncols=3)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def training(path, curves, most=4):
@@ -380,7 +358,7 @@ def training(path, curves, most=4):
     if not names:
         return None
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 0.8 + 1.9 * len(names))
+        figure = new_figure(WIDTH, 0.8 + 1.9 * len(names))
         panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
         labels, splits = {}, sorted({s for name in names for s in curves[name]} | {"train"}, key=lambda s: (s != "train", s))
         for axes, name in zip(panels, names, strict=True):
@@ -391,42 +369,20 @@ def training(path, curves, most=4):
                     updates, values, "-" if split == "train" else "--", color=COLOURS[splits.index(split) % 8], linewidth=1.8, **style
                 )
                 labels.setdefault(split, line)
-            axes.set_ylabel(_short(name, 18))
+            axes.set_ylabel(short(name, 18))
             axes.grid(color="#E6E6E6")
             axes.yaxis.set_major_locator(MaxNLocator(5))
         chosen = chosen_update(curves)
         if chosen is not None:
             for axes in panels:
                 mark = axes.axvline(chosen[1], color="black", linewidth=1, linestyle=":")
-            labels[f"best {_short(chosen[0], 18)}"] = mark
+            labels[f"best {short(chosen[0], 18)}"] = mark
         panels[0].set_title("Training")
         panels[-1].set_xlabel("update")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(labels.values(), labels.keys(), loc="outside lower center", borderaxespad=0, ncols=3)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _number(value):
     return "–" if value is None or np.isnan(value) else f"{value:.3f}"
-
-
-def _short(text, most=14):
-    """Text for a label: never read as mathematics, cut in the middle when too long."""
-    text = str(text)
-    text = text if len(text) <= most else f"{text[: most // 2]}…{text[len(text) - most + most // 2 + 1 :]}"
-    return text.replace("$", r"\$")
-
-
-def _figure(width, height):
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure, path, square=False):
-    """Write the PNG; a figure with square axes is trimmed to what is drawn, which costs a second rendering."""
-    trim = {"bbox_inches": "tight", "pad_inches": 0.1} if square else {}
-    with atomic(path, "wb") as f:
-        figure.savefig(f, format="png", metadata={"Software": None}, **trim)
-    return path

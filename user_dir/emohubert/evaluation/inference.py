@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..corpus import audio
-from ..data.batching import by_length
+from ..core.batching import by_length
 from ..core.cli import progress
+from ..core.device import exact_arithmetic
 from ..core.errors import InputError
+from ..core.parallel import cores, pool
+from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION
 from .predictions import DimensionPredictions, from_probabilities, known_references
-from ..pseudo_labels.features import exact_arithmetic
-from ..core.parallel import cores, pool
 
 logger = logging.getLogger(__name__)
 

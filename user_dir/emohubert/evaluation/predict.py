@@ -6,20 +6,19 @@ import json
 import logging
 import os
 import threading
-from collections import Counter, OrderedDict, defaultdict
-from dataclasses import dataclass, field, replace
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 
-from ..corpus import audio
-from ..speakers.calibration import RunningSpeaker
 from ..core.errors import InputError
-from .inference import run
-from ..corpus.manifest import UNKNOWN_SPEAKER, Split
 from ..core.parallel import cores, pool
+from ..corpus import audio
+from ..corpus.manifest import UNKNOWN_SPEAKER, Split
+from .inference import run
 
 logger = logging.getLogger("emohubert")
 
@@ -312,53 +311,6 @@ def check_speaker(task, speaker):
             f"--speaker-id {speaker}: the model's head wants the speaker's mean MFCCs, which are known of training speakers only; "
             "leave it out, or use tools/evaluate.py on a manifest"
         )
-
-
-def check_calibration(calibration, task, model, where):
-    """Raise InputError unless a calibration is for what a checkpoint predicts, and for embeddings of its width.
-
-    Args:
-        calibration: of `calibration.load`.
-        task, model: from `checkpoints.load_trained`.
-        where: file of the calibration, for messages.
-    """
-    kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
-    remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
-    if calibration.kind != kind or list(calibration.names) != list(names):
-        raise InputError(
-            f"{where}: calibrates the {calibration.kind} {' '.join(calibration.names)}, and the checkpoint predicts the {kind} "
-            f"{' '.join(names)}; {remedy}"
-        )
-    width = calibration.neighbourhood.speakers.vectors.shape[1]
-    if width != model.pooling.width:
-        raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
-
-
-def calibrated(predictions, calibration, speaker_of):
-    """Calibrate each part of each file by what was heard of its speaker so far, itself included (`RunningSpeaker`).
-
-    The speaker's vector is the mean of the pooled vectors, as `tools/evaluate.py --embeddings` writes them; a window of a
-    time line counts as an utterance.
-
-    Args:
-        predictions: iterable of FilePrediction with embeddings, in the order in which the files were heard.
-        calibration: of `calibration.load`, see `check_calibration`.
-        speaker_of: path → name of the speaker.
-
-    Yields:
-        FilePrediction with calibrated values.
-    """
-    speakers = defaultdict(lambda: RunningSpeaker(calibration))
-    for prediction in predictions:
-        if prediction.error is not None:
-            yield prediction
-            continue
-        name = speaker_of(prediction.path)
-        running, values, heard = speakers[name], [], []
-        for embedding, value in zip(prediction.embeddings, prediction.values, strict=True):
-            values.append(running.add(embedding, value))
-            heard.append(running.n)
-        yield replace(prediction, values=np.stack(values), speaker=name, heard=heard)
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

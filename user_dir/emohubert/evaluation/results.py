@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from . import metrics
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import read_table
+from . import metrics
 
 
 def read_results(rows, macro_f1=False):

@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from ..data import degradations
-from . import evaluate, figures
-from ..corpus import synthetic
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, write_json, write_lines
+from ..corpus import synthetic
+from ..data import degradations
+from . import figures, scoring
 from .inference import predict_split, speaker_setting
 from .predictions import read_predictions, write_predictions
 
@@ -186,13 +186,13 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     for condition in [None, *chosen]:
         name = "clean" if condition is None else condition.name
         predictions = _predictions(folder, name, condition, task, model, split, settings, seed, overwrite, options)
-        scores = evaluate.evaluate(predictions, repeats=repeats, seed=seed)
+        scores = scoring.evaluate(predictions, repeats=repeats, seed=seed)
         if clean is None:
             clean, overall = predictions, scores
             if not scores["n"]:
                 raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
         group, level = ("clean", "") if condition is None else (condition.group, condition.level)
-        tests = {} if condition is None else evaluate.compare(predictions, clean, repeats, seed=seed)["tests"]
+        tests = {} if condition is None else scoring.compare(predictions, clean, repeats, seed=seed)["tests"]
         rows.append({"name": name, "group": group, "level": level, "scores": _scores(scores, tests)})
     report = {
         "title": "Robustness",

@@ -9,15 +9,17 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import nn
 
-from ..corpus.audio import SAMPLE_RATE
-from ..pretrained.load import WAV2VEC1, encoder_config, initialise, read_pretrained
 from ..core.errors import InputError
+from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
+from ..pretrained.load import read_pretrained
+from ..pretrained.types import WAV2VEC1
 from .heads import HEADS, READOUTS, ContrastiveHead, make_head
 from .hubert import SpeakerHubertModel
+from .load import encoder_config, initialise
 from .pooling import POOLINGS, MeanPooling, make_pooling
 from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
-from .wav2vec1 import Wav2Vec1Encoder, refuse_inapplicable
+from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")
 
@@ -232,3 +234,21 @@ class EmotionHubertModel(BaseFairseqModel):
         if self.frame_head is not None:
             found["frame_output"] = self.frame_head(x)
         return found
+
+
+def refuse_inapplicable(cfg, pretrained):
+    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
+    default, wrong = EmotionHubertConfig(), {}
+    if cfg.num_layers is not None:
+        wrong["num_layers"] = "has no Transformer layers to keep; use num_layers=null"
+    if cfg.layer_weighting:
+        wrong["layer_weighting"] = "has one layer of frames, nothing to weight; use layer_weighting=false"
+    if str(cfg.speaker_position) not in ("inherit", "none"):
+        wrong["speaker_position"] = "has no place for the speaker; use speaker_position=none, or head_speaker"
+    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"):
+        if getattr(cfg, name) not in (0, getattr(default, name)):
+            wrong[name] = f"has no Transformer, nothing in it is dropped; use {name}=0"
+    if str(cfg.freeze) == "all" and not is_aligned(pretrained):
+        wrong["freeze"] = "has no trained alignment with 50 frames a second, and nothing would train it; use freeze=encoder"
+    for name, why in wrong.items():
+        raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")

@@ -10,7 +10,6 @@ What differs from `fairseq.models.hubert.HubertModel`, which gives the same numb
 - logits are one normalised matrix product, computed only for frames that carry a loss.
 """
 
-import ast
 import contextlib
 import logging
 from dataclasses import dataclass, field
@@ -26,8 +25,9 @@ from fairseq.modules import Fp32GroupNorm, GradMultiply
 from omegaconf import OmegaConf, open_dict
 from torch.nn import functional as F
 
-from ..corpus.audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, n_frames
 from ..core.errors import InputError
+from ..corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, n_frames
+from ..pretrained.types import parse_conv_layers
 from .speaker import POSITIONS, SpeakerConditioning
 
 logger = logging.getLogger(__name__)
@@ -49,58 +49,6 @@ class SpeakerHubertConfig(HubertConfig):
             "(empty: random weights)"
         },
     )
-
-
-def parse_layers(text, name="conv_feature_layers"):
-    """Read `[(512,10,5)] + [(512,3,2)] * 4` without evaluating it: lists of integer triples, + and *.
-
-    Args:
-        text: what to read.
-        name: of the option, for messages.
-
-    Returns:
-        list of (channels, kernel, stride).
-
-    Raises:
-        InputError: anything else.
-    """
-
-    def value(node):
-        match node:
-            case ast.List(elts=items) | ast.Tuple(elts=items):
-                return [value(i) for i in items]
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if 0 <= times <= 100:
-                return value(left) * times
-        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
-
-    try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        return [(int(c), int(k), int(s)) for c, k, s in layers]
-    except (SyntaxError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation") from error
-
-
-def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
-    """Read the convolutions of `conv_feature_layers`, as `parse_layers` does.
-
-    Raises:
-        InputError: anything else, or convolutions that do not give a frame of `window` samples every `hop`.
-    """
-    layers = parse_layers(text)
-    found_window, found_hop = 1, 1
-    for _, kernel, stride in layers:
-        found_window, found_hop = found_window + (kernel - 1) * found_hop, found_hop * stride
-    if (found_window, found_hop) != (window, hop):
-        raise InputError(
-            f"conv_feature_layers: “{text}” gives frames of {found_window} samples every {found_hop}; only {window} every {hop} is supported"
-        )
-    return layers
 
 
 class ExactConvFeatures(ConvFeatureExtractionModel):

@@ -14,106 +14,19 @@ HuBERT's. Without padding, as in the paper's implementation, frames would be 17 
 import logging
 
 import torch
-from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionModel, Wav2VecConfig
+from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionModel
 from torch import nn
 from torch.nn import functional as F
 
-from ..corpus.audio import HOP, RECEPTIVE_FIELD, n_frames
-from ..pretrained.load import WAV2VEC1, LoadReport, mismatch
 from ..core.errors import InputError
-from .hubert import normalised_alone, parse_conv_layers, parse_layers
+from ..corpus.audio import RECEPTIVE_FIELD, n_frames
+from ..pretrained.types import LoadReport, mismatch
+from ..pretrained.wav2vec1 import ACTIVATIONS, WINDOW, conv_layers
+from .hubert import normalised_alone
 
 logger = logging.getLogger(__name__)
 
-FAST_HOP = HOP // 2
-"""Samples between two frames of wav2vec 1 (10 ms)."""
-WINDOW = 465
-"""Samples that one frame of its convolutions sees."""
-ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")
-"""What makes the encoder, by parameter name."""
-_PARTS = (
-    "conv_feature_layers",
-    "conv_aggregator_layers",
-    "log_compression",
-    "skip_connections_agg",
-    "residual_scale",
-    "no_conv_bias",
-    "agg_zero_pad",
-    "non_affine_group_norm",
-    "activation",
-)
-"""fairseq's options that say how c is computed."""
-_ONLY = {"vq_type": "none", "aggregator": "cnn", "skip_connections_feat": False}
-"""Options with one supported value: no quantiser (vq-wav2vec), no recurrence over the batch, no residuals that depend on padding."""
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 _BEFORE = 2  # frames of zeros before c
-
-
-def read_config(options, path):
-    """The architecture of a wav2vec 1 from the options of its checkpoint.
-
-    Args:
-        options: of the model, fairseq's or those of an emotion model's backbone.
-        path: of the checkpoint, for messages.
-
-    Returns:
-        dict of plain values, `_name` wav2vec. `encoder_embed_dim` is the width that is masked, as in HuBERT's.
-
-    Raises:
-        InputError: an option has a value whose results the encoder would not reproduce.
-    """
-    defaults = Wav2VecConfig()  # older checkpoints lack what came later
-    values = {}
-    for name in (*_PARTS, *_ONLY):
-        found = options.get(name)
-        found = getattr(defaults, name) if found is None else found
-        values[name] = getattr(found, "value", found)
-    for name, supported in _ONLY.items():
-        if values.pop(name) != supported:
-            raise InputError(f"{path}: {name}={options[name]} is not supported in a wav2vec 1, only {supported}; use another checkpoint")
-    for name in _PARTS:
-        kind = type(getattr(defaults, name))
-        if not (isinstance(values[name], kind) or (kind is float and type(values[name]) is int)):
-            raise InputError(f"{path}: {name}={values[name]} is no {kind.__name__}; copy or download the checkpoint again")
-    if values["activation"] not in _ACTIVATIONS:
-        raise InputError(
-            f"{path}: activation={values['activation']} is not supported, only {', '.join(_ACTIVATIONS)}; use another checkpoint"
-        )
-    if not values["residual_scale"] > 0:
-        raise InputError(f"{path}: residual_scale={values['residual_scale']} is not above 0; copy or download the checkpoint again")
-    try:
-        extractor, aggregator = _layers(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if any(stride != 1 for *_, stride in aggregator):
-        raise InputError(f"{path}: conv_aggregator_layers={values['conv_aggregator_layers']}: only a stride of 1 is supported; use another")
-    return {"_name": WAV2VEC1, **values, "encoder_layers": 1, "encoder_embed_dim": extractor[-1][0]}
-
-
-def _layers(config):
-    """The convolutions of extractor and aggregator: lists of (channels, kernel, stride)."""
-    extractor = parse_conv_layers(config["conv_feature_layers"], WINDOW, FAST_HOP)
-    return extractor, parse_layers(config["conv_aggregator_layers"], "conv_aggregator_layers")
-
-
-def refuse_inapplicable(cfg, pretrained):
-    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
-    from .emotion import EmotionHubertConfig
-
-    default, wrong = EmotionHubertConfig(), {}
-    if cfg.num_layers is not None:
-        wrong["num_layers"] = "has no Transformer layers to keep; use num_layers=null"
-    if cfg.layer_weighting:
-        wrong["layer_weighting"] = "has one layer of frames, nothing to weight; use layer_weighting=false"
-    if str(cfg.speaker_position) not in ("inherit", "none"):
-        wrong["speaker_position"] = "has no place for the speaker; use speaker_position=none, or head_speaker"
-    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"):
-        if getattr(cfg, name) not in (0, getattr(default, name)):
-            wrong[name] = f"has no Transformer, nothing in it is dropped; use {name}=0"
-    if str(cfg.freeze) == "all" and not is_aligned(pretrained):
-        wrong["freeze"] = "has no trained alignment with 50 frames a second, and nothing would train it; use freeze=encoder"
-    for name, why in wrong.items():
-        raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")
 
 
 def is_aligned(pretrained):
@@ -181,12 +94,12 @@ class Wav2Vec1Encoder(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        extractor, aggregator = _layers(config)
+        extractor, aggregator = conv_layers(config)
         shared = {
             "dropout": 0.0,
             "residual_scale": config["residual_scale"],
             "non_affine_group_norm": config["non_affine_group_norm"],
-            "activation": _ACTIVATIONS[config["activation"]](),
+            "activation": ACTIVATIONS[config["activation"]](),
         }
         self.feature_extractor = _Extractor(extractor, log_compression=config["log_compression"], skip_connections=False, **shared)
         self.feature_aggregator = _Aggregator(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..corpus.audio import SAMPLE_RATE
-from .load import Pretrained, load_file
 from ..core.errors import InputError
 from ..core.files import read_json
-from ..models.hubert import parse_conv_layers
+from ..corpus.audio import SAMPLE_RATE
+from .safe_files import load_file
+from .types import Pretrained, parse_conv_layers
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import records
 from ..core.cli import progress
 from ..core.errors import InputError
-from ..core.files import read_json
-from ..corpus.manifest import UNKNOWN_SPEAKER, read_table
-from .records import ADAPTATION, CALIBRATION, CLUSTERING, LABELS, PRETRAINING, SELECTION, TRAIN, WATCHED
-from ..report.collect import natural
+from ..core.files import natural, read_json
 from ..corpus.check import LEAKS, content_of
 from ..corpus.check import role as role_of_split
+from ..corpus.manifest import UNKNOWN_SPEAKER, read_table
+from . import records
+from .records import ADAPTATION, CALIBRATION, CLUSTERING, LABELS, PRETRAINING, SELECTION, TRAIN, WATCHED
 
 ROLES = (TRAIN, CALIBRATION, PRETRAINING, CLUSTERING, ADAPTATION, SELECTION, WATCHED)
 """Where evaluated data can have been met."""

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..corpus.audio import RECEPTIVE_FIELD
 from ..core.errors import InputError
 from ..core.files import atomic, make_folder, sha256
+from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
 
 SUFFIX = ".seen"

@@ -15,14 +15,14 @@ from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from fairseq.tasks.hubert_pretraining import HubertPretrainingConfig
 from omegaconf import OmegaConf
 
-from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, read_json, sha256, write_json
+from ..core.parallel import cores
+from ..corpus.audio import SAMPLE_RATE
 from ..corpus.manifest import read_split
 from .centroid_files import load_centroids
 from .features import audio_fingerprint
 from .kmeans import BLOCK, Assigner
-from ..core.parallel import cores
 
 logger = logging.getLogger("emohubert")
 

@@ -7,24 +7,23 @@ nor the number of cores. On a GPU pieces go in padded batches; their features eq
 rounding of float32, and `Extracted.alone` gives the latter where the last bit decides.
 """
 
-import contextlib
 import os
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchaudio
 
-from ..corpus import audio
-from ..provenance import records
-from ..data.batching import by_length
+from ..core.batching import by_length
+from ..core.device import autocast, exact_arithmetic
 from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..core.parallel import cores, one_thread, pool
+from ..corpus import audio
+from ..provenance import records
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
@@ -283,32 +282,6 @@ def short_recordings(split, hop, named=50):
     )
 
 
-def autocast(device, precision):
-    """Context of reduced precision; none for float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-
-
-def check_precision(precision, device):
-    """Raise InputError where the hardware cannot do `precision` at speed."""
-    if precision == "float32":
-        return
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        flags = torch.backends.cpu.get_cpu_capability(), *_cpu_flags()
-        able = any("bf16" in flag.lower() for flag in flags)
-    if not able:
-        raise InputError(f"--precision {precision}: {device} has no bf16 arithmetic; use --precision float32")
-
-
-def _cpu_flags():
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
-            return next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
-    except OSError:
-        return []
-
-
 def _finite(features, path):
     if not torch.isfinite(features).all():
         raise InputError(f"{path}: its features are not finite numbers; look for damaged audio or a damaged checkpoint")
@@ -374,16 +347,3 @@ def _read_ahead(load, batches, workers):
             yield pending.popleft().result()
     finally:
         wait(pending)
-
-
-@contextlib.contextmanager
-def exact_arithmetic(device):
-    """One core per operation on a CPU; full float32 on a GPU, where TF32 has three digits."""
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
-            torch.backends.cuda.matmul.allow_tf32 = False
-        else:
-            stack.enter_context(one_thread())
-        yield

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..corpus import audio
-from ..provenance import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
+from ..core.parallel import cores, one_thread, pool
+from ..corpus import audio
 from ..corpus.manifest import read_split, splits_of
+from ..provenance import records
 from . import kmeans
 from .centroid_files import load_centroids
+from .feature_shards import label_line, write_dictionary
 from .features import NOISE, audio_fingerprint, short_recordings
 from .pieces import AcousticPieces
-from .feature_shards import label_line, write_dictionary
-from ..core.parallel import cores, one_thread, pool
 
 logger = logging.getLogger("emohubert")
 

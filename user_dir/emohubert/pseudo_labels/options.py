@@ -2,10 +2,9 @@
 
 import argparse
 
-from ..core import cli
-from ..pretrained.load import load_encoder
+from ..core.device import check_precision, choose_device
 from ..core.errors import InputError
-from .features import EncoderFeatures, MfccFeatures, check_precision
+from .features import EncoderFeatures, MfccFeatures
 from .kmeans import METRICS
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -88,8 +87,8 @@ def kmeans_options(args):
     return {"metric": args.metric, "restarts": args.restarts, "iterations": args.iterations}
 
 
-def features(args, precision=None):
-    """The MfccFeatures or EncoderFeatures that the options ask for.
+def features(args, load_encoder, precision=None):
+    """The MfccFeatures or EncoderFeatures that the options ask for; `load_encoder` is that of `models.load`.
 
     Raises:
         InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
@@ -101,7 +100,7 @@ def features(args, precision=None):
         return MfccFeatures(args.workers, args.max_chunk_seconds)
     if not args.layers:
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
-    device = cli.device(args.device)
+    device = choose_device(args.device)
     check_precision(precision, device)
     encoder = load_encoder(args.checkpoint, device)
     return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, precision, args.max_chunk_seconds)

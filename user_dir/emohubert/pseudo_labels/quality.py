@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..corpus.audio import SAMPLE_RATE
 from ..core.errors import InputError
-from ..evaluation.figures import DPI, STYLE
 from ..core.files import atomic
-from ..corpus.manifest import NO_EMOTION, read_dictionary
+from ..core.plotting import DPI, STYLE
+from ..corpus.audio import SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
+from ..corpus.manifest import NO_EMOTION, read_dictionary
 
 RUN_PERCENTILES = (10, 50, 90)
 _SHUFFLES = 10

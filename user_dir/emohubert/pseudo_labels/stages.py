@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..corpus import audio
-from ..provenance import records
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines
+from ..corpus import audio
 from ..corpus.manifest import read_split
+from ..provenance import records
 from . import kmeans
 from .centroid_files import load_centroids, write_joblib
+from .feature_shards import FeatureShard, feature_writer, label_line, read_shards, shard_path, shard_range, write_dictionary
 from .features import audio_fingerprint, short_recordings
 from .make import choose_recordings, each_second
-from .feature_shards import FeatureShard, feature_writer, label_line, read_shards, shard_path, shard_range, write_dictionary
 
 logger = logging.getLogger("emohubert")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..core.errors import InputError
-from ..core.files import read_json, sha256
+from ..core.files import natural, read_json, sha256
 from ..corpus.manifest import read_dictionary
 from ..training.curves import read_training_log
 
@@ -159,11 +159,6 @@ def _walk(folder):
         yield Path(here), sorted(names)
 
 
-def natural(text):
-    """Sorting key: numbers in a text by their value."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
 def _read_into(run, store, path, has_shape):
     value = _read(run, path, lambda p: _shaped(p, read_json(p), has_shape))
     if value is not None:
@@ -304,7 +299,7 @@ def _checkpoint_config(run, path):
     """The configuration that a checkpoint holds; {} when it cannot be loaded safely."""
     from omegaconf import OmegaConf
 
-    from ..pretrained.load import load_state
+    from ..pretrained.safe_files import load_state
 
     name, details = run.name_of(path), path.stat()
     try:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import corpus_figures
-from ..evaluation import figures
-from ..data import speaker_vectors
-from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..core.files import Stamp, make_folder, sha256, write_json, write_lines
+from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
+from ..data import speaker_vectors
+from ..evaluation import figures
+from . import corpus_figures
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def write(directory, out, workers=None, overwrite=False):
     """
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    modules = (description_figures, figures, speaker_vectors)
+    modules = (corpus_figures, figures, speaker_vectors)
     settings = {"manifest": {str(p.relative_to(directory)): sha256(p) for p in inputs}, "code": [sha256(m.__file__) for m in modules]}
     tables = [out / name for name in ("utterances.tsv", "speakers.json", "summary.json")]
     stamp = Stamp(out / ".description.json", {**settings, "this": sha256(__file__)}, tables)

@@ -8,10 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation import figures
-from ..evaluation.figures import COLOURS, GREY, STYLE, WIDTH
+from ..core.plotting import COLOURS, GREY, STYLE, WIDTH, new_figure, save_figure, short
 from ..corpus.manifest import NO_EMOTION
 from ..data.speaker_vectors import standardise
+from ..evaluation import figures
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def lengths(path, seconds):
     shown = seconds[seconds <= limit]
     bins = int(np.clip(np.sqrt(len(shown)), 5, 60))
     with matplotlib.rc_context(STYLE):
-        figure = figures._figure(WIDTH, 3.6)
+        figure = new_figure(WIDTH, 3.6)
         axes = figure.add_subplot()
         axes.hist(shown, bins=bins, color=COLOURS[0], edgecolor="white", linewidth=0.3)
         median = float(np.median(seconds))
@@ -92,7 +92,7 @@ def lengths(path, seconds):
         if len(shown) < len(seconds):
             axes.plot([], [], " ", label=f"not shown: {len(seconds) - len(shown)} longer, up to {seconds.max():.2f} s")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
-        return figures._save(figure, path)
+        return save_figure(figure, path)
 
 
 def classes(path, labelled, fold=""):
@@ -110,21 +110,19 @@ def classes(path, labelled, fold=""):
     names = sorted(totals, key=lambda c: (c != NO_EMOTION, totals[c], c))
     columns = 4 if max(map(len, splits)) <= 10 else 2
     with matplotlib.rc_context(STYLE):
-        figure = figures._figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns))
+        figure = new_figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns))
         axes = figure.add_subplot()
         left = np.zeros(len(names))
         for i, split in enumerate(splits[: len(COLOURS)]):
             width = np.array([counts[c, split] for c in names])
-            axes.barh(
-                names, width, left=left, height=0.72, color=COLOURS[i], edgecolor="white", linewidth=0.5, label=figures._short(split, 24)
-            )
+            axes.barh(names, width, left=left, height=0.72, color=COLOURS[i], edgecolor="white", linewidth=0.5, label=short(split, 24))
             left += width
         rest = np.array([totals[c] for c in names]) - left
         if rest.any():
             axes.barh(names, rest, left=left, height=0.72, color=GREY, label="other splits")
         for i, c in enumerate(names):
             axes.annotate(f"{totals[c]}", (totals[c], i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(range(len(names)), ["no class" if c == NO_EMOTION else figures._short(c, 20) for c in names])
+        axes.set_yticks(range(len(names)), ["no class" if c == NO_EMOTION else short(c, 20) for c in names])
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
@@ -132,7 +130,7 @@ def classes(path, labelled, fold=""):
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_title(f"Classes of {len(labelled)} utterances" + (f", splits of {fold}" if fold else ""))
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=columns)
-        return figures._save(figure, path)
+        return save_figure(figure, path)
 
 
 def demographics(path, columns, speakers):
@@ -148,16 +146,16 @@ def demographics(path, columns, speakers):
     bars = {name: [] if numeric[name] else _bars(counts) for name, counts in counted.items()}
     heights = [2.2 if numeric[name] else 0.75 + 0.26 * len(bars[name]) for name in columns]
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
-        figure = figures._figure(WIDTH, 0.7 + sum(heights))
+        figure = new_figure(WIDTH, 0.7 + sum(heights))
         panels = np.atleast_1d(figure.subplots(len(columns), 1, height_ratios=heights))
         for axes, (name, values) in zip(panels, columns.items(), strict=True):
             unknown = counted[name][""]
             if numeric[name]:
                 known = np.array([v for v in values if v != ""], dtype=np.float64)
                 axes.hist(known, bins=min(20, len(counted[name])), color=COLOURS[0], edgecolor="white", linewidth=0.3)
-                axes.set(xlabel=figures._short(name, 30), ylabel="speakers")
+                axes.set(xlabel=short(name, 30), ylabel="speakers")
                 axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-                axes.set_title(f"{figures._short(name, 30)}, median {np.median(known):g}" + (f" ({unknown} unknown)" if unknown else ""))
+                axes.set_title(f"{short(name, 30)}, median {np.median(known):g}" + (f" ({unknown} unknown)" if unknown else ""))
                 continue
             labels, counts = zip(*bars[name], strict=True)
             axes.barh(range(len(labels)), counts, height=0.72, color=[GREY if label.startswith("(") else COLOURS[0] for label in labels])
@@ -165,13 +163,13 @@ def demographics(path, columns, speakers):
                 axes.annotate(
                     f"{n} ({100 * n / speakers:.0f}%)", (n, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
                 )
-            axes.set_yticks(range(len(labels)), [figures._short(label, 28) for label in labels])
+            axes.set_yticks(range(len(labels)), [short(label, 28) for label in labels])
             axes.tick_params(axis="y", length=0)
             axes.set_xlim(0, 1.25 * max(counts))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_title(figures._short(name, 30))
+            axes.set_title(short(name, 30))
         figure.suptitle(f"{speakers} speakers", fontsize=11, fontweight="bold", x=0.02, ha="left")
-        return figures._save(figure, path)
+        return save_figure(figure, path)
 
 
 def _bars(counts):

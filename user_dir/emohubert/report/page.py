@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from ..core.files import atomic, fingerprint, make_folder, natural, sha256
 from ..evaluation import figures, metrics
-from . import warnings, collect, html
-from ..core.files import atomic, fingerprint, make_folder, sha256
-from .collect import discover, is_number, is_robustness, natural
 from ..training.curves import chosen_update
+from . import collect, html, warnings
+from .collect import discover, is_number, is_robustness
 from .html import Html, count, folded, join, number, picture, table, tag
 
 REPORT = "report.html"
@@ -55,7 +55,7 @@ def write(folder, overwrite=False):
     run = discover(folder)
     path = run.folder / REPORT
     pictures = [p for folder in {*(e.folder for e in run.evaluations), *_result_folders(run)} for p in _pictures(folder)]
-    sources = [sha256(module.__file__) for module in (figures, findings, run_folder, webpage)]
+    sources = [sha256(module.__file__) for module in (figures, warnings, collect, html)]
     stamp = fingerprint([run.inputs, run.unread, sorted((str(p), sha256(p)) for p in pictures), sources, sha256(__file__)])
     if not overwrite and path.is_file() and f'content="{stamp}"' in path.read_text(encoding="utf-8", errors="replace")[:4000]:
         return path, run, False

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation import metrics
-from .collect import is_number, is_robustness
 from ..training.curves import chosen_update
+from .collect import is_number, is_robustness
 from .html import count, number
 
 LEVELS = ("problem", "look", "note")

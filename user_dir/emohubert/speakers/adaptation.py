@@ -29,21 +29,23 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..corpus.audio import FRAME_RATE, n_frames
-from ..pretrained.load import load_encoder, load_trained
 from ..core.cli import progress
-from ..data.frame_labelled import FrameLabelledSpeech
-from ..data.masking import Masking, rng_for
+from ..core.device import exact_arithmetic
 from ..core.errors import InputError
 from ..core.files import atomic, read_json, sha256
-from ..corpus.manifest import UNKNOWN_SPEAKER
-from ..models.speaker import UNKNOWN
-from ..corpus.frame_labels import NO_LABEL, read_frame_labels
-from ..pseudo_labels.features import EncoderFeatures, exact_arithmetic
 from ..core.parallel import cores, pool
+from ..corpus.audio import FRAME_RATE, n_frames
+from ..corpus.frame_labels import NO_LABEL, read_frame_labels
+from ..corpus.manifest import UNKNOWN_SPEAKER
+from ..data.frame_labelled import FrameLabelledSpeech
+from ..data.masking import Masking, rng_for
 from ..data.speaker_vectors import SpeakerVectors, cosine, from_utterances, nearest_speaker_weights, neighbour_weights, read_arrays
 from ..data.speaker_vectors import read as read_vectors
+from ..models.load import load_encoder
+from ..models.speaker import UNKNOWN
+from ..pseudo_labels.features import EncoderFeatures
 from ..tasks.speaker_hubert_pretraining import label_file
+from ..tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert")
 

@@ -39,6 +39,7 @@ training speaker has keeps its ratio of 1.
 
 import json
 import math
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -46,13 +47,13 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, xlogy
 from scipy.stats import chi2, chi2_contingency
 
-from ..evaluation import metrics
-from ..data import speaker_vectors
 from ..core.errors import InputError
 from ..core.files import atomic
-from .similar_speakers import Neighbourhood, choose, numbers_of_neighbours, speaker_means
-from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities
+from ..data import speaker_vectors
 from ..data.speaker_vectors import SpeakerVectors
+from ..evaluation import metrics
+from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities
+from .similar_speakers import Neighbourhood, choose, numbers_of_neighbours, speaker_means
 
 MATCHES = ("mean", "mean-std", "prior")
 SHRINKAGES = ("auto", "none")
@@ -759,3 +760,50 @@ def _assemble(description, arrays):
     if description["kind"] != "dimensions":
         raise ValueError(f"the kind is {description['kind']!r}")
     return DimensionCalibration(settings, names, hood, *(arrays[f"shift_{name}"] for name in _SHIFT_ARRAYS), strength)
+
+
+def check_calibration(calibration, task, model, where):
+    """Raise InputError unless a calibration is for what a checkpoint predicts, and for embeddings of its width.
+
+    Args:
+        calibration: of `calibration.load`.
+        task, model: from `checkpoints.load_trained`.
+        where: file of the calibration, for messages.
+    """
+    kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
+    remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
+    if calibration.kind != kind or list(calibration.names) != list(names):
+        raise InputError(
+            f"{where}: calibrates the {calibration.kind} {' '.join(calibration.names)}, and the checkpoint predicts the {kind} "
+            f"{' '.join(names)}; {remedy}"
+        )
+    width = calibration.neighbourhood.speakers.vectors.shape[1]
+    if width != model.pooling.width:
+        raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
+
+
+def calibrated(predictions, calibration, speaker_of):
+    """Calibrate each part of each file by what was heard of its speaker so far, itself included (`RunningSpeaker`).
+
+    The speaker's vector is the mean of the pooled vectors, as `tools/evaluate.py --embeddings` writes them; a window of a
+    time line counts as an utterance.
+
+    Args:
+        predictions: iterable of FilePrediction with embeddings, in the order in which the files were heard.
+        calibration: of `calibration.load`, see `check_calibration`.
+        speaker_of: path → name of the speaker.
+
+    Yields:
+        FilePrediction with calibrated values.
+    """
+    speakers = defaultdict(lambda: RunningSpeaker(calibration))
+    for prediction in predictions:
+        if prediction.error is not None:
+            yield prediction
+            continue
+        name = speaker_of(prediction.path)
+        running, values, heard = speakers[name], [], []
+        for embedding, value in zip(prediction.embeddings, prediction.values, strict=True):
+            values.append(running.add(embedding, value))
+            heard.append(running.n)
+        yield replace(prediction, values=np.stack(values), speaker=name, heard=heard)

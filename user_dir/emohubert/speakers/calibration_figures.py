@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from ..evaluation.figures import COLOURS, DPI, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, _figure, _save, _short
+from ..core.plotting import COLOURS, DPI, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, new_figure, save_figure, short
 
 MOST_NAMED = 14
 """A map names the speakers that are calibrated when they are not more than this."""
@@ -61,7 +61,7 @@ def nearest_speakers(path, training, vectors, estimates, values, name):
     """
     known, new, axis_names = _principal_components(training.vectors, vectors.vectors)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.4)
+        figure = new_figure(WIDTH, 5.4)
         axes = figure.add_subplot()
         for row in range(len(vectors)):
             order = np.lexsort([-estimates.similarities[row], -estimates.weights[row]])[:MOST_LINES]
@@ -71,22 +71,22 @@ def nearest_speakers(path, training, vectors, estimates, values, name):
         if isinstance(values, np.ndarray):
             image = axes.scatter(*known.T, c=values, cmap="viridis", s=size, zorder=2, linewidth=0.3, edgecolor="#444444")
             bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-            bar.set_label(f"{_short(name, 24)} of training speakers")
+            bar.set_label(f"{short(name, 24)} of training speakers")
             bar.outline.set_visible(False)
         else:
             for i, value in enumerate(sorted(set(values))):
                 members = np.array([v == value for v in values])
                 look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "edgecolor": "#444444", "linewidth": 0.3}
-                axes.scatter(*known[members].T, s=size, zorder=2, label=_short(value), **look)
+                axes.scatter(*known[members].T, s=size, zorder=2, label=short(value), **look)
         axes.scatter(*new.T, marker="x", s=46, color="white", zorder=3, linewidth=4)
         axes.scatter(*new.T, marker="x", s=40, color=COLOURS[3], zorder=4, linewidth=1.8, label="calibrated speaker")
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
-        axes.set_title(f"Nearest speakers by {_short(name, 24)}")
+        axes.set_title(f"Nearest speakers by {short(name, 24)}")
         axes.margins(0.08)
         if len(vectors) <= MOST_NAMED:
-            _name_points(axes, [_short(name) for name in vectors.ids], new, np.concatenate([new, known]))
+            _name_points(axes, [short(name) for name in vectors.ids], new, np.concatenate([new, known]))
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=4, handletextpad=0.2, columnspacing=1.0)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def before_after(path, rows, measure):
@@ -104,7 +104,7 @@ def before_after(path, rows, measure):
     worse = after < before - 1e-9
     y = np.arange(n)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 1.9 + (0.24 * max(n, 3) if named else 4.4))
+        figure = new_figure(WIDTH, 1.9 + (0.24 * max(n, 3) if named else 4.4))
         axes = figure.add_subplot()
         for members, colour, style, label in ((~worse, COLOURS[0], "-", "better or equal"), (worse, COLOURS[3], "--", "worse")):
             if members.any():
@@ -113,17 +113,17 @@ def before_after(path, rows, measure):
                 axes.scatter(after[members], y[members], s=26 if named else 8, color=colour, zorder=3)
         axes.scatter(before, y, s=26 if named else 8, facecolor="white", edgecolor="black", zorder=4, label="before")
         if named:
-            axes.set_yticks(y, [_short(row["speaker"]) for row in rows])
+            axes.set_yticks(y, [short(row["speaker"]) for row in rows])
         else:
-            axes.set_yticks([0, n - 1], [_short(rows[0]["speaker"]), _short(rows[-1]["speaker"])])
+            axes.set_yticks([0, n - 1], [short(rows[0]["speaker"]), short(rows[-1]["speaker"])])
             axes.set_ylabel(f"{n} speakers, sorted by gain")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, n - 0.3)
         axes.grid(axis="x", color="#E6E6E6")
-        axes.set_xlabel(_short(measure, 30))
+        axes.set_xlabel(short(measure, 30))
         axes.set_title(f"Before and after: {before.mean():.3f} → {after.mean():.3f} over speakers")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def gain(path, curve, rows):
@@ -137,7 +137,7 @@ def gain(path, curve, rows):
     amounts = np.array([point["utterances"] for point in curve["curve"]])
     scores = [np.array(point["scores"]) for point in curve["curve"]]
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 5.6)
+        figure = new_figure(WIDTH, 5.6)
         top, below = figure.subplots(2, 1, sharex=True)
         top.axhline(curve["before"], color="black", linestyle="--", linewidth=1.2, label="before")
         top.fill_between(amounts, [s.min() for s in scores], [s.max() for s in scores], color=COLOURS[0], alpha=0.2, linewidth=0)
@@ -150,12 +150,12 @@ def gain(path, curve, rows):
             markersize=5,
             label="calibrated (mean, range of draws)",
         )
-        top.set(ylabel=_short(curve["measure"], 24), title="Unlabelled utterances heard per speaker")
+        top.set(ylabel=short(curve["measure"], 24), title="Unlabelled utterances heard per speaker")
         for i, measure in enumerate(dict.fromkeys(row["measure"] for row in rows)):
             chosen = [row for row in rows if row["measure"] == measure and row["gain"] == row["gain"]]
             look = {"color": COLOURS[(i + 1) % 8], "marker": MARKERS[i % 8], "edgecolor": "#444444", "linewidth": 0.3}
             below.scatter(
-                [row["utterances"] for row in chosen], [row["gain"] for row in chosen], s=26, alpha=0.85, label=_short(measure, 24), **look
+                [row["utterances"] for row in chosen], [row["gain"] for row in chosen], s=26, alpha=0.85, label=short(measure, 24), **look
             )
         below.axhline(0, color="black", linewidth=0.8)
         below.set(xlabel="utterances of the speaker", ylabel="gain of the speaker")
@@ -166,7 +166,7 @@ def gain(path, curve, rows):
             axes.grid(color="#E6E6E6")
             axes.yaxis.set_major_locator(MaxNLocator(5))
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _principal_components(training, vectors):

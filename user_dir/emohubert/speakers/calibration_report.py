@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import calibration_figures
-from ..evaluation import evaluate
+from ..core.errors import InputError
+from ..core.files import atomic, make_folder, read_json, write_json
+from ..corpus.manifest import NO_EMOTION
 from ..data import speaker_vectors
+from ..evaluation import scoring
+from ..evaluation.predictions import ClassPredictions, write_predictions
+from . import calibration_figures
 from .calibration import (
     ClassCalibration,
     DimensionCalibration,
@@ -25,10 +29,6 @@ from .calibration import (
     with_values,
 )
 from .calibration import save as save_calibration
-from ..core.errors import InputError
-from ..core.files import atomic, make_folder, read_json, write_json
-from ..corpus.manifest import NO_EMOTION
-from ..evaluation.predictions import ClassPredictions, write_predictions
 
 logger = logging.getLogger("emohubert")
 FILES = (
@@ -221,7 +221,7 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     directory = make_folder(directory)
     write_predictions(directory / "predictions.tsv", after)
     save_calibration(directory / "calibration.npz", calibration)
-    scores = [evaluate.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
+    scores = [scoring.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
     origin = origin or {}
     write_json(directory / "metrics_before.json", {**origin, **scores[0]})
     write_json(directory / "metrics.json", {**origin, "calibrated": True, **scores[1]})
@@ -239,7 +239,7 @@ def save(directory, calibration, embeddings, predictions, split=None, repeats=20
     report = {
         **describe(calibration),
         "scores": summary(*scores),
-        "paired": evaluate.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if scored else {},
+        "paired": scoring.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if scored else {},
         "worse": worse,
         "gain": {"measure": _measure(predictions), "before": mean_score(predictions) if scored else float("nan"), "curve": gain},
     }

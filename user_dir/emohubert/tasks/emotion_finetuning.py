@@ -12,17 +12,17 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
-from ..training import processes
+from ..core.errors import InputError, exit_on_input_error
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from ..pretrained.load import read_pretrained
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
-from ..data.utterance_labelled import UtteranceLabelledSpeech
-from ..core.errors import InputError, exit_on_input_error
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
-from ..models.emotion import EmotionHubertModel, resolve_backbone
 from ..data.speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
+from ..data.utterance_labelled import UtteranceLabelledSpeech
+from ..models.emotion import EmotionHubertModel, resolve_backbone
+from ..pretrained.load import read_pretrained
+from ..training import processes
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)

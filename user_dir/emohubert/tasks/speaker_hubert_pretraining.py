@@ -9,14 +9,16 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
-from ..training import processes
+from ..core.errors import InputError, exit_on_input_error
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
-from ..pretrained.load import LabelSet, initialise, read_pretrained
+from ..corpus.frame_labels import read_frame_labels
+from ..corpus.manifest import read_counts, read_dictionary, read_split
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
-from ..core.errors import InputError, exit_on_input_error
-from ..corpus.manifest import read_counts, read_dictionary, read_split
-from ..corpus.frame_labels import read_frame_labels
+from ..models.load import initialise
+from ..pretrained.load import read_pretrained
+from ..pretrained.types import LabelSet
+from ..training import processes
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)

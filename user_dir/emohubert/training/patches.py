@@ -1,27 +1,25 @@
 """What fairseq needs on today's stack, mended from outside. Each function says what is broken and where."""
 
-import argparse
 import functools
 import logging
 import os
 import pickle
-import re
 import shutil
 import weakref
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.data.dictionary import Dictionary
 from fairseq.data.iterators import FrozenBatchSampler
 from fairseq.distributed import utils as fairseq_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
-from . import processes
-from ..provenance import records
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import exit_on_input_error
 from ..core.files import make_folder
+from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
+from ..provenance import records
+from . import processes
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +34,6 @@ def apply():
     end_workers_with_their_epoch()
     record_what_is_seen()
     run_on_many_processes()
-
-
-def allow_checkpoint_classes():
-    """torch ≥ 2.6 loads nothing but tensors and plain containers by default, so fairseq can neither resume nor load.
-
-    Allowed are exactly the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's
-    state) and `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
-    """
-    torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])
-
-
-def refused_checkpoint(path, error):
-    """The InputError for a checkpoint that torch refused to unpickle."""
-    found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
-    what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
-    return InputError(
-        f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it"
-    )
 
 
 def refuse_hostile_checkpoints():

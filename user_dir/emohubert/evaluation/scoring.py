@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import figures, metrics
 from ..core.errors import InputError
 from ..core.files import atomic, make_folder, sha256, write_json
 from ..corpus.manifest import NO_EMOTION
+from . import figures, metrics
 from .predictions import ClassPredictions, write_embeddings, write_predictions
 
 NO_VALUE = "-"

@@ -1,0 +1,67 @@
+"""Where a model runs and in which precision."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from .errors import InputError
+from .parallel import one_thread
+
+
+def autocast(device, precision):
+    """Context of reduced precision; none for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def check_precision(precision, device):
+    """Raise InputError where the hardware cannot do `precision` at speed."""
+    if precision == "float32":
+        return
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = torch.backends.cpu.get_cpu_capability(), *_cpu_flags()
+        able = any("bf16" in flag.lower() for flag in flags)
+    if not able:
+        raise InputError(f"--precision {precision}: {device} has no bf16 arithmetic; use --precision float32")
+
+
+def _cpu_flags():
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
+            return next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
+    except OSError:
+        return []
+
+
+@contextlib.contextmanager
+def exact_arithmetic(device):
+    """One core per operation on a CPU; full float32 on a GPU, where TF32 has three digits."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", torch.backends.cuda.matmul.allow_tf32)
+            torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            stack.enter_context(one_thread())
+        yield
+
+
+def choose_device(name):
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        InputError: the name is unknown or there is no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: unknown device; use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use --device auto or cpu")
+    return chosen

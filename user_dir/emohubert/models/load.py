@@ -1,0 +1,211 @@
+"""Starting a model from a pretrained encoder, and using one as a frozen feature extractor."""
+
+import argparse
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from ..core.errors import InputError
+from ..corpus.audio import SAMPLE_RATE, n_frames
+from ..pretrained.load import read_pretrained
+from ..pretrained.types import ENCODER, LoadReport, mismatch
+from .hubert import SpeakerHubertConfig, SpeakerHubertModel
+from .wav2vec1 import build_aligned
+
+logger = logging.getLogger(__name__)
+
+_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")
+"""Parts of the architecture that no parameter's shape tells."""
+
+
+_STOCK_SPECIALS = 4
+"""fairseq's dictionaries start with <s>, <pad>, </s> and <unk>: its label embeddings have four rows more than labels."""
+
+
+def initialise(model, pretrained):
+    """Start a SpeakerHubertModel from a pretrained encoder.
+
+    Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
+    dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
+
+    Returns:
+        LoadReport, also logged.
+
+    Raises:
+        InputError: a part of the encoder is missing, has another shape or is computed with differently; or a wav2vec 1.
+    """
+    pretrained.require_transformer()
+    report = LoadReport()
+    _check_architecture(model, pretrained)
+    own = model.state_dict()
+    source = dict(pretrained.weights)
+    _fit_label_embeddings(model, own, source, report)
+    _fit_final_projection(model, own, source, report)
+    _fit_speakers(model, own, source, pretrained, report)
+    wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
+    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, len(model.encoder.layers))]
+    if wrong:
+        raise InputError(
+            f"{pretrained.path}: the encoder does not fit the model: {mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
+        )
+    fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
+    report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
+    report.new += [n for n in own if n not in fitting]
+    report.loaded += [n for n in fitting if n not in report.resized]
+    model.load_state_dict(fitting, strict=False)
+    logger.info("%s: %s", pretrained.path, report)
+    return report
+
+
+def _check_architecture(model, pretrained):
+    theirs = encoder_config(pretrained)
+    for name in _SHAPELESS:
+        found, wanted = (str(getattr(c[name], "value", c[name])) for c in (model.cfg, theirs))
+        if found != wanted:
+            raise InputError(
+                f"{pretrained.path}: the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint; "
+                f"set model.{name}={wanted.lower() if wanted in ('True', 'False') else wanted}"
+            )
+
+
+def _is_layer_after(name, layers):
+    """Whether a parameter is of a Transformer layer that a model of so many layers does not keep."""
+    found = re.match(r"encoder\.layers\.(\d+)\.", name)
+    return found is not None and int(found.group(1)) >= layers
+
+
+def _architecture_remedy(pretrained):
+    c = pretrained.config
+    return (
+        f"the checkpoint has {c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}: "
+        "choose the config of that size (…_tiny, …_base, …_large)"
+    )
+
+
+def _fit_label_embeddings(model, own, source, report):
+    name = "label_embs_concat"
+    if name not in own or name not in source:
+        source.pop(name, None)
+        return
+    rows, wanted = len(source[name]), model.num_classes
+    if rows == sum(k + _STOCK_SPECIALS for k in wanted) and rows != sum(wanted):
+        parts = source[name].split([k + _STOCK_SPECIALS for k in wanted])
+        source[name] = torch.cat([p[_STOCK_SPECIALS:] for p in parts])
+        report.resized.append(name)
+    elif rows != sum(wanted):
+        logger.info("%s: %d label embeddings in the checkpoint, %s wanted: they start anew", name, rows, "+".join(map(str, wanted)))
+
+
+def _fit_final_projection(model, own, source, report):
+    """An untied projection has one block per label set: give every set the checkpoint's first block."""
+    for name in ("final_proj.weight", "final_proj.bias"):
+        if name not in own or name not in source or source[name].shape == own[name].shape:
+            continue
+        block = len(own[name]) // len(model.num_classes) if model.untie_final_proj else len(own[name])
+        if source[name].shape[1:] == own[name].shape[1:] and len(source[name]) >= block:
+            source[name] = torch.cat([source[name][:block]] * (len(own[name]) // block))
+            report.resized.append(name)
+
+
+def _fit_speakers(model, own, source, pretrained, report):
+    name = "speaker_conditioning.embedding.weight"
+    if name not in own or name not in source or source[name].shape[1:] != own[name].shape[1:]:
+        return
+    if pretrained.config.get("speaker_position") != model.speaker_conditioning.position:
+        del source[name]
+        return
+    rows = {speaker: i for i, speaker in enumerate(pretrained.speakers, 1)}
+    wanted = [0, *(rows.get(s, 0) for s in model.speakers)]
+    if wanted != list(range(len(source[name]))):
+        source[name] = source[name][wanted]
+        report.resized.append(name)
+        logger.info(
+            "speakers: %d of %d known to the checkpoint, the others start as the unknown speaker",
+            sum(w > 0 for w in wanted),
+            len(model.speakers),
+        )
+
+
+def encoder_config(pretrained, **changes):
+    """A SpeakerHubertConfig (as a DictConfig) with the architecture of a checkpoint, and some values changed."""
+    return OmegaConf.merge(OmegaConf.structured(SpeakerHubertConfig), {**pretrained.config, **changes})
+
+
+def build_encoder(pretrained, **changes):
+    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a checkpoint; the
+    Wav2Vec1Encoder of an emotion model on wav2vec 1.
+
+    Args:
+        pretrained: from `read_pretrained`.
+        changes: values of SpeakerHubertConfig to change, such as dropouts.
+    """
+    if pretrained.is_wav2vec1:
+        return build_aligned(pretrained)
+    cfg = encoder_config(pretrained, **changes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
+        model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), [], pretrained.speakers)
+    initialise(model, pretrained)
+    return model
+
+
+class FrozenEncoder:
+    """A pretrained encoder for features: nothing masked, nothing dropped, no gradients.
+
+    Attributes:
+        path, sha256: of the checkpoint; for a folder, the hash of all that was read from it.
+        normalise: whether waveforms must be normalised (`audio.normalise`) first.
+        n_layers, width: of its Transformer; of wav2vec 1, 1 and the width of its aligned frames.
+        speakers: ids it has vectors for; empty without speaker conditioning.
+    """
+
+    def __init__(self, path, device="cpu"):
+        pretrained = read_pretrained(path)
+        self.path, self.sha256 = Path(path), pretrained.sha256
+        self.device = torch.device(device)
+        self.model = build_encoder(pretrained).eval().requires_grad_(False).to(self.device)
+        self.normalise = pretrained.normalise
+        self.n_layers, self.width = self.model.n_layers, self.model.width
+        self.speakers = self.model.speakers if self.model.speaker_conditioning is not None else []
+
+    def check_layers(self, layers):
+        """Raise InputError unless all `layers` (1-based) exist."""
+        wrong = [layer for layer in layers if not 1 <= layer <= self.n_layers]
+        if wrong:
+            has = f"layers 1 to {self.n_layers}" if self.n_layers > 1 else "one layer; use --layers 1"
+            raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has {has}")
+
+    def features(self, source, lengths, layers, speakers=None):
+        """Features of several layers in one pass, exact under padding.
+
+        Args:
+            source: (batch, samples) float32 tensor, zero-padded; normalised where `normalise` says so.
+            lengths: samples of each utterance.
+            layers: 1-based, as fairseq's `output_layer`.
+            speakers: speaker id of each utterance; ids without a vector, and None, are the unknown speaker.
+
+        Returns:
+            ({layer: (batch, frames, width) tensor}, frames of each utterance as an int64 array).
+        """
+        lengths = [int(n) for n in lengths]
+        rows = None
+        if self.speakers and speakers is not None:
+            table = {s: i for i, s in enumerate(self.speakers, 1)}
+            rows = torch.tensor([table.get(s, 0) for s in speakers], device=self.device)
+        with torch.inference_mode():
+            features, _ = self.model.layer_features(source.to(self.device), lengths, layers, speaker=rows)
+        return features, np.array([n_frames(n) for n in lengths], dtype=np.int64)
+
+
+def load_encoder(path, device="cpu"):
+    """Load what `read_pretrained` reads as a FrozenEncoder.
+
+    Raises:
+        InputError: it cannot be loaded, is not a HuBERT or wav2vec 2.0, or is a wav2vec 1 without an emotion model's alignment.
+    """
+    return FrozenEncoder(path, device)

@@ -1,0 +1,81 @@
+"""Reading checkpoint files without running anything that is in them."""
+
+import argparse
+import functools
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..core.errors import InputError
+
+
+def load_file(path):
+    """Load a file that torch.save wrote without running anything in it.
+
+    Returns:
+        what it holds, tensors on the CPU.
+
+    Raises:
+        InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries and meters.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'a folder, not a checkpoint file' if path.is_dir() else 'no such checkpoint'}; correct the path")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: weights without their architecture; give the folder that also holds its config.json")
+    allow_checkpoint_classes()
+    try:
+        with torch.serialization.safe_globals(_meters()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise refused_checkpoint(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        what = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: not a checkpoint, or a damaged one ({what}); copy or download it again") from error
+
+
+def load_state(path):
+    """Load a checkpoint of fairseq or ours without running anything in it.
+
+    Returns:
+        the dict it holds, tensors on the CPU.
+
+    Raises:
+        InputError: as from `load_file`, or not a checkpoint.
+    """
+    state = load_file(path)
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
+    return state
+
+
+def refused_checkpoint(path, error):
+    """The InputError for a checkpoint that torch refused to unpickle."""
+    found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
+    what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
+    return InputError(
+        f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it"
+    )
+
+
+@functools.cache
+def allow_checkpoint_classes():
+    """torch ≥ 2.6 loads nothing but tensors and plain containers by default, so fairseq can neither resume nor load.
+
+    Allowed are exactly the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's
+    state) and `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
+    """
+    from fairseq.data.dictionary import Dictionary
+
+    torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])
+
+
+@functools.cache
+def _meters():
+    """What fairseq of 2019, the time of wav2vec 1, kept of running means in its checkpoints; rebuilding them runs no code."""
+    from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
+
+    return [(meter, f"fairseq.meters.{meter.__name__}") for meter in (AverageMeter, TimeMeter, StopwatchMeter)]

@@ -1,0 +1,160 @@
+"""What a pretrained encoder is, wherever it comes from: its architecture, weights, speakers and labels."""
+
+import ast
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..core.errors import InputError
+from ..core.files import sha256
+from ..corpus.audio import HOP, RECEPTIVE_FIELD
+
+ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
+"""What makes the encoder, by parameter name: all of it must load, or training does not start."""
+
+
+WAV2VEC1 = "wav2vec"
+"""fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)."""
+
+
+@dataclass
+class LabelSet:
+    """One set of frame labels: its name in `task.labels`, its symbols, in order, and how often each occurs in training, where that is
+    known. `len()` is the number of classes."""
+
+    name: str
+    symbols: list
+    counts: list | None = None
+
+    def __len__(self):
+        return len(self.symbols)
+
+
+@dataclass
+class Pretrained:
+    """A checkpoint's encoder in fairseq's terms, wherever it comes from.
+
+    Attributes:
+        path: of the file.
+        family: hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert.
+        config: values for fields of SpeakerHubertConfig, or those of `models.wav2vec1.read_config`.
+        normalise: whether waveforms are normalised before they go in.
+        weights: parameter name → tensor, in the names of HubertModel or Wav2Vec1Encoder.
+        speakers: ids of the rows of its speaker table after the unknown one.
+        label_symbols: per label set its symbols, where known.
+        left_out: names of parameters that are no part of the encoder: heads, quantisers.
+        files: all that was read.
+    """
+
+    path: Path
+    family: str
+    config: dict
+    normalise: bool
+    weights: dict
+    speakers: list = field(default_factory=list)
+    label_symbols: list = field(default_factory=list)
+    left_out: list = field(default_factory=list)
+    files: list = field(default_factory=list)
+
+    @property
+    def n_layers(self):
+        """Layers whose features can be had."""
+        return self.config.get("encoder_layers", 12)
+
+    @property
+    def is_wav2vec1(self):
+        """Whether it is a wav2vec 1.0, or an emotion model on one."""
+        return self.config.get("_name") == WAV2VEC1
+
+    def require_transformer(self):
+        """Raise InputError for a wav2vec 1, which masked prediction cannot be continued from."""
+        if self.is_wav2vec1:
+            raise InputError(
+                f"{self.path}: wav2vec 1 has no Transformer to pretrain; start from a HuBERT or wav2vec 2.0 "
+                "(wav2vec 1 is for emotion_hubert, such as the estimator of recipes/ptapt.sh)"
+            )
+
+    @property
+    def sha256(self):
+        """SHA-256 of the file, or of the names and SHA-256s of several."""
+        if len(self.files) == 1:
+            return sha256(self.files[0])
+        return hashlib.sha256("".join(f"{Path(f).name} {sha256(f)}\n" for f in self.files).encode()).hexdigest()
+
+
+@dataclass
+class LoadReport:
+    """What became of each parameter: names by outcome."""
+
+    loaded: list = field(default_factory=list)
+    resized: list = field(default_factory=list)
+    new: list = field(default_factory=list)
+    skipped: list = field(default_factory=list)
+
+    def __str__(self):
+        parts = [f"{len(self.loaded)} parameters loaded"]
+        for outcome in ("resized", "new", "skipped"):
+            if names := getattr(self, outcome):
+                parts.append(f"{len(names)} {outcome} ({', '.join(names[:6])}{', …' if len(names) > 6 else ''})")
+        return "; ".join(parts)
+
+
+def mismatch(wrong, own, source):
+    """What does not fit, as text: names of parameters in `own` and `source`, {name: tensor}."""
+    first = wrong[0]
+    if first not in own:
+        return f"{len(wrong)} parameters differ, first {first}: the model lacks it"
+    found = f"it is {tuple(source[first].shape)} in the checkpoint" if first in source else "the checkpoint lacks it"
+    return f"{len(wrong)} parameters differ, first {first}: {tuple(own[first].shape)} in the model, {found}"
+
+
+def parse_layers(text, name="conv_feature_layers"):
+    """Read `[(512,10,5)] + [(512,3,2)] * 4` without evaluating it: lists of integer triples, + and *.
+
+    Args:
+        text: what to read.
+        name: of the option, for messages.
+
+    Returns:
+        list of (channels, kernel, stride).
+
+    Raises:
+        InputError: anything else.
+    """
+
+    def value(node):
+        match node:
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                return [value(i) for i in items]
+            case ast.Constant(value=int() as number):
+                return number
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return value(left) + value(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if 0 <= times <= 100:
+                return value(left) * times
+        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
+
+    try:
+        layers = value(ast.parse(text.strip(), mode="eval").body)
+        return [(int(c), int(k), int(s)) for c, k, s in layers]
+    except (SyntaxError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation") from error
+
+
+def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
+    """Read the convolutions of `conv_feature_layers`, as `parse_layers` does.
+
+    Raises:
+        InputError: anything else, or convolutions that do not give a frame of `window` samples every `hop`.
+    """
+    layers = parse_layers(text)
+    found_window, found_hop = 1, 1
+    for _, kernel, stride in layers:
+        found_window, found_hop = found_window + (kernel - 1) * found_hop, found_hop * stride
+    if (found_window, found_hop) != (window, hop):
+        raise InputError(
+            f"conv_feature_layers: “{text}” gives frames of {found_window} samples every {found_hop}; only {window} every {hop} is supported"
+        )
+    return layers

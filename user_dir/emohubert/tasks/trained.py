@@ -1,0 +1,54 @@
+"""Loading a checkpoint that this package trained, with its task."""
+
+import warnings
+
+from fairseq import tasks
+from omegaconf import OmegaConf
+
+from ..core.errors import InputError
+from ..pretrained.safe_files import load_state
+
+
+def load_trained(path):
+    """Load one of our checkpoints with its task, as it was saved; nothing but the file is needed.
+
+    Returns:
+        (task, model): the model in eval mode on the CPU; `task.selection` is what `selection` says of the checkpoint.
+
+    Raises:
+        InputError: not loadable, or not one of ours.
+    """
+    state = load_state(path)
+    cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
+    name = OmegaConf.select(cfg, "task._name")
+    if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
+        raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
+    task = tasks.setup_task(cfg.task)
+    task.load_state_dict(state.get("task_state") or {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = task.build_model(cfg.model, from_checkpoint=True)
+    model.load_state_dict(state["model"], strict=True)
+    task.selection = selection(state)
+    return task, model.eval()
+
+
+def selection(state):
+    """How far a checkpoint of ours was trained and why it was kept: `epoch`, `update`, and `selected`, a phrase for reports.
+
+    Args:
+        state: from `load_state`.
+    """
+    cfg, extra = OmegaConf.create(state["cfg"], flags={"allow_objects": True}), state.get("extra_state") or {}
+    position = extra.get("train_iterator") or {}
+    done = position.get("iterations_in_epoch", 0) == 0
+    epoch = position.get("epoch", 1) - done
+    updates = (state.get("optimizer_history") or [{}])[-1].get("num_updates")
+    metric, value, best = cfg.checkpoint.best_checkpoint_metric, extra.get("val_loss"), extra.get("best")
+    if value is None:
+        selected = f"the last epoch ({epoch}); nothing was selected on validation data"
+    elif value == best:
+        selected = f"epoch {epoch}, the best on validation data so far ({metric} {value:.3f})"
+    else:
+        selected = f"epoch {epoch}, not the best on validation data ({metric} {value:.3f}, best {best:.3f})"
+    return {"epoch": epoch, "update": updates, "selected": selected}
