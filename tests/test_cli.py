@@ -14,7 +14,7 @@ from emohubert.core import cli
 from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 
-USER_DIR = Path(cli.__file__).parents[1]
+USER_DIR = Path(__file__).resolve().parents[1] / "user_dir"
 
 
 def run(function, capsys, argv=None):

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from training import ROOT
 
-import emohubert  # noqa: F401
+import emohubert.tasks  # noqa: F401 (registers the configs)
 
 NAMED = sorted(p.stem for p in (ROOT / "config").glob("*.yaml") if not p.stem.startswith("_"))
 GIVEN = {"task.data", "task.label_dir", "model.init_from"}

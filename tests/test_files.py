@@ -17,7 +17,7 @@ from emohubert.core import files
 from emohubert.core.errors import InputError
 from emohubert.training import patches
 
-USER_DIR = Path(files.__file__).parents[1]
+USER_DIR = Path(__file__).resolve().parents[1] / "user_dir"
 
 
 def listing(folder):

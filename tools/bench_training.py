@@ -35,7 +35,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-import emohubert  # noqa: F401 (before fairseq, whose logging it keeps to itself)
+import emohubert.tasks  # noqa: F401 (before fairseq, whose logging it keeps to itself)
 
 # isort: split
 import numpy as np
