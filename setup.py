@@ -4,6 +4,18 @@ import ast
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+BESIDE = ("tools", "manifests", "config")
+
+
+class WithoutBenchmarks(build_py):
+    """tools/bench_*.py compare with other people's programs and stay in the source tree."""
+
+    def find_package_modules(self, package, package_dir):
+        """(package, module, file) of a package's modules."""
+        found = super().find_package_modules(package, package_dir)
+        return [entry for entry in found if not entry[1].startswith("bench_")]
 
 
 def package_version():
@@ -20,8 +32,12 @@ setup(
     version=package_version(),
     description="Speech emotion recognition with speaker-conditioned HuBERT, as a fairseq plug-in",
     license="MIT",
-    package_dir={"": "user_dir"},
-    packages=find_packages("user_dir"),
+    # An installed package holds the programs, corpus scripts and configs as well; in the source tree they stand beside user_dir/.
+    package_dir={"": "user_dir", **{f"emohubert.{name}": name for name in BESIDE}},
+    packages=[*find_packages("user_dir"), *(f"emohubert.{name}" for name in BESIDE)],
+    package_data={"": ["*.yaml", "*.j2"]},
+    cmdclass={"build_py": WithoutBenchmarks},
+    entry_points={"console_scripts": ["emohubert = emohubert.core.programs:main"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "fairseq-fixed>=0.12.3.1,<0.13",  # imported as fairseq; 0.12.2 of fairseq itself does not run on Python 3.11

@@ -43,6 +43,24 @@ PINS = pins("requirements.txt") | pins("requirements-dev.txt")
 # A set-up on made-up packages: real Python, venv and pip, and wheels that hold next to nothing.
 
 
+BACKEND = """
+import pathlib, zipfile
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    info = "emohubert-0.dist-info"
+    files = {
+        "emohubert.pth": str(pathlib.Path("user_dir").absolute()),
+        f"{info}/METADATA": "Metadata-Version: 2.1\\nName: emohubert\\nVersion: 0\\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(pathlib.Path(wheel_directory, "emohubert-0-py3-none-any.whl"), "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+    return "emohubert-0-py3-none-any.whl"
+"""
+
+
 def make_wheel(folder, name, version):
     """The smallest wheel that pip installs: one empty module; the one of fairseq also brings its program."""
     stem = name.replace("-", "_")
@@ -52,6 +70,9 @@ def make_wheel(folder, name, version):
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    if name == "setuptools":  # enough of it to build this project
+        del files["setuptools.py"]
+        files["setuptools/build_meta.py"] = BACKEND
     if name == "fairseq-fixed":
         files[f"{info}/entry_points.txt"] = "[console_scripts]\nfairseq-hydra-train = fairseq:main\n"
     files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
@@ -69,7 +90,15 @@ class Project:
         self.path = f"{folder / 'interpreter'}{os.pathsep}{os.environ['PATH']}"
         (folder / "interpreter").mkdir()
         (folder / "interpreter/python3.11").symlink_to(BASE_PYTHON)  # looked for first, and taken for what it says it is
-        for file in ["tools/setup_env.sh", "tests/run.sh", ".ci/run", "requirements.txt", "requirements-dev.txt"]:
+        for file in [
+            "tools/setup_env.sh",
+            "tests/run.sh",
+            ".ci/run",
+            "requirements.txt",
+            "requirements-dev.txt",
+            "setup.py",
+            "pyproject.toml",
+        ]:
             (self.root / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, self.root / file)
         for name, version in PINS.items():
@@ -159,6 +188,7 @@ def test_set_up_from_nothing_to_the_next_versions(project):
     assert [line.split(":")[0].split(" ")[0] for line in second.stderr.splitlines()] == ["waiting", "ready"]
     assert not (project.packages / "left_by_an_interruption.py").exists()
     assert subprocess.run([project.env / "bin/fairseq-hydra-train"], capture_output=True, text=True).stdout == "training\n"
+    assert (project.packages / "emohubert.pth").read_text() == str(project.root / "user_dir")
 
     # The second run takes seconds and installs nothing.
     before = sorted(project.packages.iterdir())
@@ -335,7 +365,8 @@ def installed(tmp_path_factory):
     """(source, target): a copy of the package and where `pip install .` put it; a build leaves files beside setup.py."""
     folder = tmp_path_factory.mktemp("install")
     source, target = folder / "source", folder / "site"
-    shutil.copytree(ROOT / "user_dir", source / "user_dir", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("user_dir", "tools", "manifests", "config"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for file in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / file, source / file)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", target]
@@ -354,10 +385,25 @@ def imports(file):
 
 def test_pip_install_brings_the_whole_package(installed):
     source, target = installed
-    modules = {p.relative_to(source / "user_dir") for p in (source / "user_dir/emohubert").rglob("*.py")}
-    assert {p.relative_to(target) for p in (target / "emohubert").rglob("*.py")} == modules
-    version = re.search('^__version__ = "(.+)"', (source / "user_dir/emohubert/__init__.py").read_text(), re.MULTILINE)[1]
-    assert sorted(p.name for p in target.iterdir()) == ["emohubert", f"emohubert-{version}.dist-info"]
+    package = target / "emohubert"
+    files = {p.relative_to(source / "user_dir/emohubert") for p in (source / "user_dir/emohubert").rglob("*.*") if p.suffix != ".pyc"}
+    files |= {p.relative_to(source) for name in ("tools", "manifests") for p in (source / name).glob("*.py") if "bench_" not in p.name}
+    files |= {p.relative_to(source) for p in (source / "config").glob("*.yaml")}
+    assert {p.relative_to(package) for p in package.rglob("*.*") if p.suffix != ".pyc"} == files
+    version = re.search('^__version__ = "(.+)"', (package / "__init__.py").read_text(), re.MULTILINE)[1]
+    assert sorted(p.name for p in target.iterdir()) == ["bin", "emohubert", f"emohubert-{version}.dist-info"]
+
+
+@pytest.mark.parametrize("arguments", [["check_manifest"], ["manifest", "emodb"]], ids=" ".join)
+def test_the_command_runs_every_program(installed, arguments, tmp_path):
+    def emohubert(*arguments):
+        command = [sys.executable, installed[1] / "bin/emohubert", *arguments]
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(installed[1])}, cwd=tmp_path, capture_output=True, text=True)
+
+    assert f"\n  {arguments[0]} " in emohubert("--help").stdout
+    assert emohubert(*arguments, "--help").stdout.startswith(f"usage: emohubert {' '.join(arguments)} ")
+    assert_error(emohubert(*arguments), f"emohubert {' '.join(arguments)} --help")
+    assert_error(emohubert(*arguments[:-1], "no_such_program"), "no_such_program", arguments[-1])
 
 
 def test_declared_ranges_hold_the_pins_and_every_import_is_declared(installed):

@@ -10,6 +10,7 @@
 #
 # Needed: Python 3.11 or 3.12 on PATH, and a C++ compiler where fairseq has to be compiled (everywhere but with
 # Python 3.12 on 64-bit x86 Linux); about 6 GB of disk; pip's ordinary settings decide where packages come from.
+# The environment holds emohubert itself, from this source tree (`import emohubert`, `emohubert --help` work in any folder).
 # An interrupted set-up is begun again by the next one; two at a time wait for each other.
 # Exit 0: ready. Exit 2: `error: …` in one line, after a failed installation followed by the end of its log.
 
@@ -74,6 +75,18 @@ sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or not os.path.samefile(
 PYTHON
 }
 
+# holds_package: whether the package itself is installed from a source tree that is still there (another checkout may share the environment).
+holds_package() {
+    "$env/bin/python" - 2>/dev/null <<'PYTHON'
+import json, os, sys
+from importlib.metadata import distribution
+from urllib.parse import unquote, urlparse
+
+tree = unquote(urlparse(json.loads(distribution("emohubert").read_text("direct_url.json"))["url"]).path)
+sys.exit(not os.path.exists(os.path.join(tree, "setup.py")))
+PYTHON
+}
+
 # lacking FILE …: what the environment lacks of the versions that the requirements files name; nothing when it is whole.
 lacking() {
     "$env/bin/python" - "$@" <<'PYTHON'
@@ -108,7 +121,8 @@ PYTHON
 # whole: whether the environment is there, of the right versions and not left unfinished.
 whole() {
     local missing
-    [[ ! -e $unfinished ]] && works && missing=$(lacking "$root"/requirements{,-dev}.txt) && [[ -z $missing ]]
+    [[ ! -e $unfinished ]] && works && missing=$(lacking "$root"/requirements{,-dev}.txt) && [[ -z $missing ]] || return 1
+    [[ ! -e $made ]] || holds_package
 }
 
 # find_python: sets `python` to the first interpreter on PATH that can make the environment and build what has to be built.
@@ -178,9 +192,9 @@ install_runtime() {
     say "setting up $env with $("$python" -V): a few minutes, once; log: $log"
     logged "making the environment" "$python" -m venv "$env"
     say "1/3 PyTorch"
-    logged "installing PyTorch" pip install -c "$root/requirements.txt" setuptools wheel Cython numpy torch torchaudio
+    logged "installing PyTorch" pip install --prefer-binary -c "$root/requirements.txt" setuptools wheel Cython numpy torch torchaudio
     say "2/3 fairseq and the rest"
-    logged "installing fairseq and the rest" pip install --no-build-isolation -r "$root/requirements.txt"
+    logged "installing fairseq and the rest" pip install --prefer-binary --no-build-isolation -r "$root/requirements.txt"
     logged "importing torch, torchaudio and fairseq" "$env/bin/python" -c "import torch, torchaudio, fairseq"
 }
 
@@ -228,8 +242,9 @@ main() (
     else
         touch "$unfinished"
     fi
-    say "3/3 what the tests need"
-    logged "installing what the tests need" pip install -c "$root/requirements.txt" -r "$root/requirements-dev.txt"
+    say "3/3 what the tests need, and emohubert itself"
+    logged "installing what the tests need" pip install --prefer-binary -c "$root/requirements.txt" -r "$root/requirements-dev.txt"
+    logged "installing emohubert" pip install --no-deps --no-build-isolation --editable "$root"
     missing=$(lacking "$root"/requirements{,-dev}.txt)
     [[ -z $missing ]] || fail "after the installation $env still lacks ${missing//$'\n'/, }; see $log"
     rm "$unfinished"

@@ -40,7 +40,11 @@ def command(main):
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults and says `error: …` in one line, with exit status 2, on bad usage."""
 
+    called = None
+    """How the program was called, where that is not by its path."""
+
     def __init__(self, *args, **kwargs):
+        kwargs.setdefault("prog", self.called)
         kwargs.setdefault("formatter_class", _Help)
         super().__init__(*args, **kwargs)
 

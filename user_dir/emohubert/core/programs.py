@@ -1,0 +1,47 @@
+"""`emohubert NAME …`: every program of tools/ and, as `emohubert manifest CORPUS …`, every script of manifests/."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+from . import cli
+from .errors import print_error
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def _folder(name):
+    """tools/ or manifests/: inside the installed package, or beside user_dir/ in the source tree."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parents[1] / name
+
+
+def programs(folder):
+    """{name: path} of the programs in tools/ or manifests/, benchmarks left out."""
+    return {path.stem: path for path in sorted(_folder(folder).glob("*.py")) if not path.stem.startswith(("bench_", "_"))}
+
+
+def _usage():
+    lines = ["usage: emohubert NAME …          (emohubert NAME --help tells more)", ""]
+    for name, path in programs("tools").items():
+        summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        lines.append(f"  {name:<18} {summary}")
+    lines.append(f"  {'manifest CORPUS':<18} Write manifest directories of a corpus: {' '.join(programs('manifests'))}")
+    return "\n".join(lines)
+
+
+def main():
+    """Run the program that the command line names, as if it had been called by its path."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    folder, name = ("manifests", " ".join(arguments[1:2])) if arguments[0] == "manifest" else ("tools", arguments[0])
+    found = programs(folder).get(name)
+    if found is None:
+        print_error(f"“{name}” is not one of {' '.join(programs(folder))}; see emohubert --help")
+        raise SystemExit(2)
+    cli.Parser.called = f"emohubert {'manifest ' if folder == 'manifests' else ''}{name}"
+    sys.argv[1:] = arguments[2 if folder == "manifests" else 1 :]
+    runpy.run_path(str(found), run_name="__main__")
