@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +23,11 @@ settings.load_profile(PROFILE)
 DATA = Path(os.environ.get("EMOHUBERT_DATA", ROOT.parent / "shared" / "data"))
 
 
-SLOW_FILES = {
-    f"test_{name}.py" for name in ("adaptation", "audit", "bench_training", "finetuning_options", "predict", "robustness", "run_folds")
-}
-"""Files whose tests share trainings that take longer than all their tests."""
-
-
-LONGEST = ("recipes", "distributed", "pseudo_labels", "test_slurm", "crema_d_report", "adaptation", "training", "packed", "run_folds")
-"""Parts of the names of files that take a minute or more, the longest first."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what is slow. What takes longest comes first, so that several processes end at the same time."""
-    for item in items:
-        if item.path.name in SLOW_FILES:
-            item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.name), len(LONGEST)))
+    """Files with most slow tests come first, so that several processes end at the same time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def seed(name):

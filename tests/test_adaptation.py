@@ -43,6 +43,8 @@ from emohubert.speakers.adaptation import (
 )
 from emohubert.tasks.trained import load_trained
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 QUICK = Fitting(iterations=3, masks=2, batch_seconds=2.0)
 NEW = ("eve", "fritz")
 

@@ -17,6 +17,8 @@ from emohubert.corpus.manifest import Utterance, read_split, write_splits
 from emohubert.provenance import audit, records
 from emohubert.report import page as report
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 SESSIONS = {"anna": "s1", "ben": "s1", "cleo": "s2", "dan": "s3"}
 TRAIN, VALID, TEST = ("anna", "ben"), ("cleo",), ("dan",)
 LABELS = "labels/L1/km4"

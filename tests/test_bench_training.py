@@ -12,6 +12,8 @@ from scripts import load, run
 from emohubert.corpus.audio import n_frames
 from emohubert.pretrained.types import parse_conv_layers
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 PROGRAM = "tools/bench_training.py"
 CPU = torch.device("cpu")
 

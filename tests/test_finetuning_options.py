@@ -22,6 +22,8 @@ from emohubert.evaluation.inference import speaker_setting
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 
 def test_a_speaker_at_the_head_starts_as_none(corpus):
     source, lengths = torch.randn(2, 8_000), [8_000, 5_000]

@@ -28,6 +28,8 @@ from emohubert.speakers import calibration
 from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
 from emohubert.tasks.trained import load_trained
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 bench = load("tools/bench_predict.py")
 DIMENSIONS = ("arousal", "valence")
 

@@ -25,6 +25,8 @@ from emohubert.report import warnings
 from emohubert.report.collect import is_robustness
 from emohubert.tasks.trained import load_trained
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 FEW = ["--snr", "10", "-5", "--noise", "white", "--t60", "0.4", "--cutoff", "600", "--clip", "0.3", "--seconds", "0.3", "--repeats", "50"]
 NAMES = ["clean", "white noise 10 dB", "white noise -5 dB", "reverberation 0.4 s", "low-pass 600 Hz", "clipping 30%", "centre only 0.3 s"]
 

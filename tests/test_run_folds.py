@@ -22,6 +22,8 @@ from emohubert.evaluation.predictions import DimensionPredictions, from_probabil
 from emohubert.pretrained.safe_files import load_state
 from emohubert.pseudo_labels.benchmark import write_random_hubert
 
+pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
+
 TINY = {
     "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",
     "encoder_layers": 1,
