@@ -121,7 +121,7 @@ class MfccFeatures:
         found = [p for i in indices for p in pieces(i, split.n_samples[i], split.n_samples[i], 0, self.hop)]
 
         def process(piece):
-            consume(Extracted(piece, {MFCC: self._features(split, piece)}))
+            consume(Extracted(piece, {self.names[0]: self._features(split, piece)}))
 
         with one_thread():
             yield from _in_threads(process, found, self.workers, budget=None)
@@ -138,7 +138,7 @@ class MfccFeatures:
         cepstra = torch.cat(parts).T  # (13, frames)
         deltas = torchaudio.functional.compute_deltas(cepstra)
         features = torch.cat([cepstra, deltas, torchaudio.functional.compute_deltas(deltas)]).T.contiguous()
-        return _finite(features, path)
+        return finite(features, path)
 
 
 class EncoderFeatures:
@@ -250,7 +250,7 @@ class EncoderFeatures:
         kept = []
         for i, piece in enumerate(batch):
             rows = slice(piece.skip, piece.skip + piece.last - piece.first)
-            kept.append({name: _finite(features[layer][i, rows].float(), split.audio(piece.utterance)) for name, layer in layers.items()})
+            kept.append({name: finite(features[layer][i, rows].float(), split.audio(piece.utterance)) for name, layer in layers.items()})
         return kept
 
 
@@ -282,7 +282,8 @@ def short_recordings(split, hop, named=50):
     )
 
 
-def _finite(features, path):
+def finite(features, path):
+    """The features, or InputError naming the recording where one is not a finite number."""
     if not torch.isfinite(features).all():
         raise InputError(f"{path}: its features are not finite numbers; look for damaged audio or a damaged checkpoint")
     return features

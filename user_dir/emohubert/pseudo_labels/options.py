@@ -6,6 +6,7 @@ from ..core.device import check_precision, choose_device
 from ..core.errors import InputError
 from .features import EncoderFeatures, MfccFeatures
 from .kmeans import METRICS
+from .prosody import ProsodyFeatures
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -49,6 +50,7 @@ def add_features(parser):
     """Which features: --mfcc, or --checkpoint with --layers, and how they are extracted."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
+    kind.add_argument("--prosody", action="store_true", help="14 prosodic and voice-quality descriptors, 50 frames a second")
     kind.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -94,10 +96,10 @@ def features(args, load_encoder, precision=None):
         InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
     """
     precision = precision or args.precision
-    if args.mfcc:
+    if args.mfcc or args.prosody:
         if args.layers or precision != "float32":
-            raise InputError("--mfcc: MFCCs have no --layers and no --precision; leave these options out")
-        return MfccFeatures(args.workers, args.max_chunk_seconds)
+            raise InputError("--mfcc, --prosody: only encoders have --layers and --precision; leave these options out")
+        return (MfccFeatures if args.mfcc else ProsodyFeatures)(args.workers, args.max_chunk_seconds)
     if not args.layers:
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
     device = choose_device(args.device)
