@@ -401,7 +401,7 @@ def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mfcc", "--layers", "3", "--clusters", "4"], "--mfcc: MFCCs have no --layers"),
+        (["--mfcc", "--layers", "3", "--clusters", "4"], "--mfcc, --prosody: only encoders have --layers"),
         (["--mfcc", "--clusters", "0"], "not a whole number of at least 1"),
         (["--mfcc", "--clusters", "4", "--max-memory", "much"], "not an amount of memory"),
         (["--mfcc", "--clusters", "4", "--max-memory", "10"], "no recording has a frame"),
@@ -410,7 +410,7 @@ def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, c
         (["--mfcc", "--clusters", "100000"], "frames cannot make 100000 clusters"),
         (["--mfcc", "--clusters", "4", "--pieces", "9", "--splits", "valid"], "name it in --splits too"),
         (["--mfcc"], "one of the arguments --clusters --centroids is required"),
-        (["--clusters", "4"], "one of the arguments --mfcc --checkpoint is required"),
+        (["--clusters", "4"], "one of the arguments --mfcc --prosody --checkpoint is required"),
         (["--checkpoint", "CKPT", "--clusters", "4"], "name the layers with --layers"),
         (["--checkpoint", "CKPT", "--layers", "5", "--clusters", "4"], "layers 1 to 4"),
         (["--checkpoint", "CKPT", "--layers", "1", "2", "--centroids", "KM"], "given centroids label one layer"),
