@@ -37,6 +37,7 @@ setup(
     packages=[*find_packages("user_dir"), *(f"emohubert.{name}" for name in BESIDE)],
     package_data={"": ["*.yaml", "*.j2"]},
     cmdclass={"build_py": WithoutBenchmarks},
+    extras_require={"baseline": ["opensmile>=2.5"]},  # free for research only
     entry_points={"console_scripts": ["emohubert = emohubert.core.programs:main"]},
     python_requires=">=3.11,<3.13",
     install_requires=[

@@ -1,0 +1,66 @@
+"""The eGeMAPS baseline: against figures published for it, and on features whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+from scripts import run
+from sklearn.preprocessing import StandardScaler
+
+from emohubert.evaluation import baseline
+
+
+def test_normalised_is_scikit_learns_scaler_for_each_speaker():
+    rng = np.random.default_rng(0)
+    features, speakers = rng.normal(3, 2, (40, 5)), list(rng.choice(["a", "b", "c"], 40))
+    features[:, 4] = 7
+    found = baseline.normalised(features, speakers)
+    for speaker in "abc":
+        rows = np.array(speakers) == speaker
+        np.testing.assert_allclose(found[rows], StandardScaler().fit_transform(features[rows]), atol=1e-12)
+
+
+@pytest.fixture
+def folds(tmp_path, emodb):
+    assert run("manifests/emodb.py", emodb, tmp_path / "m", "--protocol", "leave-one-speaker-out") == 0
+    return tmp_path / "m"
+
+
+def scores(out):
+    return {s["name"]: s for s in json.loads((out / "results.json").read_text())["systems"]}
+
+
+def test_speakers_who_differ_by_an_offset_are_normalised_away(folds, tmp_path, monkeypatch):
+    """Features that tell the emotion but for an offset of each speaker: normalised it is found, plain it is not."""
+
+    def made_up(splits, cache, workers):
+        rng, classes = np.random.default_rng(1), ["angry", "happy", "neutral", "sad"]
+        offset = {name: 20 * rng.normal(size=4) for name in sorted(set(splits[0].speakers) | set(splits[1].speakers))}
+        return {
+            str(s.audio(i)): np.eye(4)[classes.index(s.emotions[i])] + offset[s.speakers[i]] + 0.1 * rng.normal(size=4)
+            for s in splits
+            for i in range(len(s))
+        }
+
+    monkeypatch.setattr(baseline, "functionals", made_up)
+    assert run("tools/baseline.py", folds, tmp_path / "out") == 0
+    found = scores(tmp_path / "out")
+    assert np.mean(found[baseline.MAJORITY]["scores"]["UA %"]) == 25
+    assert np.mean(found[baseline.NORMALISED]["scores"]["UA %"]) > 95 > 70 > np.mean(found[baseline.PLAIN]["scores"]["UA %"])
+    assert found[baseline.PLAIN]["setting"] == ["inductive (1 speakers)"]
+    assert found[baseline.NORMALISED]["setting"] == ["normalised by unlabelled audio (1 speakers)"]
+
+
+@pytest.mark.slow
+def test_emodb_scores_are_those_known(folds, tmp_path):
+    pytest.importorskip("opensmile")
+    assert run("tools/baseline.py", folds, tmp_path / "out") == 0
+    for name, (mean, std) in {baseline.PLAIN: (74.0, 8.4), baseline.NORMALISED: (86.1, 8.1)}.items():
+        ua = scores(tmp_path / "out")[name]["scores"]["UA %"]
+        assert (round(np.mean(ua), 1), round(np.std(ua), 1)) == (mean, std)
+
+
+def test_bad_input_is_one_line(tmp_path, folds, capsys):
+    assert run("tools/baseline.py", tmp_path, tmp_path / "out") == 2
+    assert run("tools/baseline.py", folds, tmp_path / "out", "--target", "arousal") == 2
+    assert "no “arousal”" in capsys.readouterr().err

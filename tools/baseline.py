@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""The baselines that a system has to beat, on the folds of a manifest directory: majority class, eGeMAPS + SVM, plain and normalised.
+
+Trains on each fold's train split and predicts its test split: for every system OUT_DIR/NAME/foldK/predictions.tsv and metrics.json as
+tools/evaluate.py writes them, and results.md and results.json over the folds. *Normalised* uses each test speaker's unlabelled audio.
+Needs the package opensmile, which is free for research only and so not installed by default: pip install 'emohubert[baseline]'.
+
+  tools/baseline.py exp/emodb exp/emodb_baseline
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert.core import cli
+
+
+@cli.command
+def main(argv=None):
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory, with or without folds")
+    parser.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+    parser.add_argument("--target", default="emo", metavar="NAME", help="emo, or the name of a column of .dim")
+    parser.add_argument("--train", default="train", metavar="SPLIT", help="split to train on")
+    parser.add_argument("--test", default="test", metavar="SPLIT", help="split to predict")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that extract features (default: one for each core)")
+    args = parser.parse_args(argv)
+    from emohubert.evaluation import baseline
+
+    print("\n".join(baseline.run(args.manifest_dir, args.out_dir, args.target, args.train, args.test, args.workers)))
+
+
+if __name__ == "__main__":
+    main()

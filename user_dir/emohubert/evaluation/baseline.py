@@ -1,0 +1,150 @@
+"""The baseline to beat: eGeMAPS functionals and a support vector machine, plain and with normalised speakers; and the majority class.
+
+88 functionals of an utterance (eGeMAPS v02, Eyben et al. 2016), standardised on the training split, RBF kernel, C = 10, classes
+weighted by their rarity; support vector regression for dimensions. *Normalised*: each speaker's features are brought to zero mean
+and unit variance over all of that speaker's unlabelled audio in the split, in training and at test.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..core.cli import progress
+from ..core.errors import InputError
+from ..core.files import atomic, fingerprint, make_folder, write_json
+from ..core.parallel import cores
+from ..corpus import audio
+from ..corpus.manifest import NO_EMOTION, manifest_directories, read_split
+from . import scoring
+from .predictions import ClassPredictions, DimensionPredictions, known_references
+from .results import read_results, write_results
+
+PLAIN, NORMALISED, MAJORITY = "eGeMAPS + SVM", "eGeMAPS + SVM, speakers normalised", "majority class"
+
+
+def run(directory, out, target="emo", train="train", test="test", workers=None):
+    """Train and test the baselines on every fold of a manifest directory, and write what tools/evaluate.py writes, and a table.
+
+    Args:
+        directory: manifest directory, with or without folds.
+        out: folder for NAME/fold*/predictions.tsv and metrics.json, results.md and results.json; features are kept in features.npz.
+        target: "emo", or the name of a column of `.dim`.
+        train, test: splits.
+        workers: processes that extract features; by default one for each core.
+
+    Returns:
+        lines of the table.
+
+    Raises:
+        InputError: a split or its labels are missing, or opensmile is not installed.
+    """
+    out = make_folder(out)
+    folds = [
+        {name: read_split(d, name) for name in (train, test)} for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()
+    ]
+    if not folds:
+        raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
+    features = functionals([split for fold in folds for split in fold.values()], out / "features.npz", workers or cores())
+    rows = []
+    for number, fold in enumerate(folds, 1):
+        known, unknown = fold[train], fold[test]
+        if not known.speakers or not unknown.speakers or (target != "emo" and target not in (known.dimensions or {})):
+            raise InputError(f"{known.tsv}: its splits have no speakers, or no “{target}”; make the manifest with speakers and labels")
+        x, z = ([features[path] for path in _paths(split)] for split in (known, unknown))
+        x, z = np.stack(x), np.stack(z)
+        speakers = sorted(set(unknown.speakers))
+        inductive = (
+            f"inductive ({len(speakers)} speakers)" if set(speakers).isdisjoint(known.speakers) else f"seen ({len(speakers)} speakers)"
+        )
+        adapted = f"normalised by unlabelled audio ({len(speakers)} speakers)"
+        systems = {PLAIN: (x, z, inductive), NORMALISED: (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted)}
+        if target == "emo":
+            systems = {MAJORITY: (None, None, inductive), **systems}
+        for name, (fitted, tested, setting) in systems.items():
+            folder = make_folder(out / name.replace(" ", "_") / f"fold{number}")
+            predictions = (_classes if target == "emo" else _dimension)(known, unknown, fitted, tested, target)
+            scores = scoring.save(folder, predictions, unknown)
+            write_json(folder / "metrics.json", {"setting": setting, "split": str(unknown.tsv), **scores})
+            rows.append((name, folder))
+    systems = sorted(read_results(rows), key=lambda row: [MAJORITY, PLAIN, NORMALISED].index(row["name"]))
+    return write_results(out / "results", systems, f"Baselines: {target}, {len(folds)} folds of {directory}")
+
+
+def normalised(features, speakers):
+    """Features (n, width) with zero mean and unit variance over each speaker's rows; what is constant for a speaker becomes 0."""
+    result = np.empty_like(features)
+    for speaker in set(speakers):
+        rows = np.array([s == speaker for s in speakers])
+        std = features[rows].std(0)
+        result[rows] = (features[rows] - features[rows].mean(0)) / np.where(std > 0, std, 1)
+    return result
+
+
+def functionals(splits, cache, workers):
+    """{audio path: eGeMAPS functionals, float32 (88,)} of all splits, extracted in processes and kept in `cache` (.npz)."""
+    from joblib import Parallel, delayed
+
+    paths = sorted({path for split in splits for path in _paths(split)})
+    key = fingerprint([(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths if Path(path).is_file()])
+    if Path(cache).is_file():
+        with np.load(cache) as kept:
+            if str(kept["key"]) == key:
+                return dict(zip(paths, kept["functionals"], strict=True))
+    try:
+        import opensmile  # noqa: F401
+    except ImportError:
+        raise InputError("the baseline needs opensmile (free for research): pip install 'emohubert[baseline]'") from None
+    blocks = [paths[i : i + 8] for i in range(0, len(paths), 8)]
+    found = Parallel(n_jobs=workers, return_as="generator")(delayed(_extract)(block) for block in blocks)
+    values = np.concatenate(list(progress(found, "eGeMAPS", total=len(blocks), unit="× 8 files")))
+    with atomic(cache, "wb") as f:
+        np.savez(f, functionals=values, key=key)
+    return dict(zip(paths, values, strict=True))
+
+
+def _extract(paths):
+    import opensmile
+
+    smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02, feature_level=opensmile.FeatureLevel.Functionals)
+    return np.concatenate([smile.process_signal(audio.read(path), audio.SAMPLE_RATE).to_numpy() for path in paths])
+
+
+def _paths(split):
+    return [str(split.audio(i)) for i in range(len(split))]
+
+
+def _machine(estimator):
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), estimator)
+
+
+def _classes(known, unknown, x, z, _):
+    """Class predictions; the columns p_CLASS are shares of the pairwise votes, not calibrated probabilities."""
+    from sklearn.svm import SVC
+
+    labelled = np.array([emotion != NO_EMOTION for emotion in known.emotions or []], dtype=bool)
+    if not labelled.any():
+        raise InputError(f"{known.tsv}: no utterance has a class; give a manifest with labels, or --target NAME")
+    emotions = np.array(known.emotions)[labelled]
+    classes, counts = np.unique(emotions, return_counts=True)
+    if x is None:
+        predicted = np.full(len(unknown), classes[counts.argmax()])
+        scores = np.tile(counts / counts.sum(), (len(unknown), 1))
+    else:
+        machine = _machine(SVC(C=10, class_weight="balanced")).fit(x[labelled], emotions)
+        votes = machine.decision_function(z).reshape(len(z), -1)
+        votes = np.hstack([-votes, votes]) if votes.shape[1] == 1 else votes
+        predicted, scores = machine.predict(z), np.exp(votes) / np.exp(votes).sum(1, keepdims=True)
+    references = known_references(unknown.emotions, classes, unknown.tsv)
+    return ClassPredictions(list(unknown.ids), list(unknown.speakers), references, predicted.tolist(), classes.tolist(), scores)
+
+
+def _dimension(known, unknown, x, z, name):
+    from sklearn.svm import SVR
+
+    reference, wanted = (np.asarray(split.dimensions[name], dtype=np.float64) for split in (known, unknown))
+    rated = np.isfinite(reference)
+    predicted = _machine(SVR()).fit(x[rated], reference[rated]).predict(z)
+    return DimensionPredictions(list(unknown.ids), list(unknown.speakers), [name], wanted[:, None], predicted[:, None])
