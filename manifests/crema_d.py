@@ -15,24 +15,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-import numpy as np
-
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.protocols import balanced_folds, protocol_splits
+from emohubert.corpus.tables import need_columns, read_delimited
 
 NAME = re.compile(r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<emotion>ANG|DIS|FEA|HAP|NEU|SAD)_(?P<level>LO|MD|HI|XX|X)")
 EMOTIONS = {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 VOTES = {"A": "angry", "D": "disgusted", "F": "fearful", "H": "happy", "N": "neutral", "S": "sad"}
-LEVELS = {
-    "A": "meanAngerResp",
-    "D": "meanDisgustResp",
-    "F": "meanFearResp",
-    "H": "meanHappyResp",
-    "N": "meanNeutralResp",
-    "S": "meanSadResp",
-}
+LEVELS = {word[0]: f"mean{word}Resp" for word in ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad")}
 INTENSITIES = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified", "X": "unspecified"}
 SCALE = (0, 100)
 OWN_PROTOCOLS = {
@@ -42,13 +35,14 @@ OWN_PROTOCOLS = {
 }
 
 
-def find_table(folders, name):
-    """Path of a CSV file of the release."""
-    for folder in folders:
-        found = sorted(p for p in folder.rglob(name) if not p.name.startswith("."))
-        if found:
-            return found[0]
-    raise InputError(f"{folders[0]}: holds no {name}; put the file of the release there, or name its folder with --metadata")
+def read_release(folders, name, needed):
+    """(path, rows) of a CSV file of the release, wherever it lies below the folders."""
+    path = next((p for folder in folders for p in sorted(folder.rglob(name)) if not p.name.startswith(".")), None)
+    if path is None:
+        raise InputError(f"{folders[0]}: holds no {name}; put the file of the release there, or name its folder with --metadata")
+    columns, rows = read_delimited(path)
+    need_columns(path, columns, needed)
+    return path, rows
 
 
 def number(row, column, where):
@@ -59,50 +53,46 @@ def number(row, column, where):
         raise InputError(f"{where}: {column} is “{row[column]}”, not a number; restore the file of the release") from None
 
 
-def read_votes(path):
+def read_votes(path, rows):
     """Clip → what those who only heard it said: {"class", "dimensions", "meta"}."""
-    columns, rows = build.read_delimited(path)
-    build.need_columns(path, columns, ["fileName", "numResponses", "emoVote", "meanEmoResp", *VOTES, *LEVELS.values()])
     votes = {}
     for line, row in rows:
-        stimulus = row[columns[0]]
+        stimulus = next(iter(row.values()))
         if not re.fullmatch(r"[123]\d{5}", stimulus):
             raise InputError(f"{path}:{line}: “{stimulus}” is not a stimulus number such as 100001; restore the file of the release")
         if stimulus[0] != "1":
             continue  # 2…: face alone, 3…: face and voice
-        where = f"{path}:{line}"
-        counts = {letter: number(row, letter, where) for letter in VOTES}
-        total = sum(counts.values())
-        if total <= 0:
-            raise InputError(f"{where}: nobody voted; restore the file of the release")
-        level = number(row, "meanEmoResp", where)
-        if not SCALE[0] <= level <= SCALE[1]:
-            raise InputError(f"{where}: meanEmoResp {level:g} is not in 0–100; restore the file of the release")
-        winners = row["emoVote"].split(":")
-        if not set(winners) <= set(VOTES):
-            raise InputError(f"{where}: emoVote “{row['emoVote']}” is not made of {' '.join(VOTES)}; restore the file of the release")
         if row["fileName"] in votes:
-            raise InputError(f"{where}: a second voice-only row of {row['fileName']}; remove one")
-        levels = {letter: number(row, column, where) for letter, column in LEVELS.items()}
-        votes[row["fileName"]] = {
-            "class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION,
-            "dimensions": {
-                "intensity": round(build.to_unit(level, *SCALE), 6),
-                **{f"soft_{name}": round(counts[letter] / total, 6) for letter, name in VOTES.items()},
-            },
-            "meta": {
-                "crowd": ":".join(VOTES[w] for w in winners),
-                "responses": row["numResponses"],
-                **{f"votes_{name}": f"{counts[letter]:g}" for letter, name in VOTES.items()},
-                # the release writes -1 where nobody heard the emotion
-                **{f"level_{name}": f"{levels[letter]:.6g}" if levels[letter] >= 0 else "" for letter, name in VOTES.items()},
-            },
-        }
+            raise InputError(f"{path}:{line}: a second voice-only row of {row['fileName']}; remove one")
+        votes[row["fileName"]] = crowd_of(row, f"{path}:{line}")
     return votes
+
+
+def crowd_of(row, where):
+    """What the listeners of a clip said, from its row."""
+    counts = {letter: number(row, letter, where) for letter in VOTES}
+    total = sum(counts.values())
+    if total <= 0:
+        raise InputError(f"{where}: nobody voted; restore the file of the release")
+    level = number(row, "meanEmoResp", where)
+    if not SCALE[0] <= level <= SCALE[1]:
+        raise InputError(f"{where}: meanEmoResp {level:g} is not in 0–100; restore the file of the release")
+    winners = row["emoVote"].split(":")
+    if not set(winners) <= set(VOTES):
+        raise InputError(f"{where}: emoVote “{row['emoVote']}” is not made of {' '.join(VOTES)}; restore the file of the release")
+    levels = {letter: number(row, column, where) for letter, column in LEVELS.items()}
+    dimensions = {"intensity": round(build.to_unit(level, *SCALE), 6)}
+    dimensions |= {f"soft_{name}": round(counts[letter] / total, 6) for letter, name in VOTES.items()}
+    meta = {"crowd": ":".join(VOTES[w] for w in winners), "responses": row["numResponses"]}
+    meta |= {f"votes_{name}": f"{counts[letter]:g}" for letter, name in VOTES.items()}
+    meta |= {f"level_{name}": f"{levels[letter]:.6g}" if levels[letter] >= 0 else "" for letter, name in VOTES.items()}  # -1: nobody
+    return {"class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION, "dimensions": dimensions, "meta": meta}
 
 
 def random_split(utterances, seed):
     """60/20/20 of the clips, by chance alone."""
+    import numpy as np
+
     where = np.random.default_rng([seed, 21]).permutation(len(utterances)) / len(utterances)
     bounds = {"train": (0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1)}
     return {"": {name: [u for u, x in zip(utterances, where, strict=True) if low <= x < high] for name, (low, high) in bounds.items()}}
@@ -121,47 +111,29 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     left_out = build.LeftOut()
-    folder = "AudioWAV" if (args.audio_dir / "AudioWAV").is_dir() else ""  # the release has MP3 and video as well
-    audio = build.first_copies(build.find_audio(args.audio_dir, left_out, folder), left_out)
     folders = [args.metadata or args.audio_dir, args.audio_dir]
-    official_path = find_table(folders, "SentenceFilenames.csv")
-    columns, rows = build.read_delimited(official_path)
-    build.need_columns(official_path, columns, ["Filename"])
+    official_path, rows = read_release(folders, "SentenceFilenames.csv", ["Filename"])
     official = {row["Filename"] for _, row in rows}
-    people_path = find_table(folders, "VideoDemographics.csv")
-    columns, rows = build.read_delimited(people_path)
-    build.need_columns(people_path, columns, ["ActorID", "Age", "Sex", "Race", "Ethnicity"])
+    people_path, rows = read_release(folders, "VideoDemographics.csv", ["ActorID", "Age", "Sex", "Race", "Ethnicity"])
     people = {row["ActorID"]: row for _, row in rows}
-    votes_path = find_table(folders, "tabulatedVotes.csv")
-    votes = read_votes(votes_path)
+    needed = ["fileName", "numResponses", "emoVote", "meanEmoResp", *VOTES, *LEVELS.values()]
+    votes_path, rows = read_release(folders, "tabulatedVotes.csv", needed)
+    votes = read_votes(votes_path, rows)
 
-    entries = []
-    for path in audio:
-        clip = Path(path).stem
-        match = NAME.fullmatch(clip)
-        if not match:
-            left_out["not named like CREMA-D"].append(path)
-            continue
+    def entry(path, match):
+        clip = match.string
         if clip not in official:
-            left_out[f"not in {official_path.name}"].append(path)
-            continue
+            return f"not in {official_path.name}"
         for table, file, what in ((people, people_path, match["actor"]), (votes, votes_path, clip)):
             if what not in table:
                 raise InputError(f"{file}: has no row of {what}; restore the file of the release")
-        person, crowd = people[match["actor"]], votes[clip]
-        meta = {
-            "sex": person["Sex"].lower(),
-            "age": person["Age"],
-            "race": person["Race"],
-            "ethnicity": person["Ethnicity"],
-            "sentence": match["sentence"],
-            "intended": EMOTIONS[match["emotion"]],
-            "intensity": INTENSITIES[match["level"]],
-            **crowd["meta"],
-        }
-        emotion = meta["intended"] if args.labels == "intended" else crowd["class"]
-        entries.append(Utterance(path, 0, match["actor"], emotion, crowd["dimensions"], meta))
-    build.check_found(entries, args.audio_dir, "files named like 1001_IEO_ANG_HI.wav")
+        person, crowd, intended = people[match["actor"]], votes[clip], EMOTIONS[match["emotion"]]
+        meta = {"sex": person["Sex"].lower(), "age": person["Age"], "race": person["Race"], "ethnicity": person["Ethnicity"]}
+        meta |= {"sentence": match["sentence"], "intended": intended, "intensity": INTENSITIES[match["level"]], **crowd["meta"]}
+        return Utterance(path, 0, match["actor"], intended if args.labels == "intended" else crowd["class"], crowd["dimensions"], meta)
+
+    under = "AudioWAV" if (args.audio_dir / "AudioWAV").is_dir() else ""  # the release has MP3 and video as well
+    entries = build.entries_by_name(args, "CREMA-D", NAME, entry, left_out, like="1001_IEO_ANG_HI.wav", under=under)
     missing = official - {Path(u.path).stem for u in entries}
     if missing:
         left_out[f"in {official_path.name}, but no audio"] = sorted(missing)
@@ -172,18 +144,11 @@ def main(argv=None):
     def splits(utterances):
         if args.protocol == "random":
             return random_split(utterances, args.seed)
-        folds = build.balanced_folds({u.speaker: group(u) for u in utterances}, 5, args.seed) if args.protocol == "folds" else None
-        return build.protocol_splits(utterances, args.protocol, args.seed, folds, group)
+        folds = balanced_folds({u.speaker: group(u) for u in utterances}, 5, args.seed) if args.protocol == "folds" else None
+        return protocol_splits(utterances, args.protocol, args.seed, folds, group)
 
-    build.write(
-        args,
-        "crema_d",
-        entries,
-        splits,
-        everything=args.protocol == "folds",
-        scales={"intensity": build.unit_scale(*SCALE), **{f"soft_{name}": {"min": 0, "max": 1} for name in VOTES.values()}},
-        left_out=left_out,
-    )
+    scales = {"intensity": build.unit_scale(*SCALE), **{f"soft_{name}": {"min": 0, "max": 1} for name in VOTES.values()}}
+    build.write(args, "crema_d", entries, splits, everything=args.protocol == "folds", scales=scales, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -15,30 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core.cli import command
 from emohubert.corpus import build
 from emohubert.corpus.manifest import Utterance
+from emohubert.corpus.protocols import PROTOCOLS
 
-NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])?")
+NAME = re.compile(r"(?P<speaker>03|08|09|1[0-6])(?P<text>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<version>[a-z])?")
 EMOTIONS = {"W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "N": "neutral", "T": "sad"}
 MEN, WOMEN = ("03", "10", "11", "12", "15"), ("08", "09", "13", "14", "16")
 
 
+def entry(path, match):
+    meta = {"sex": "male" if match["speaker"] in MEN else "female", "text": match["text"], "version": match["version"] or ""}
+    return Utterance(path, 0, match["speaker"], EMOTIONS[match["emotion"]], meta=meta)
+
+
 @command
 def main(argv=None):
-    parser = build.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
-    parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS.values()), metavar="CLASS", help="only these (default: all)")
-    args = parser.parse_args(argv)
+    args = build.parser(__doc__, tuple(PROTOCOLS), classes=EMOTIONS.values()).parse_args(argv)
     left_out = build.LeftOut()
-    entries = []
-    for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out):
-        match = NAME.fullmatch(Path(path).stem)
-        if not match or match["speaker"] not in MEN + WOMEN:
-            left_out["not named like EmoDB"].append(path)
-        elif args.classes and EMOTIONS[match["emotion"]] not in args.classes:
-            left_out["another class"].append(path)
-        else:
-            meta = {"sex": "male" if match["speaker"] in MEN else "female", "text": match["text"], "version": match["version"] or ""}
-            entries.append(Utterance(path, 0, match["speaker"], EMOTIONS[match["emotion"]], meta=meta))
-    build.check_found(entries, args.audio_dir, "files named like 03a01Wa.wav")
-    build.check_classes(entries, args)
+    entries = build.entries_by_name(args, "EmoDB", NAME, entry, left_out, like="03a01Wa.wav")
     build.write_protocol(args, "emodb", entries, list(zip(MEN, WOMEN, strict=True)), left_out=left_out)
 
 

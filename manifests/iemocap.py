@@ -16,6 +16,7 @@ from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.tables import read_text
 
 STANDARD = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 OTHERS = {"fru": "frustrated", "sur": "surprised", "fea": "fearful", "dis": "disgusted", "oth": NO_EMOTION, "xxx": NO_EMOTION}
@@ -39,7 +40,7 @@ def read_session(folder, left_out):
     if not files:
         raise InputError(f"{folder / 'dialog/EmoEvaluation'}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
     for file in files:
-        for number, line in enumerate(build.read_text(file, errors="replace").splitlines(), 1):
+        for number, line in enumerate(read_text(file, errors="replace").splitlines(), 1):
             if not line.startswith("["):
                 continue  # header, ratings of single annotators
             match = LINE.match(line)
@@ -124,15 +125,8 @@ def main(argv=None):
             values = dimensions(path, match["values"], left_out)
             entries.append(Utterance(path, 0, session + match["sex"], classes[match["label"]], values, meta))
     build.check_found(entries, args.audio_dir, "labelled turns with audio")
-    build.write(
-        args,
-        "iemocap",
-        entries,
-        lambda utterances: folds_of(utterances, args.protocol),
-        everything=True,
-        scales={name: build.unit_scale(*SCALE) for name in DIMENSIONS},
-        left_out=left_out,
-    )
+    scales = {name: build.unit_scale(*SCALE) for name in DIMENSIONS}
+    build.write(args, "iemocap", entries, lambda us: folds_of(us, args.protocol), everything=True, scales=scales, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,13 @@ from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, Utterance
+from emohubert.corpus.tables import need_columns, read_delimited
 
 EMOTIONS = {
     "A": "angry", "C": "contempt", "D": "disgusted", "F": "fearful", "H": "happy", "N": "neutral", "S": "sad", "U": "surprised",
     "O": NO_EMOTION, "X": NO_EMOTION, "": NO_EMOTION,
 }  # fmt: skip
-PARTITIONS = {
-    "train": "train",
-    "development": "valid",
-    "validation": "valid",
-    "test1": "test1",
-    "test2": "test2",
-    "test3": "test3",
-    "test": "test",
-}
+PARTITIONS = {"train": "train", "development": "valid", "validation": "valid"} | {f"test{n}": f"test{n}" for n in ("", 1, 2, 3)}
 DIMENSIONS = {"arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"}
 SCALE = (1, 7)
 TABLES = ("labels_consensus.csv", "labels_concensus.csv")
@@ -78,8 +71,8 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     table = find_table(args)
-    columns, rows = build.read_delimited(table)
-    build.need_columns(table, columns, ["FileName", "EmoClass", *DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set"])
+    columns, rows = read_delimited(table)
+    need_columns(table, columns, ["FileName", "EmoClass", *DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set"])
     left_out = build.LeftOut()
     folder = next((name for name in ("Audios", "Audio") if (args.audio_dir / name).is_dir()), "")
     audio = {Path(p).stem: p for p in build.first_copies(build.find_audio(args.audio_dir, left_out, folder), left_out)}
@@ -114,14 +107,7 @@ def main(argv=None):
                 raise InputError(f"{table}: lists no utterance with audio of the partition {needed}; complete the release")
         return {"": dict(result)}
 
-    build.write(
-        args,
-        "msp_podcast",
-        entries,
-        splits,
-        scales={name: build.unit_scale(*SCALE) for name in DIMENSIONS},
-        left_out=left_out,
-    )
+    build.write(args, "msp_podcast", entries, splits, scales={name: build.unit_scale(*SCALE) for name in DIMENSIONS}, left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core.cli import command
 from emohubert.corpus import build
 from emohubert.corpus.manifest import Utterance
+from emohubert.corpus.protocols import PROTOCOLS
 
 NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(0[1-9]|1\d|2[0-4])")
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
@@ -24,36 +25,24 @@ SENTENCES = ("kids", "dogs")
 FOLDS = [[f"{actor:02d}" for actor in range(first, first + 4)] for first in range(1, 25, 4)]
 
 
+def entry(path, match):
+    modality, channel, emotion, intensity, sentence, repetition, actor = match.groups()
+    if (modality, channel) != ("03", "01"):
+        return "not audio-only" if modality != "03" else "song"
+    meta = {
+        "sex": "male" if int(actor) % 2 else "female",
+        "intensity": INTENSITIES[int(intensity) - 1],
+        "sentence": SENTENCES[int(sentence) - 1],
+        "repetition": int(repetition),
+    }
+    return Utterance(path, 0, actor, EMOTIONS[int(emotion) - 1], meta=meta)
+
+
 @command
 def main(argv=None):
-    parser = build.parser(__doc__, ("folds", "leave-one-speaker-out", "speaker-independent", "seen", "both"))
-    parser.add_argument("--classes", nargs="+", choices=sorted(EMOTIONS), metavar="CLASS", help="only these (default: all)")
-    args = parser.parse_args(argv)
+    args = build.parser(__doc__, tuple(PROTOCOLS), classes=EMOTIONS).parse_args(argv)
     left_out = build.LeftOut()
-    entries = []
-    for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out):
-        match = NAME.fullmatch(Path(path).stem)
-        if not match:
-            left_out["not named like RAVDESS"].append(path)
-            continue
-        modality, channel, emotion, intensity, sentence, repetition, actor = match.groups()
-        emotion = EMOTIONS[int(emotion) - 1]
-        if modality != "03":
-            left_out["not audio-only"].append(path)
-        elif channel != "01":
-            left_out["song"].append(path)
-        elif args.classes and emotion not in args.classes:
-            left_out["another class"].append(path)
-        else:
-            meta = {
-                "sex": "male" if int(actor) % 2 else "female",
-                "intensity": INTENSITIES[int(intensity) - 1],
-                "sentence": SENTENCES[int(sentence) - 1],
-                "repetition": int(repetition),
-            }
-            entries.append(Utterance(path, 0, actor, emotion, meta=meta))
-    build.check_found(entries, args.audio_dir, "files named like 03-01-05-02-01-01-24.wav")
-    build.check_classes(entries, args)
+    entries = build.entries_by_name(args, "RAVDESS", NAME, entry, left_out, like="03-01-05-02-01-01-24.wav")
     build.write_protocol(args, "ravdess", entries, FOLDS, left_out=left_out)
 
 

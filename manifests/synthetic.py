@@ -7,18 +7,18 @@ names: speaker, class, number. Use it to try the whole pipeline, and for experim
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert.core.cli import command, progress
+from emohubert.core.cli import command, in_threads
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder
 from emohubert.corpus import build, synthetic
 from emohubert.corpus.manifest import Utterance
+from emohubert.corpus.protocols import balanced_folds
 
 
 def plan(args):
@@ -50,9 +50,8 @@ def generate(args, utterances):
         wave = synthetic.synthesise(voice, emotion, seconds, lexicon, np.random.default_rng(stream))
         build.write_audio(args.audio_dir / path, wave)
 
-    with ThreadPoolExecutor(max_workers=min(args.workers, os.cpu_count() or 1)) as pool:
-        for _ in progress(pool.map(make, utterances), "synthesis", total=len(utterances), unit="utterances"):
-            pass
+    for _ in in_threads(make, utterances, "synthesis", "utterances", min(args.workers, os.cpu_count() or 1)):
+        pass
     stamp.write()
 
 
@@ -94,7 +93,7 @@ def main(argv=None):
         entries.append(Utterance(path, 0, voice.id, name, dimensions, meta if args.label_shift else {"sex": voice.sex}))
     folds = None
     if args.protocol == "folds":
-        folds = build.balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
+        folds = balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
     build.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in synthetic.DIMENSIONS})
 
 

@@ -2,10 +2,12 @@
 """Manifests of any corpus that has a table (CSV or TSV, first line the column names).
 
 Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; every other column
-goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is found out. Splits called training, dev, development, val or
-validation become train and valid. An empty emotion or dimension means that there is no label.
+goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is found out. Names of splits are written in small letters;
+training, dev, devel, development, val, validation and testing (with or without “set”) become train, valid and test. An
+empty emotion or dimension means that there is no label.
 """
 
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path, PureWindowsPath
@@ -16,8 +18,10 @@ from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.protocols import protocol_splits
+from emohubert.corpus.tables import read_delimited
 
-SPLITS = {"training": "train", "dev": "valid", "development": "valid", "val": "valid", "validation": "valid", "testing": "test"}
+SPLITS = {"training": "train", "testing": "test"} | dict.fromkeys(("dev", "devel", "development", "val", "validation"), "valid")
 USUAL = ("arousal", "valence", "dominance")
 
 
@@ -37,7 +41,7 @@ def find_table(args):
 
 def read_rows(table, names):
     """Header and rows (line number, {column: text}) of the table; `names` maps its columns to ours."""
-    own, rows = build.read_delimited(table)
+    own, rows = read_delimited(table)
     for theirs in names:
         if theirs not in own:
             raise InputError(f"{table}:1: has no column “{theirs}” (it has {', '.join(own)}); correct --columns")
@@ -57,6 +61,12 @@ def mapping(pairs):
             raise InputError(f"--columns {pair}: write OURS=THEIRS, such as path=filename")
         names[theirs] = ours
     return names
+
+
+def split_name(text):
+    """Our name of a split: in small letters, without “set”, and train, valid or test for the usual words."""
+    name = re.sub(r"[ _-]?set$", "", text.lower())
+    return SPLITS.get(name, name)
 
 
 def utterance(row, where, dimensions, scale, root):
@@ -125,7 +135,7 @@ def main(argv=None):
     entries, split_of, line_of = [], {}, {}
     for number, row in rows:
         entry = utterance(row, f"{table}:{number}", dimensions, args.scale, args.audio_dir)
-        split = SPLITS.get(row.get("split", "").lower(), row.get("split"))
+        split = split_name(row.get("split", ""))
         if args.protocol == "table" and (not split or not all(c.isalnum() or c in "_-" for c in split)):
             raise InputError(f"{table}:{number}: “{row['split']}” is not the name of a split; use train, valid or test")
         if entry.id in line_of:
@@ -140,7 +150,7 @@ def main(argv=None):
 
     def splits(measured):
         if args.protocol != "table":
-            return build.protocol_splits(measured, args.protocol, args.seed)
+            return protocol_splits(measured, args.protocol, args.seed)
         result = defaultdict(list)
         for u in measured:
             result[split_of[u.id]].append(u)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,7 +299,7 @@ def test_speaker_leaks_are_exactly_the_shared_speakers(assignment, good):
     for name, split in members[0].splits.items():
         split.speakers = ((splits[name] or [f"only-{name}"]) * len(split))[: max(len(split), len(splits[name]))]
         split.meta = None
-    report = validation.Report(members)
+    report = validation.CheckReport(members)
     validation._find_leaks(report, {}, set())
     expected = {(name, tuple(sorted(set(splits["train"]) & set(splits[name])))) for name in ("valid", "test")}
-    assert {(leak.second.stem, tuple(leak.shared)) for leak in report.leaks} == {(n, s) for n, s in expected if s}
+    assert {(Path(leak.between["second"]).stem, tuple(leak.shared)) for leak in report.leaks} == {(n, s) for n, s in expected if s}

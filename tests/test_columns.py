@@ -12,7 +12,7 @@ from scripts import run
 from emohubert.core.errors import InputError
 from emohubert.corpus import string_columns
 from emohubert.corpus.manifest import read_split
-from emohubert.corpus.string_columns import Codes, KeptFile, Strings, Table, compact
+from emohubert.corpus.string_columns import KeptFile, Strings, Table, compact
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=5), max_size=30)
 
@@ -22,23 +22,16 @@ def in_blocks(lines, size=4):
     return [encoded[i : i + size] for i in range(0, len(lines), size)]
 
 
-def made(lines, kind):
-    blocks = in_blocks(lines)
-    return Strings.of(blocks) if kind is Strings else compact(lambda: blocks)
-
-
 # ------------------------------------------------------------------------------------------------------------- columns
 
 
-@pytest.mark.parametrize("kind", [Strings, Codes])
 @settings(max_examples=150, deadline=None)
 @given(lines=LINES, other=LINES, data=st.data())
-def test_a_column_is_a_list(kind, lines, other, data):
-    column = made(lines, kind)
-    assert type(column) is kind
+def test_a_column_is_a_list(lines, other, data):
+    column = Strings(in_blocks(lines))
     assert list(column) == lines and len(column) == len(lines) and bool(column) == bool(lines)
     assert column == lines and lines == column
-    assert (column == other) == (lines == other) and (column == made(other, kind)) == (lines == other)
+    assert (column == other) == (lines == other) and (column == Strings(in_blocks(other))) == (lines == other)
     assert column != tuple(lines) and column is not None
     start, stop, step = (data.draw(st.none() | st.integers(-40, 40)) for _ in range(3))
     assert column[start : stop : step or None] == lines[start : stop : step or None]
@@ -61,10 +54,10 @@ def test_a_column_is_a_list(kind, lines, other, data):
     assert pickle.loads(pickle.dumps(column)) == lines  # noqa: S301 - our own
 
 
-def test_what_repeats_is_coded_and_what_does_not_is_joined():
+def test_what_repeats_is_shared_and_what_does_not_is_joined():
     few, many = [f"s{i % 2000}" for i in range(100_000)], [f"u{i}" for i in range(100_000)]
-    coded, joined = (compact(lambda lines=lines: in_blocks(lines, 1000)) for lines in (few, many))
-    assert type(coded) is Codes and coded == few and coded.codes.dtype == np.int32 and coded.symbols == few[:2000]
+    shared, joined = (compact(lambda lines=lines: in_blocks(lines, 1000)) for lines in (few, many))
+    assert type(shared) is list and shared == few and len({id(line) for line in shared}) == 2000
     assert type(joined) is Strings and joined == many
     late = few[:50_000] + many
     assert compact(lambda: in_blocks(late, 1000)) == late
@@ -141,7 +134,7 @@ def test_a_column_of_a_table_is_read_when_it_is_asked_for(tmp_path, keep):
     assert list(table) == ["id", "sex", "note"] and table.rows == 40_000 and "sex" in table and "age" not in table and not table._columns
     path.unlink()
     assert table["id"] == [f"u{i}" for i in range(40_000)] and type(table["id"]) is Strings
-    assert table["sex"] == ["f", "m"] * 20_000 and type(table["sex"]) is Codes
+    assert table["sex"] == ["f", "m"] * 20_000 and len({id(line) for line in table["sex"]}) == 2
     assert table.get("note") == [""] * 40_000 and table.get("age") is None
     assert table["id"] is table["id"]
     with pytest.raises(KeyError):

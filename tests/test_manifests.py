@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scripts import run
 
 from emohubert.core.errors import InputError
-from emohubert.corpus import build
+from emohubert.corpus import build, protocols
 from emohubert.corpus.audio import probe, read
 from emohubert.corpus.manifest import Utterance, read_corpus, read_dictionary, read_split, splits_of
 
@@ -59,14 +59,14 @@ def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k
     sexes = {u.speaker: u.meta["sex"] for u in utterances}
     if k > len(sexes):
         with pytest.raises(InputError, match="folds of"):
-            build.balanced_folds(sexes, k, seed)
+            protocols.balanced_folds(sexes, k, seed)
         return
-    divided = build.balanced_folds(sexes, k, seed)
+    divided = protocols.balanced_folds(sexes, k, seed)
     for sex in "fm":  # sizes, and the number of each sex, differ by one at most
         per_fold = [sum(sexes[s] == sex for s in fold) for fold in divided]
         assert max(per_fold) - min(per_fold) <= 1
     assert max(map(len, divided)) - min(map(len, divided)) <= 1
-    folds = build.speaker_folds(utterances, divided)
+    folds = protocols.speaker_folds(utterances, divided)
     assert list(folds) == [f"fold{i + 1}" for i in range(k)]
     assert Counter(u.path for f in folds.values() for u in f["test"]) == Counter(u.path for u in utterances)
     assert Counter(u.path for f in folds.values() for u in f["valid"]) == Counter(u.path for u in utterances)
@@ -79,7 +79,7 @@ def test_folds_test_every_utterance_once_and_never_share_a_speaker(utterances, k
 @settings(max_examples=80, deadline=None)
 @given(utterances=collections(), seed=st.integers(0, 99))
 def test_speaker_independent_split(utterances, seed):
-    splits = build.protocol_splits(utterances, "speaker-independent", seed)[""]
+    splits = protocols.protocol_splits(utterances, "speaker-independent", seed)[""]
     who = {name: {u.speaker for u in split} for name, split in splits.items()}
     total = len({u.speaker for u in utterances})
     assert sum(map(len, who.values())) == total == len(set.union(*who.values()))
@@ -94,7 +94,7 @@ def test_speaker_independent_split(utterances, seed):
 @settings(max_examples=80, deadline=None)
 @given(utterances=st.one_of(collections(), collections(min_utterances=2)), seed=st.integers(0, 99))
 def test_seen_split_is_60_20_20_in_every_stratum(utterances, seed):
-    splits = build.protocol_splits(utterances, "seen", seed)[""]
+    splits = protocols.protocol_splits(utterances, "seen", seed)[""]
     assert Counter(u.path for split in splits.values() for u in split) == Counter(u.path for u in utterances)
     assert {u.speaker for u in utterances} == {u.speaker for u in splits["train"]}  # training knows every speaker
     for groups_of, most in ((lambda u: (u.speaker, u.emotion), 2), (lambda u: u.speaker, 2.5), (lambda u: u.emotion, 4)):
@@ -109,7 +109,7 @@ def test_seen_split_is_60_20_20_in_every_stratum(utterances, seed):
 def test_seen_split_does_not_confuse_its_rhythm_with_the_classes():
     five = [Utterance(f"{s}{i}.wav", 4000, f"{s:02}", CLASSES[i % 4]) for s in range(40) for i in range(5)]
     for seed in range(5):
-        for part in build.stratified_split(five, seed).values():
+        for part in protocols.stratified_split(five, seed).values():
             share = Counter(u.emotion for u in part)
             for name, expected in (("angry", 0.4), ("happy", 0.2), ("neutral", 0.2), ("sad", 0.2)):
                 assert abs(share[name] / len(part) - expected) < 0.06
@@ -118,7 +118,7 @@ def test_seen_split_does_not_confuse_its_rhythm_with_the_classes():
 @settings(max_examples=40, deadline=None)
 @given(utterances=collections(min_utterances=5), seed=st.integers(0, 99))
 def test_both_keeps_the_test_speakers_unseen(utterances, seed):
-    splits = build.protocol_splits(utterances, "both", seed)[""]
+    splits = protocols.protocol_splits(utterances, "both", seed)[""]
     unseen = {u.speaker for u in splits["test"]}
     for name in ("train", "valid", "test_seen"):
         assert not unseen & {u.speaker for u in splits[name]}
@@ -129,7 +129,7 @@ def test_both_keeps_the_test_speakers_unseen(utterances, seed):
 @settings(max_examples=20, deadline=None)
 @given(utterances=collections(min_utterances=5))
 def test_each_speaker_is_left_out_once(utterances):
-    folds = build.protocol_splits(utterances, "leave-one-speaker-out", 1)
+    folds = protocols.protocol_splits(utterances, "leave-one-speaker-out", 1)
     assert [{u.speaker for u in f["test"]} for f in folds.values()] == [{s} for s in sorted({u.speaker for u in utterances})]
     for fold in folds.values():
         assert set(fold) == {"train", "test"} and sorted(u.path for s in fold.values() for u in s) == sorted(u.path for u in utterances)
@@ -137,16 +137,16 @@ def test_each_speaker_is_left_out_once(utterances):
 
 def test_protocols_need_enough_speakers():
     with pytest.raises(InputError, match="to leave one out, two are needed"):
-        build.protocol_splits([Utterance("a.wav", 4000, "a")], "leave-one-speaker-out", 1)
+        protocols.protocol_splits([Utterance("a.wav", 4000, "a")], "leave-one-speaker-out", 1)
     two = [Utterance(f"{s}{i}.wav", 4000, s) for s in "ab" for i in range(5)]
     with pytest.raises(InputError, match="2 speakers cannot be divided into 3 parts"):
-        build.protocol_splits(two, "speaker-independent", 1)
+        protocols.protocol_splits(two, "speaker-independent", 1)
     with pytest.raises(InputError, match="folds have utterances, three are needed"):
-        build.speaker_folds(two, [["a"], ["b"], ["c"]])
+        protocols.speaker_folds(two, [["a"], ["b"], ["c"]])
     with pytest.raises(InputError, match="speaker b is in no fold"):
-        build.speaker_folds(two, [["a"]])
+        protocols.speaker_folds(two, [["a"]])
     with pytest.raises(InputError, match="speaker a is in several folds"):
-        build.speaker_folds(two, [["a", "b"], ["a"]])
+        protocols.speaker_folds(two, [["a", "b"], ["a"]])
 
 
 # --- finding, measuring, resampling ---------------------------------------------------------------------------------

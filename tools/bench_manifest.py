@@ -123,13 +123,14 @@ def measured_apart(step, folder):
 def measure(step, folder):
     """Run a step and print JSON: seconds, and bytes of memory before, after, at the highest and, of a worker, of its own."""
     start, before = clocks(), memory("VmRSS")
+    from emohubert.corpus import manifest
     from emohubert.tasks import emotion_finetuning, speaker_hubert_pretraining
 
     if step == "import":
         print(json.dumps({**since(start), "before": before, "after": memory("VmRSS"), "peak": memory("VmHWM")}))
         return
     steps = {
-        "read_split": lambda: __import__("emohubert.corpus.manifest").manifest.read_split(folder, "train"),
+        "read_split": lambda: manifest.read_split(folder, "train"),
         "pretraining": lambda: pretraining(speaker_hubert_pretraining, folder),
         "finetuning": lambda: finetuning(emotion_finetuning, folder, "emo"),
         "dimensions": lambda: finetuning(emotion_finetuning, folder, ["arousal", "valence", "dominance"]),

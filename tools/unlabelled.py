@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.corpus.manifest import write_unlabelled
+from emohubert.corpus.derived_manifests import write_unlabelled
 
 
 @cli.command

@@ -1,11 +1,11 @@
 """Reading speech, and the arithmetic between samples and frames (the only place that knows 400 and 320).
 
-Every model here hears 16 kHz mono. Files of another rate or with several channels are converted while they are read.
+All models expect 16 kHz mono. Files of another rate or with several channels are converted while they are read.
 
-A path may end in a part of an uncompressed tar, `shards/000003.tar:OFFSET:SIZE`: the bytes of one of its members, which are
-read as if they were a file (fairseq writes parts of zip files so). Everything here takes such paths.
+A path may name a member of an uncompressed tar, `shards/000003.tar:OFFSET:SIZE`: those bytes are read as if they were a file.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from ..core.errors import InputError
 
@@ -28,13 +27,13 @@ HOP = 320
 """Samples between two frames (20 ms): 50 frames a second."""
 FRAME_RATE = SAMPLE_RATE / HOP
 _PACKED = re.compile(r"(.+\.tar):(\d+):(\d+)", re.DOTALL)
-_BUFFER = 1 << 16
-"""Bytes of a tar that are read at once."""
+_BUFFER = 1 << 16  # bytes of a tar that are read at once
+_BLOCK = 1 << 18  # samples that `content_of` decodes at a time
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus", ".sph", ".w64", ".rf64", ".caf"})
 
 
 def n_frames(n_samples, hop=HOP):
-    """Frames that `n_samples` samples give: `(n_samples - 400) // hop + 1`, 0 under 400 samples. Arrays and tensors work too.
+    """Frames of `n_samples` samples (or of an array or tensor of them): `(n_samples - 400) // hop + 1`, 0 under 400 samples.
 
     The default hop is HuBERT's. MFCCs have the same window every 160 samples.
     """
@@ -54,7 +53,7 @@ def resampled_length(n, rate):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says. `n_samples` counts at 16 kHz, whatever the rate of the file."""
+    """What a file's header says: samples per channel at its own rate, that rate in Hz, channels."""
 
     frames: int
     rate: int
@@ -67,13 +66,8 @@ class AudioInfo:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the bytes of a recording are.
-
-    Attributes:
-        file: the file, or the tar that holds them.
-        start, size: which bytes of the tar; None of a file of its own.
-    """
+class Location:
+    """Where the bytes of a recording are: in a file of its own, or from `start` on in a tar (`start`, `size`: None in a file)."""
 
     file: Path
     start: int | None = None
@@ -90,21 +84,21 @@ class Place:
 
 
 def is_packed(path):
-    """Whether a path is a part of a tar."""
+    """Whether a path names a member of a tar."""
     return _PACKED.fullmatch(str(path)) is not None
 
 
 def locate(path):
-    """The Place of a recording."""
+    """The Location of a recording."""
     found = _PACKED.fullmatch(str(path))
-    return Place(Path(found[1]), int(found[2]), int(found[3])) if found else Place(Path(path))
+    return Location(Path(found[1]), int(found[2]), int(found[3])) if found else Location(Path(path))
 
 
 class _Part(io.RawIOBase):
     """A part of a file as a file of its own, for reading."""
 
-    def __init__(self, place):
-        self._file, self._place, self._position = place.file.open("rb", buffering=0), place, 0
+    def __init__(self, location):
+        self._file, self._location, self._position = location.file.open("rb", buffering=0), location, 0
 
     def readable(self):
         return True
@@ -116,12 +110,12 @@ class _Part(io.RawIOBase):
         return self._position
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self._position = max(offset + (0, self._position, self._place.size)[whence], 0)
+        self._position = max(offset + (0, self._position, self._location.size)[whence], 0)
         return self._position
 
     def readinto(self, buffer):
-        wanted = max(min(len(buffer), self._place.size - self._position), 0)
-        n = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._place.start + self._position)
+        wanted = max(min(len(buffer), self._location.size - self._position), 0)
+        n = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._location.start + self._position)
         self._position += n
         return n
 
@@ -131,12 +125,12 @@ class _Part(io.RawIOBase):
         super().close()
 
 
-def _stream(place):
-    return place.file.open("rb") if place.size is None else io.BufferedReader(_Part(place), _BUFFER)
+def _stream(location):
+    return location.file.open("rb") if location.size is None else io.BufferedReader(_Part(location), _BUFFER)
 
 
 def probe(path):
-    """Read a file's header, and see that the audio reaches as far as the header of a WAV or FLAC says.
+    """The AudioInfo of a file, after a check that the audio reaches as far as the header of a WAV or FLAC says.
 
     Raises:
         InputError: the file is missing, not audio, or shorter than its header promises.
@@ -149,13 +143,12 @@ def probe(path):
 
 
 def read(path, start=0, stop=None, n_samples=None):
-    """Read a file, or only the part [start, stop), as mono at 16 kHz; only that part is decoded.
+    """Read a file, or the part [start, stop), as mono at 16 kHz; only that part is decoded (of an MP3, all that comes before it, too).
 
-    A part equals the same slice of the whole file, also when the file is resampled. (An MP3 is decoded from its beginning,
-    since seeking in it is inexact.)
+    A part equals the same slice of the whole file, also when the file is resampled.
 
     Args:
-        path: any file that libsndfile reads, or a part of a tar.
+        path: any file that libsndfile reads, or a member of a tar.
         start, stop: in samples at 16 kHz; `stop=None` reads to the end.
         n_samples: if given, the length at 16 kHz that the file must have.
 
@@ -183,14 +176,38 @@ def read(path, start=0, stop=None, n_samples=None):
 
 
 def normalise(waveform):
-    """Zero mean and unit variance over the waveform (HuBERT large expects it); a constant waveform becomes zeros.
+    """Zero mean and unit variance over the waveform, as fairseq's `layer_norm`; HuBERT large expects it.
 
-    The same as `torch.nn.functional.layer_norm` over all samples, as fairseq does it. (The extractor of transformers adds 1e-7
-    to the variance, not 1e-5: very quiet audio becomes louder there.)
+    (The extractor of transformers adds 1e-7 to the variance, not 1e-5: very quiet audio becomes louder there.)
     """
     mean = waveform.mean(dtype=np.float64)
     variance = waveform.var(dtype=np.float64)
     return ((waveform - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
+
+
+def content_of(path):
+    """Hash of a file's decoded samples at 16 bits, and its length at 16 kHz; a FLAC copy of a WAV file has the same hash.
+
+    Returns:
+        (hex digest, or "" if the file is digital silence, and the number of samples at 16 kHz)
+
+    Raises:
+        InputError: the file is missing, not audio, truncated, damaged, or holds NaN.
+    """
+    digest, frames, silent = hashlib.sha256(), 0, True
+    try:
+        with opened(path) as f:
+            while len(block := f.read(_BLOCK, dtype="float32", always_2d=True)):
+                if not np.isfinite(block).all():
+                    raise InputError(f"{path}: holds samples that are not numbers (NaN or infinite); restore it")
+                digest.update(np.clip(np.rint(block * 32768), -32768, 32767).astype("<i2").tobytes())
+                frames += len(block)
+                silent = silent and not block.any()
+            if frames != f.frames:
+                raise InputError(f"{path}: truncated, {frames} of {f.frames} samples can be read; restore it")
+            return "" if silent else digest.hexdigest(), resampled_length(frames, f.samplerate)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: damaged after sample {frames} ({error.error_string}); restore it") from error
 
 
 def opened(path):
@@ -199,26 +216,26 @@ def opened(path):
     Raises:
         InputError: the file is missing, empty, not audio, or a WAV that is shorter than its header promises.
     """
-    place = locate(path)
-    if not place.file.is_file():
-        raise InputError(f"{place.file}: no such audio file; restore it or remove it from the manifest")
-    size = place.file.stat().st_size
-    if place.size is not None and size < place.start + place.size:
+    location = locate(path)
+    if not location.file.is_file():
+        raise InputError(f"{location.file}: no such audio file; restore it or remove it from the manifest")
+    size = location.file.stat().st_size
+    if location.size is not None and size < location.start + location.size:
         raise InputError(f"{path}: the tar ends at byte {size}; restore it, or pack the audio again with tools/pack_audio.py")
-    if 0 in (size, place.size):
+    if 0 in (size, location.size):
         raise InputError(f"{path}: the file is empty; restore it or remove it from the manifest")
     try:
-        found = soundfile.SoundFile(path if place.size is None else _stream(place))
+        found = soundfile.SoundFile(path if location.size is None else _stream(location))
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: cannot be read as audio ({error.error_string}); restore it or remove it from the manifest") from error
     except TypeError as error:  # soundfile wants to be told the rate of a .raw file
         raise InputError(f"{path}: has no header that tells its sample rate; convert it to WAV or FLAC") from error
     except OSError as error:
-        raise InputError(f"{place.file}: cannot be read ({error.strerror}); make it readable") from error
+        raise InputError(f"{location.file}: cannot be read ({error.strerror}); make it readable") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
     if found.format in ("WAV", "WAVEX"):
-        _refuse_truncated_wav(path, place, found.frames)
+        _refuse_truncated_wav(path, location, found.frames)
     return found
 
 
@@ -253,6 +270,8 @@ def _decode(f, start, stop, path):
 
 def _read_resampled(f, start, stop, path):
     """Resample just [start, stop): whole periods of the polyphase filter, with its support on both sides, then a slice."""
+    from scipy.signal import resample_poly  # takes half a second to import
+
     divisor = math.gcd(SAMPLE_RATE, f.samplerate)
     up, down = SAMPLE_RATE // divisor, f.samplerate // divisor
     margin = math.ceil(20 * max(up, down) / (up * down)) + 1  # the filter of resample_poly reaches 10 × max(up, down) taps
@@ -263,13 +282,13 @@ def _read_resampled(f, start, stop, path):
     return resampled[start - first * up : stop - first * up]
 
 
-def _refuse_truncated_wav(path, place, frames):
+def _refuse_truncated_wav(path, location, frames):
     """libsndfile quietly shortens a WAV whose data chunk is cut off, down to `frames`: look at the chunk's own size."""
-    with _stream(place) as f:
+    with _stream(location) as f:
         head = f.read(12)
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
             return
-        size = place.stat()[0]
+        size = location.stat()[0]
         while len(chunk := f.read(8)) == 8:
             name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":

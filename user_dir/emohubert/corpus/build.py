@@ -1,42 +1,30 @@
-"""What the corpus scripts in manifests/ share: finding and measuring audio, protocols (folds and splits), and writing."""
+"""What the corpus scripts in manifests/ share: finding, measuring and resampling audio, and writing the manifest directory."""
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ..core.cli import Parser, progress
+from ..core.cli import Parser, in_threads
 from ..core.errors import InputError
-from ..core.files import Stamp, make_folder, reading_text
+from ..core.files import Stamp, make_folder, read_json
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
-from .manifest import NO_EMOTION, read_json, write_corpus
+from .manifest import NO_EMOTION, write_corpus
+from .protocols import PROTOCOLS, protocol_splits
 
 logger = logging.getLogger("emohubert")
 
-PROTOCOLS = {
-    "folds": "the corpus's speaker-independent folds, one folder each, and all.*",
-    "leave-one-speaker-out": "a folder for each speaker: the speaker is test, all others train, nothing is validation",
-    "speaker-independent": "one train/valid/test, no speaker in two of them (60/20/20 of the speakers, each sex alike)",
-    "seen": "one train/valid/test, every speaker in all of them (60/20/20 of each speaker's utterances, each class alike)",
-    "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
-}
-"""Protocols that `protocol_splits` knows."""
 STAMP = ".stamp.json"
-SHARES = np.array([0.6, 0.2, 0.2])
-"""Of train, valid and test in a random split."""
 _NAMED = 5  # left-out files that are named in the log; corpus.json names all
 
 
-def parser(description, protocols=(), audio_help="folder of the corpus", own_protocols=None):
+def parser(description, protocols=(), audio_help="folder of the corpus", own_protocols=None, classes=()):
     """The command line of a corpus script: AUDIO_DIR OUT_DIR and the options that all have.
 
     Args:
@@ -44,6 +32,7 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
         protocols: names of the protocols it offers, the default first.
         audio_help: what AUDIO_DIR is.
         own_protocols: name → description of protocols that only this corpus has.
+        classes: its classes, for an option --classes that chooses some.
     """
     p = Parser(description=description)
     p.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help=audio_help)
@@ -52,6 +41,8 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
         known = PROTOCOLS | (own_protocols or {})
         text = "; ".join(f"{name}: {known[name]}" for name in protocols)
         p.add_argument("--protocol", choices=protocols, default=protocols[0], help=text.replace("%", "%%"))
+    if classes:
+        p.add_argument("--classes", nargs="+", choices=sorted(classes), metavar="CLASS", help="only these (default: all)")
     p.add_argument(
         "--resample",
         type=Path,
@@ -79,7 +70,7 @@ class LeftOut(defaultdict):
 
 
 def find_audio(folder, left_out, under=""):
-    """Relative paths (forward slashes, sorted) of all audio files below a folder, links followed.
+    """Relative paths (forward slashes, sorted) of all audio files below a folder; links are followed, but not to where the search was.
 
     Hidden files and what macOS adds to archives (`._name`, `__MACOSX`) are left out.
 
@@ -94,9 +85,13 @@ def find_audio(folder, left_out, under=""):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the corpus")
-    found = []
+    found, searched, top = [], set(), (folder / under).resolve()
     for where, folders, files in os.walk(folder / under, followlinks=True):
-        folders.sort()
+        searched.add(os.path.realpath(where))
+        for name in sorted(folders):
+            path = Path(where, name)
+            if path.is_symlink() and (os.path.realpath(path) in searched or top.is_relative_to(path.resolve())):
+                folders.remove(name)
         for name in files:
             if Path(name).suffix.lower() in EXTENSIONS:
                 path = (Path(where) / name).relative_to(folder)
@@ -116,67 +111,36 @@ def first_copies(paths, left_out):
     return list(first.values())
 
 
-def read_text(path, errors="strict"):
-    """A text file of a corpus, UTF-8 with or without a byte-order mark, any line ends.
+def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
+    """Entries of all audio files that are named as the corpus names them; other files are left out.
 
     Args:
-        path: the file.
-        errors: "replace" where only the ASCII part matters.
+        args: the parsed command line of `parser`; `classes`, if it has them, chooses.
+        corpus: name of the corpus, for messages.
+        pattern: regular expression of the names, without ending.
+        entry: function of a path and the match of its name: an Utterance without length, or the reason (str) to leave it out.
+        left_out: LeftOut so far.
+        like: an example of a name.
+        under: look only below this folder in the corpus folder.
 
     Raises:
-        InputError: missing, or not such text.
+        InputError: there is no such file, or none of a class.
     """
-    with reading_text(path, "give its place in the options, or complete the corpus folder"):
-        return Path(path).read_bytes().decode("utf-8-sig", errors)
-
-
-def read_delimited(path):
-    """A CSV or TSV file with a header; the delimiter (tab, comma, semicolon or |) is the one that the header has most of.
-
-    Returns:
-        (column names, list of (line number, {column: text})); texts are stripped, empty lines skipped.
-
-    Raises:
-        InputError: missing, not text, without a line of data, or a line with another number of columns.
-    """
-    text = read_text(path)
-    header = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;|", key=header.count), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}; correct the quotes or the delimiter") from error
-    if len(lines) < 2:
-        raise InputError(f"{path}: lists nothing; the first line must name the columns, one line per utterance must follow")
-    columns = lines[0][1]
-    twice = next((name for name, n in Counter(columns).items() if n > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}:1: the column “{twice}” is there twice; rename one")
-    for number, row in lines[1:]:
-        if len(row) != len(columns):
-            raise InputError(f"{path}:{number}: {len(row)} columns where the header has {len(columns)}; correct the line")
-    return columns, [(number, dict(zip(columns, row, strict=True))) for number, row in lines[1:]]
-
-
-def need_columns(path, columns, needed):
-    """Raise an error that names what a table lacks.
-
-    Raises:
-        InputError: one of `needed` is not among the columns.
-    """
-    for name in needed:
-        if name not in columns:
-            raise InputError(f"{path}:1: has no column “{name}” (it has {', '.join(columns)}); use the file of the release")
-
-
-def to_unit(value, low, high):
-    """A value on the scale low..high as one on 0..1."""
-    return (value - low) / (high - low)
-
-
-def unit_scale(low, high):
-    """What corpus.json says of a dimension that `to_unit` converted."""
-    return {"min": 0, "max": 1, "original_min": low, "original_max": high}
+    entries, classes = [], getattr(args, "classes", None)
+    for path in first_copies(find_audio(args.audio_dir, left_out, under), left_out):
+        match = pattern.fullmatch(Path(path).stem)
+        made = entry(path, match) if match else f"not named like {corpus}"
+        if not isinstance(made, str) and classes and made.emotion not in classes:
+            made = "another class"
+        if isinstance(made, str):
+            left_out[made].append(path)
+        else:
+            entries.append(made)
+    check_found(entries, args.audio_dir, f"files named like {like}")
+    missing = set(classes or ()) - {u.emotion for u in entries}
+    if missing:
+        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
+    return entries
 
 
 def check_found(entries, folder, expected):
@@ -189,150 +153,14 @@ def check_found(entries, folder, expected):
         raise InputError(f"{folder}: holds no {expected}; give the folder of the corpus as AUDIO_DIR")
 
 
-def check_classes(entries, args):
-    """Raise an error that names a class of --classes without an utterance.
-
-    Raises:
-        InputError: there is one.
-    """
-    missing = set(args.classes or ()) - {u.emotion for u in entries}
-    if missing:
-        raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
+def to_unit(value, low, high):
+    """A value on the scale low..high as one on 0..1."""
+    return (value - low) / (high - low)
 
 
-def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
-    """The splits of a protocol of `PROTOCOLS`.
-
-    Args:
-        utterances: list of Utterance.
-        protocol: its name.
-        seed: of every choice by chance.
-        folds: for "folds": list of lists of speakers; fold k tests the k-th, validates on the next, trains on the rest.
-        group_of: utterance → group of its speaker that the choice of speakers balances (default: meta `sex`).
-
-    Returns:
-        fold → {split → list of Utterance}; the fold is "" where there is only one.
-    """
-    if protocol == "folds":
-        return speaker_folds(utterances, folds)
-    if protocol == "leave-one-speaker-out":
-        return leave_one_speaker_out(utterances)
-    if protocol == "seen":
-        return {"": stratified_split(utterances, seed)}
-    group = {u.speaker: group_of(u) if group_of else u.meta.get("sex", "") for u in utterances}
-    if protocol == "speaker-independent":
-        train, valid, test = _choose_speakers(group, seed, 2)
-        return {"": {name: _of(utterances, s) for name, s in (("train", train), ("valid", valid), ("test", test))}}
-    if protocol == "both":
-        rest, unseen = _choose_speakers(group, seed, 1)
-        seen = stratified_split(_of(utterances, rest), seed)
-        return {"": {"train": seen["train"], "valid": seen["valid"], "test": _of(utterances, unseen), "test_seen": seen["test"]}}
-    raise InputError(f"--protocol {protocol}: unknown; use one of {', '.join(PROTOCOLS)}")
-
-
-def leave_one_speaker_out(utterances):
-    """`fold1` … : each speaker, in the order of their ids, is test once; all others are train.
-
-    Raises:
-        InputError: there is only one speaker.
-    """
-    speakers = sorted({u.speaker for u in utterances})
-    if len(speakers) < 2:
-        raise InputError(f"{len(speakers)} speaker: to leave one out, two are needed; use another --protocol")
-    return {
-        f"fold{k}": {"train": [u for u in utterances if u.speaker != s], "test": [u for u in utterances if u.speaker == s]}
-        for k, s in enumerate(speakers, 1)
-    }
-
-
-def speaker_folds(utterances, folds):
-    """Speaker-independent cross-validation: `fold1` … in order.
-
-    Args:
-        utterances: list of Utterance.
-        folds: list of at least three lists of speakers; fold k tests the k-th, validates on the next, trains on the rest.
-
-    Raises:
-        InputError: fewer than three folds have utterances, or a speaker is in none or in several.
-    """
-    listed = Counter(s for fold in folds for s in fold)
-    twice = [s for s, n in listed.items() if n > 1]
-    missing = sorted({u.speaker for u in utterances} - set(listed))
-    if twice or missing:
-        raise InputError(f"speaker {(twice or missing)[0]} is in {'several folds' if twice else 'no fold'}; correct the folds")
-    groups = [g for g in (_of(utterances, set(fold)) for fold in folds) if g]
-    if len(groups) < 3:
-        raise InputError(f"{len(groups)} of {len(folds)} folds have utterances, three are needed; use another --protocol")
-    result = {}
-    for k, test in enumerate(groups):
-        valid = groups[(k + 1) % len(groups)]
-        used = {u.speaker for u in (*test, *valid)}
-        result[f"fold{k + 1}"] = {"train": [u for u in utterances if u.speaker not in used], "valid": valid, "test": test}
-    return result
-
-
-def balanced_folds(group, k, seed):
-    """Divide speakers into `k` lists of nearly equal size with nearly equal shares of each group, by chance.
-
-    Args:
-        group: speaker → group, such as the sex.
-        k: number of folds.
-        seed: of the choice.
-
-    Raises:
-        InputError: k is out of range.
-    """
-    if not 3 <= k <= len(group):
-        raise InputError(f"{k} folds of {len(group)} speakers: give from 3 to {len(group)}")
-    rng = np.random.default_rng([seed, 11])
-    order = [s for g in sorted(set(group.values())) for s in rng.permutation(sorted(s for s in group if group[s] == g)).tolist()]
-    return [order[i::k] for i in range(k)]
-
-
-def stratified_split(utterances, seed):
-    """60 % train, 20 % valid, 20 % test of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
-
-    Minimisation (Pocock & Simon 1975): the utterances, shuffled within speaker and class, go one by one where they least
-    disturb the proportions of the speaker, the class, the speaker's class, and the whole. Each speaker's first one goes
-    to the training part, so that training knows every speaker.
-
-    Args:
-        utterances: list of Utterance.
-        seed: of every draw.
-    """
-    rng = np.random.default_rng([seed, 12])
-    shuffled = [utterances[i] for i in rng.permutation(len(utterances))]
-    counts = defaultdict(lambda: np.zeros(len(SHARES)))  # group → utterances in each part
-    where, known = {}, set()
-    for u in sorted(shuffled, key=lambda u: (u.speaker, u.emotion)):
-        groups = ((), (u.speaker,), (u.emotion, None), (u.speaker, u.emotion))
-        room = sum(SHARES * (counts[g].sum() + 1) - counts[g] for g in groups) / SHARES
-        best = int(np.argmax(room + 1e-6 * rng.random(len(SHARES)))) if u.speaker in known else 0
-        where[u.path] = best
-        known.add(u.speaker)
-        for g in groups:
-            counts[g][best] += 1
-    return {name: [u for u in utterances if where[u.path] == i] for i, name in enumerate(("train", "valid", "test"))}
-
-
-def _choose_speakers(group, seed, parts):
-    """The speakers, less `parts` choices of a fifth of them (at least one), each group in proportion: [rest, part, part, …]."""
-    rng = np.random.default_rng([seed, 13])
-    if len(group) < parts + 1:
-        raise InputError(f"{len(group)} speakers cannot be divided into {parts + 1} parts; use --protocol seen, or more speakers")
-    order = []
-    for name in sorted(set(group.values())):
-        members = rng.permutation(sorted(s for s in group if group[s] == name)).tolist()
-        start = rng.random()  # every group is spread evenly over 0..1, so that any run of the merged order has them in proportion
-        order += [((i + start) / len(members), s) for i, s in enumerate(members)]
-    order = [s for _, s in sorted(order)]
-    size = max(1, round(len(order) / 5))
-    chosen = [set(order[i * size : (i + 1) * size]) for i in range(parts)]
-    return [set(order[parts * size :]), *chosen]
-
-
-def _of(utterances, speakers):
-    return [u for u in utterances if u.speaker in speakers]
+def unit_scale(low, high):
+    """What corpus.json says of a dimension that `to_unit` converted."""
+    return {"min": 0, "max": 1, "original_min": low, "original_max": high}
 
 
 def write(args, corpus, entries, protocol, *, everything=False, scales=None, left_out=None, source=None):
@@ -364,9 +192,8 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
     if not args.overwrite and stamp.is_current():
         logger.info("%s: already made from the same files with the same options", args.out_dir)
         return
-    root = args.audio_dir
+    root = args.resample or args.audio_dir
     if args.resample:
-        root = args.resample
         entries = resample(args.audio_dir, root, entries, left_out, args.skip_damaged, args.workers, args.overwrite)
     else:
         entries = measure(root, entries, left_out, args.skip_damaged, args.workers)
@@ -375,8 +202,7 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
     make_folder(args.out_dir)
     stamp.clear()
     _remove(manifests, args.out_dir)
-    listed = entries if everything else None
-    write_corpus(args.out_dir, corpus, root, folds, listed, options=options, scales=scales, left_out=left_out)
+    write_corpus(args.out_dir, corpus, root, folds, entries if everything else None, options, scales, left_out)
     Stamp(stamp.path, {**settings, "files": _written_files(args.out_dir, folds)}, []).write()
     left_out.log()
     for fold, splits in folds.items():
@@ -462,16 +288,21 @@ def write_audio(path, wave):
 
 def _each_file(entries, function, description, left_out, skip_damaged, workers):
     """Apply a function to every entry in threads (decoding happens outside Python's lock); returns the measured entries."""
+
+    def attempt(u):
+        try:
+            return function(u)
+        except InputError as error:
+            return error
+
     measured, damaged = [], []
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        results = pool.map(lambda u: _attempt(function, u), entries)
-        for u, result in zip(entries, progress(results, description, total=len(entries), unit="files"), strict=True):
-            if isinstance(result, InputError):
-                damaged.append((u.path, result))
-            elif result < RECEPTIVE_FIELD:
-                left_out[f"shorter than one frame ({RECEPTIVE_FIELD} samples)"].append(u.path)
-            else:
-                measured.append(replace(u, n_samples=result))
+    for u, result in zip(entries, in_threads(attempt, entries, description, "files", workers), strict=True):
+        if isinstance(result, InputError):
+            damaged.append((u.path, result))
+        elif result < RECEPTIVE_FIELD:
+            left_out[f"shorter than one frame ({RECEPTIVE_FIELD} samples)"].append(u.path)
+        else:
+            measured.append(replace(u, n_samples=result))
     if damaged and not skip_damaged:
         more = f" ({len(damaged)} files are damaged or missing)" if len(damaged) > 1 else ""
         raise InputError(f"{damaged[0][1]}{more}; or leave such files out with --skip-damaged")
@@ -479,13 +310,6 @@ def _each_file(entries, function, description, left_out, skip_damaged, workers):
         logger.warning("%s", error)
         left_out["damaged or unreadable"].append(path)
     return measured
-
-
-def _attempt(function, u):
-    try:
-        return function(u)
-    except InputError as error:
-        return error
 
 
 def _without_duplicates(entries, left_out):

@@ -5,14 +5,14 @@ import fcntl
 import hashlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..core.cli import progress
+from ..core.cli import in_threads
 from ..core.errors import InputError
 from ..core.files import copy, make_folder, read_json, require_space, write_json
 from .audio import locate
-from .manifest import STAGED, manifest_directories, read_split, relocate, relocate_others, splits_of
+from .derived_manifests import STAGED, relocate, relocate_others
+from .manifest import manifest_directories, read_split, splits_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
     """Copy the audio of a manifest directory, its folds included, to a local disk, and write the manifest directory that lists it.
 
     Paths below the root, sizes and times of change stay as they are: labels and features that were made from the one are those of
-    the other, and records of what was seen (`records`) name the original. Other processes that stage to the same folder wait
-    and then find everything there.
+    the other, and records of what was seen name the original. Other processes that copy to the same folder wait and then find
+    everything there.
 
     Args:
         directory: manifest directory.
@@ -38,41 +38,45 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
         InputError: there is no such split or no such file, not enough space, or the folder holds the manifest of something else.
     """
     directory, local = Path(directory), make_folder(local)
-    found = [
-        read_split(d, s, sidecars=["meta"]) for d in manifest_directories(directory) for s in splits_of(d) if splits is None or s in splits
-    ]
+    every = [(d, s) for d in manifest_directories(directory) for s in splits_of(d)]
+    found = [read_split(d, s, sidecars=["meta"]) for d, s in every if splits is None or s in splits]
     missing = sorted(set(splits or []) - {split.name for split in found})
     if missing:
-        raise InputError(f"{directory}: has no split {missing[0]}; choose of {' '.join(sorted({s.name for s in found})) or 'those it has'}")
+        raise InputError(f"{directory}: has no split {missing[0]}; choose of {' '.join(sorted({s for _, s in every}))}")
     out = local / name
     with _lock(local / ".staging.lock"):
-        staged = out / STAGED
+        staged, origin = out / STAGED, str(directory.resolve())
         if out.is_dir() and any(out.iterdir()) and not staged.is_file():
             raise InputError(f"{out}: is not of staged audio; choose another folder or another --name")
-        if staged.is_file() and read_json(staged)["staged"] != str(directory.resolve()):
+        if staged.is_file() and read_json(staged)["staged"] != origin:
             raise InputError(f"{out}: holds the manifest {read_json(staged)['staged']}; choose another --name for this one")
         files = _files(found, local)
-        wanted = {old: new for old, new in files.items() if not _is_there(old, new)}
-        require_space(local, sum(os.stat(old).st_size for old in wanted))
-        for folder in {new.parent for new in wanted.values()}:
-            folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max(1, jobs)) as pool:
-            for _ in progress(pool.map(copy, wanted, wanted.values()), "copying", total=len(wanted), unit="files"):
-                pass
-        bad = next((old for old, new in wanted.items() if not _is_there(old, new)), None)
-        if bad is not None:
-            raise InputError(f"{bad}: its copy {files[bad]} is not the same; the file is being written to, or the disk is damaged")
-        write_json(make_folder(out) / STAGED, {"staged": str(directory.resolve()), "manifest": None, "roots": {}})
+        copied = _copy(files, local, jobs)
+        write_json(make_folder(out) / STAGED, {"staged": origin, "manifest": None, "roots": {}})
         for folder in dict.fromkeys(split.directory for split in found):
             own = [split for split in found if split.directory == folder]
-            to = out / folder.relative_to(directory)
+            to = make_folder(out / folder.relative_to(directory))
             for split in own:
                 relocate(split, to, _root(split, local), split.paths)
             roots = {split.name: str(split.root.resolve()) for split in own}
-            write_json(make_folder(to) / STAGED, {"staged": str(directory.resolve()), "manifest": str(folder.resolve()), "roots": roots})
+            write_json(to / STAGED, {"staged": origin, "manifest": str(folder.resolve()), "roots": roots})
             relocate_others(folder, to)
         relocate_others(directory, out)
-    return out, len(files), len(wanted)
+    return out, len(files), copied
+
+
+def _copy(files, local, jobs):
+    """Copy what is not there yet; returns how many files that were."""
+    wanted = {old: new for old, new in files.items() if not _is_there(old, new)}
+    require_space(local, sum(os.stat(old).st_size for old in wanted))
+    for folder in {new.parent for new in wanted.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in in_threads(lambda old: copy(old, wanted[old]), wanted, "copying", "files", jobs):
+        pass
+    bad = next((old for old, new in wanted.items() if not _is_there(old, new)), None)
+    if bad is not None:
+        raise InputError(f"{bad}: its copy {files[bad]} is not the same; the file is being written to, or the disk is damaged")
+    return len(wanted)
 
 
 def _root(split, local):
@@ -91,9 +95,7 @@ def _files(splits, local):
             if relative.is_absolute() or ".." in relative.parts:
                 raise InputError(f"{split.where(i)}: {path} is not below the root; make the manifest with paths that are")
             old = split.root / relative
-            if old in found:
-                continue
-            if not old.is_file():
+            if old not in found and not old.is_file():
                 raise InputError(f"{split.where(i)}: {old}: no such audio file; restore it or remove it from the manifest")
             found[old] = root / relative
     return found
@@ -101,11 +103,8 @@ def _files(splits, local):
 
 def _is_there(old, new):
     """Whether a copy has the size and the time of change of its original."""
-    try:
-        mine, copied = os.stat(old), os.stat(new)
-    except FileNotFoundError:
-        return False
-    return (mine.st_size, mine.st_mtime_ns) == (copied.st_size, copied.st_mtime_ns)
+    mine, copied = os.stat(old), os.stat(new) if new.exists() else None
+    return copied is not None and (mine.st_size, mine.st_mtime_ns) == (copied.st_size, copied.st_mtime_ns)
 
 
 @contextlib.contextmanager
@@ -115,6 +114,6 @@ def _lock(path):
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("%s: another process is staging to this folder; waiting for it", path)
+            logger.info("%s: another process is copying to this folder; waiting for it", path)
             fcntl.flock(f, fcntl.LOCK_EX)
         yield

@@ -18,7 +18,8 @@ from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import Stamp, append, atomic, make_folder, require_space
 from .audio import is_packed, probe
-from .manifest import manifest_directories, read_split, relocate, relocate_others, splits_of
+from .derived_manifests import relocate, relocate_others
+from .manifest import manifest_directories, read_split, splits_of
 
 logger = logging.getLogger(__name__)
 

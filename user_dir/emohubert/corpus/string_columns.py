@@ -1,13 +1,13 @@
-"""Long tables in little memory: columns that read like lists of str and take a few bytes a line, and files that stay as they were.
+"""Memory-efficient string columns, and files whose bytes stay as they were.
 
-A list of a million str takes a hundred megabytes, and each process that only looks at one gets its own copy of it, since
-Python counts references inside of every str. These columns are a handful of objects each, which forked processes share.
+A list of a million different str takes a hundred megabytes, and every forked process that only looks at it gets a copy of its own,
+since Python counts references inside of every str. So values that repeat become a list of shared str, others `Strings`: one buffer.
 """
 
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from operator import index as as_integer
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,98 +19,43 @@ _BLOCK = 1 << 20
 """Bytes of a text file that are handled at once."""
 _MOST_ALIKE = 1 << 14
 """Distinct values that a column may have before it is looked at whether most of its lines are distinct."""
+_LINES = 1 << 14  # that `Strings` decodes at once
 
 
-class Column(Sequence):
-    """A list of str that cannot be changed; equal to a list or a column of the same str. A slice is a list."""
+class Strings(Sequence):
+    """A list of str that cannot be changed, in one buffer; equal to a list or Strings of the same str. A slice is a list.
+
+    Args:
+        blocks: iterable of lists of bytes, UTF-8.
+    """
 
     __hash__ = None
 
-    def __eq__(self, other):
-        if not isinstance(other, (list, Column)):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self._at(i) for i in range(*index.indices(len(self)))]
-        i = as_integer(index)
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"{i}: there are {len(self)} lines")
-        return self._at(i % len(self))
-
-    def __repr__(self):
-        return f"<{type(self).__name__} of {len(self)}: {self[:3]}…>"
-
-
-class Strings(Column):
-    """Any str, one after the other in one buffer.
-
-    Args:
-        data: bytes-like, UTF-8.
-        offsets: n + 1 integers; line i is `data[offsets[i]:offsets[i + 1]]`.
-    """
-
-    def __init__(self, data, offsets):
-        self._data = data
-        self._offsets = np.asarray(offsets, dtype=np.uint32 if len(data) < 1 << 32 else np.int64)
-
-    @classmethod
-    def of(cls, blocks):
-        """From an iterable of lists of bytes."""
-        data, lengths = bytearray(), []
+    def __init__(self, blocks):
+        self._data, lengths = bytearray(), []
         for block in blocks:
-            data += b"".join(block)
+            self._data += b"".join(block)
             lengths.append(np.fromiter(map(len, block), dtype=np.uint32, count=len(block)))
-        return cls(data, offsets_of(lengths))
+        self._offsets = offsets_of(lengths).astype(np.uint32 if len(self._data) < 1 << 32 else np.int64, copy=False)
 
     def __len__(self):
         return len(self._offsets) - 1
 
-    def _at(self, i):
-        return self._data[self._offsets[i] : self._offsets[i + 1]].decode()
+    def __getitem__(self, index):
+        found = range(len(self))[index]
+        if isinstance(index, slice):
+            return [self[i] for i in found]
+        return self._data[self._offsets[found] : self._offsets[found + 1]].decode()
 
     def __iter__(self):
-        for first in range(0, len(self), 1 << 14):
-            bounds = self._offsets[first : first + (1 << 14) + 1].tolist()
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        for first in range(0, len(self), _LINES):
+            for a, b in pairwise(self._offsets[first : first + _LINES + 1].tolist()):
                 yield self._data[a:b].decode()
 
-
-class Codes(Column):
-    """Few distinct str.
-
-    Attributes:
-        codes: int32 array: what each line holds, as an index into the symbols.
-        symbols: list of distinct str, in the order of their first lines.
-    """
-
-    def __init__(self, codes, symbols):
-        self.codes, self.symbols = codes, symbols
-
-    def __len__(self):
-        return len(self.codes)
-
-    def _at(self, i):
-        return self.symbols[self.codes[i]]
-
-    def __iter__(self):
-        for first in range(0, len(self), 1 << 14):
-            for code in self.codes[first : first + (1 << 14)].tolist():
-                yield self.symbols[code]
-
-    def __contains__(self, value):
-        return value in self.symbols
-
-    def count(self, value):
-        """How many lines hold a value."""
-        return int((self.codes == self.symbols.index(value)).sum()) if value in self.symbols else 0
-
-    def index(self, value, *bounds):
-        """The first line that holds a value."""
-        if bounds or value not in self.symbols:
-            return super().index(value, *bounds)
-        return int(np.argmax(self.codes == self.symbols.index(value)))
+    def __eq__(self, other):
+        if not isinstance(other, (list, Strings)):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
 
 def offsets_of(lengths):
@@ -121,21 +66,17 @@ def offsets_of(lengths):
 
 
 def compact(blocks):
-    """The smallest column of lines.
+    """The smallest column of lines: a list of shared str, or Strings where most lines are distinct.
 
     Args:
         blocks: a function that gives an iterable of lists of bytes; it is called again if most lines are distinct.
-
-    Returns:
-        Codes, or Strings where most lines are distinct.
     """
-    table, codes, seen = {}, [], 0
+    shared, lines = {}, []
     for block in blocks():
-        codes.append(np.fromiter((table.setdefault(line, len(table)) for line in block), dtype=np.int32, count=len(block)))
-        seen += len(block)
-        if len(table) > max(_MOST_ALIKE, seen // 2):
-            return Strings.of(blocks())
-    return Codes(np.concatenate(codes) if codes else np.zeros(0, dtype=np.int32), [symbol.decode() for symbol in table])
+        lines += [shared.get(line) or shared.setdefault(line, line.decode()) for line in block]
+        if len(shared) > max(_MOST_ALIKE, len(lines) // 2):
+            return Strings(blocks())
+    return lines
 
 
 class KeptFile:
@@ -177,16 +118,20 @@ class KeptFile:
         """
         if self._data is not None:
             return self._data[start:stop]
+        parts, stop = [], min(stop, self.size)
         try:
-            data = os.pread(self._fd, stop - start, start)
-            while len(data) < min(stop, self.size) - start and (more := os.pread(self._fd, stop - start - len(data), start + len(data))):
-                data += more
+            while start < stop and (data := os.pread(self._fd, stop - start, start)):
+                parts.append(data)
+                start += len(data)
             same = self._now() == self._state
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be read any more ({error.strerror}); restore it, and start again") from error
+            raise self._lost(error) from error
         if not same:
             raise InputError(f"{self.path}: was changed while it was in use; start again")
-        return data
+        return b"".join(parts)
+
+    def _lost(self, error):
+        return InputError(f"{self.path}: cannot be read any more ({error.strerror}); restore it, and start again")
 
     def blocks(self, size=_BLOCK):
         """Blocks of whole lines, with their line ends; no more than one is in memory."""
@@ -194,11 +139,10 @@ class KeptFile:
         while data := self.read(start, start + size):
             start += len(data)
             cut = data.rfind(b"\n") + 1
-            if not cut:
-                rest.append(data)
-                continue
-            yield b"".join([*rest, data[:cut]])
-            rest = [data[cut:]] if cut < len(data) else []
+            if cut:
+                yield b"".join([*rest, data[:cut]])
+                rest = []
+            rest += [data[cut:]] if cut < len(data) else []
         if rest:
             yield b"".join(rest)
 
@@ -211,16 +155,15 @@ class KeptFile:
         done = 0
         for number, block in enumerate(self.blocks()):
             text = block.removeprefix(b"\xef\xbb\xbf") if number == 0 else block
-            if not text.isascii():
-                try:
-                    text.decode()
-                except UnicodeDecodeError as error:
-                    raise UnicodeDecodeError("utf-8", text, done + error.start, done + error.end, error.reason) from None
+            try:
+                text.decode()
+            except UnicodeDecodeError as error:
+                raise UnicodeDecodeError("utf-8", text, done + error.start, done + error.end, error.reason) from None
             done += len(text)
             if b"\r" in text:
                 text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
             if text:
-                yield (text[:-1] if text.endswith(b"\n") else text).split(b"\n")
+                yield text.removesuffix(b"\n").split(b"\n")
 
     def __getstate__(self):
         return {"path": self.path, "_state": self._state, "_data": self._data}
@@ -231,14 +174,11 @@ class KeptFile:
             try:
                 self._open()
             except OSError as error:
-                raise InputError(f"{self.path}: cannot be read any more ({error.strerror}); restore it, and start again") from error
+                raise self._lost(error) from error
 
 
 class Table(Mapping):
-    """A TSV file with a header, {column: Column}: checked at once, but a column is read when it is first asked for.
-
-    Args:
-        path: of the file.
+    """A TSV file with a header, {column: list of str, or Strings}: checked at once, but a column is read when it is first asked for.
 
     Raises:
         OSError, UnicodeDecodeError: it cannot be read, or is not UTF-8 text.
@@ -246,42 +186,31 @@ class Table(Mapping):
     """
 
     def __init__(self, path):
-        self._file, self._columns = KeptFile(path), {}
-        self.names, self.rows, tabs = None, 0, 0
+        self._file, self._columns, self.names, self.rows = KeptFile(path), {}, None, 0
         for block in self._file.lines():
             if self.names is None:
                 self.names = block.pop(0).decode().split("\t")
-                tabs = len(self.names) - 1
                 if len(set(self.names)) != len(self.names):
                     raise InputError(f"{path}:1: a column is named twice in {self.names}; rename one")
             for number, line in enumerate(block, self.rows + 2):
-                if line.count(b"\t") != tabs:
+                if line.count(b"\t") + 1 != len(self.names):
                     columns = line.count(b"\t") + 1
                     raise InputError(f"{path}:{number}: {columns} columns where the header has {len(self.names)}; correct the line")
             self.rows += len(block)
         if self.names is None:
             raise InputError(f"{path}: empty; the first line must name the columns")
 
-    def read(self, name):
-        """A column, read anew."""
-        return compact(lambda: self._cells(self.names.index(name)))
-
     def lines(self):
         """Lists of lines as bytes, without the header."""
-        header = 1
-        for block in self._file.lines():
-            yield block[header:]
-            header = 0
-
-    def _cells(self, column):
-        for lines in self.lines():
-            yield [line.split(b"\t", column + 1)[column] for line in lines]
+        for number, block in enumerate(self._file.lines()):
+            yield block[1:] if number == 0 else block
 
     def __getitem__(self, name):
+        if name not in self.names:
+            raise KeyError(name)
         if name not in self._columns:
-            if name not in self.names:
-                raise KeyError(name)
-            self._columns[name] = self.read(name)
+            column = self.names.index(name)
+            self._columns[name] = compact(lambda: ([line.split(b"\t", column + 1)[column] for line in block] for block in self.lines()))
         return self._columns[name]
 
     def __iter__(self):

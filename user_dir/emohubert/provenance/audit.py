@@ -14,7 +14,8 @@ from pathlib import Path
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import natural, read_json
-from ..corpus.check import LEAKS, content_of
+from ..corpus.audio import content_of
+from ..corpus.check import LEAKS
 from ..corpus.check import role as role_of_split
 from ..corpus.manifest import UNKNOWN_SPEAKER, read_table
 from . import records

@@ -26,7 +26,8 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import atomic, make_folder, sha256
 from ..corpus.audio import RECEPTIVE_FIELD
-from ..corpus.manifest import UNKNOWN_SPEAKER, origin, read_column, read_corpus
+from ..corpus.derived_manifests import origin
+from ..corpus.manifest import UNKNOWN_SPEAKER, read_column, read_corpus
 
 SUFFIX = ".seen"
 TRAIN, PRETRAINING, SELECTION, WATCHED = "train", "pretraining", "selection", "watched"
