@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tarfile
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from emohubert.core.errors import InputError
 from emohubert.corpus import audio, check
 from emohubert.corpus.local_copy import stage
 from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
-from emohubert.corpus.shards import member_name, original_path, pack
+from emohubert.corpus.shards import member_name, pack
 from emohubert.data.speech import SpeechDataset
 from emohubert.pretrained.safe_files import load_state
 from emohubert.provenance import records
@@ -57,6 +58,12 @@ def plain(tmp_path):
     folds = {f"fold{k}": {"train": utterances[:-k], "test": utterances[-k:]} for k in (1, 2)}
     write_corpus(tmp_path / "plain", "formats", root, folds, everything=utterances)
     return tmp_path / "plain"
+
+
+def original_path(name):
+    """The path that a member's name was made from."""
+    stem, _, ending = name.rpartition(".")
+    return os.fsdecode(unquote(stem, errors="surrogateescape").encode("utf-8", "surrogateescape")) + (f".{ending}" if ending else "")
 
 
 def error_of(function, *arguments, **options):

@@ -9,14 +9,13 @@ import logging
 import os
 import re
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from ..core.cli import progress
+from ..core.cli import in_threads
 from ..core.errors import InputError
-from ..core.files import Stamp, append, atomic, make_folder, require_space
+from ..core.files import Stamp, atomic, make_folder, require_space
 from .audio import is_packed, probe
 from .derived_manifests import relocate, relocate_others
 from .manifest import manifest_directories, read_split, splits_of
@@ -24,7 +23,6 @@ from .manifest import manifest_directories, read_split, splits_of
 logger = logging.getLogger(__name__)
 
 FOLDER = "shards"
-_END = b"\0" * 2 * tarfile.BLOCKSIZE
 
 
 @dataclass
@@ -32,32 +30,24 @@ class _Recording:
     """A file that is packed: where it is, what it is called in the tar, and the `file:line` that lists it first."""
 
     file: str
-    name: str
     size: int
     changed: int
     n_samples: int
     listed: str
-    header: bytes = b""
-    offset: int = 0
-
-    @property
-    def stored(self):
-        """Bytes in a tar, with the header and the padding."""
-        return len(self.header) + self.size + -self.size % tarfile.BLOCKSIZE
+    name: str = ""
 
 
 @dataclass
 class _Shard:
-    """A tar that is written, and what is in it."""
+    """A tar of some recordings."""
 
     path: Path
     recordings: list = field(default_factory=list)
-    size: int = 0
 
-    def add(self, recording):
-        recording.offset = self.size + len(recording.header)
-        self.recordings.append(recording)
-        self.size += recording.stored
+    @property
+    def size(self):
+        """About how many bytes it has."""
+        return sum(tarfile.BLOCKSIZE * (2 + r.size // tarfile.BLOCKSIZE) for r in self.recordings)
 
     @property
     def stamp(self):
@@ -65,12 +55,43 @@ class _Shard:
         digest = hashlib.sha256()
         for r in self.recordings:
             digest.update(f"{r.name}\0{r.size}\0{r.changed}\0{r.n_samples}\n".encode("utf-8", "surrogateescape"))
-        return Stamp(f"{self.path}.json", {"recordings": digest.hexdigest(), "bytes": self.size}, [self.path])
+        return Stamp(f"{self.path}.json", {"recordings": digest.hexdigest()}, [self.path])
 
-    @property
-    def is_current(self):
-        """Whether it is whole and made of these files."""
-        return self.stamp.is_current() and self.path.stat().st_size == self.size + len(_END)
+    def places(self):
+        """Path of every recording in manifests, `shards/NAME.tar:OFFSET:SIZE`; none if the tar is damaged or not of these files."""
+        try:
+            with tarfile.open(self.path, "r:") as tar:
+                members = [(m.name, m.size, m.offset_data) for m in tar]
+        except (tarfile.TarError, OSError):
+            return []
+        if [(name, size) for name, size, _ in members] != [(r.name, r.size) for r in self.recordings]:
+            return []
+        return [f"{FOLDER}/{self.path.name}:{offset}:{size}" for _, size, offset in members]
+
+    def write(self):
+        """Write the tar, open its recordings, compare their lengths with the manifest's, and then give it its stamp."""
+        stamp = self.stamp
+        stamp.clear()
+        with atomic(self.path, "wb") as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for r in self.recordings:
+                member = tarfile.TarInfo(r.name)
+                member.size, member.mode = r.size, 0o644  # no owner and no time: the same files, the same bytes
+                with open(r.file, "rb") as audio:
+                    tar.addfile(member, audio)
+                    now = os.fstat(audio.fileno())
+                if (now.st_size, now.st_mtime_ns) != (r.size, r.changed):
+                    raise InputError(f"{r.file}: was changed while it was packed; start again when nothing writes to it")
+        for r, place in zip(self.recordings, self.places(), strict=True):
+            try:
+                n_samples = probe(self.path.parent.parent / place).n_samples
+            except InputError as error:
+                raise InputError(f"{r.listed}: {r.file}: {error}") from None
+            if n_samples != r.n_samples:
+                raise InputError(
+                    f"{r.listed}: {r.file} has {n_samples} samples at 16 kHz, the manifest says {r.n_samples}; restore the file, or make "
+                    "the manifest again"
+                )
+        stamp.write()
 
 
 def member_name(path):
@@ -80,18 +101,11 @@ def member_name(path):
     return quote(os.fsencode(path.removesuffix(ending)), safe="/ ").replace(".", "%2E") + (ending or ".")
 
 
-def original_path(name):
-    """The path that a member's name was made from."""
-    stem, _, ending = name.rpartition(".")
-    return os.fsdecode(unquote(stem, errors="surrogateescape").encode("utf-8", "surrogateescape")) + (f".{ending}" if ending else "")
-
-
 def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
     """Pack the audio of a manifest directory, its folds included, and write the manifest directory that lists it.
 
-    Every file is packed once, in the order of the lists; the same files give the same shards, byte for byte. A shard is written
-    under a temporary name, its recordings are opened and their lengths compared with the manifest's, and then it gets its stamp:
-    a second run only makes what is missing.
+    Every file is packed once, in the order of the lists; the same files give the same shards, byte for byte. A second run only
+    makes what is missing.
 
     Args:
         directory: manifest directory.
@@ -112,14 +126,13 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
         raise InputError(f"{out}: is the manifest directory itself; choose another output folder")
     splits = [read_split(d, name, sidecars=["meta"]) for d in manifest_directories(directory) for name in splits_of(d)]
     recordings = _recordings(splits)
-    shards = _fill(recordings.values(), make_folder(out / FOLDER), shard_bytes)
-    wanted = [shard for shard in shards if overwrite or not shard.is_current]
-    require_space(out, sum(shard.size + len(_END) for shard in wanted))
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        for _ in progress(pool.map(_write, wanted), "packing", total=len(wanted), unit="shards"):
-            pass
+    shards = _fill(recordings, make_folder(out / FOLDER), shard_bytes)
+    wanted = [shard for shard in shards if overwrite or not (shard.stamp.is_current() and shard.places())]
+    require_space(out, sum(shard.size for shard in wanted))
+    for _ in in_threads(_Shard.write, wanted, "packing", "shards", jobs):
+        pass
     logger.info("%d of %d shards were whole already", len(shards) - len(wanted), len(shards))
-    places = {r.file: f"{shard.path.relative_to(out).as_posix()}:{r.offset}:{r.size}" for shard in shards for r in shard.recordings}
+    places = {r.file: place for shard in shards for r, place in zip(shard.recordings, shard.places(), strict=True)}
     root = out.resolve()
     for split in splits:
         to = out / split.directory.relative_to(directory)
@@ -135,7 +148,7 @@ def _file(split, index):
 
 
 def _recordings(splits):
-    """Full path → _Recording, in the order of the lists."""
+    """List of _Recording, each file once, in the order of the lists."""
     found = {}
     for split in splits:
         for i, n_samples in enumerate(split.n_samples.tolist()):
@@ -147,54 +160,28 @@ def _recordings(splits):
                     stat = os.stat(file)
                 except OSError as error:
                     raise InputError(f"{split.where(i)}: {file}: no such audio file; restore it or remove it from the manifest") from error
-                found[file] = _Recording(file, "", stat.st_size, stat.st_mtime_ns, n_samples, split.where(i))
+                found[file] = _Recording(file, stat.st_size, stat.st_mtime_ns, n_samples, split.where(i))
             elif found[file].n_samples != n_samples:
                 raise InputError(
                     f"{split.where(i)}: {n_samples} samples, but {found[file].listed} says {found[file].n_samples}; make one right"
                 )
-    base = os.path.commonpath([os.path.dirname(file) for file in found])
     roots = {os.path.normpath(split.root) for split in splits}
-    if len(roots) == 1 and all(file.startswith(f"{next(iter(roots))}{os.sep}") for file in found):
-        base = next(iter(roots))
+    base = next(iter(roots)) if len(roots) == 1 else os.path.commonpath([os.path.dirname(file) for file in found])
     for recording in found.values():
         recording.name = member_name(os.path.relpath(recording.file, base))
-        member = tarfile.TarInfo(recording.name)
-        member.size, member.mode = recording.size, 0o644  # no owner and no time: the same files, the same bytes
-        recording.header = member.tobuf(tarfile.PAX_FORMAT)
-    return found
+    return list(found.values())
 
 
 def _fill(recordings, folder, shard_bytes):
-    shards = []
+    shards, size = [], 0
     for recording in recordings:
-        if not shards or shards[-1].size + recording.stored + len(_END) > shard_bytes:
+        stored = _Shard(folder, [recording]).size
+        if not shards or size + stored > shard_bytes:
             shards.append(_Shard(folder / f"{len(shards):06}.tar"))
-        shards[-1].add(recording)
+            size = 0
+        shards[-1].recordings.append(recording)
+        size += stored
     return shards
-
-
-def _write(shard):
-    stamp = shard.stamp
-    stamp.clear()
-    with atomic(shard.path, "wb") as f:
-        for r in shard.recordings:
-            f.write(r.header)
-            append(r.file, f)
-            if f.tell() != r.offset + r.size:
-                raise InputError(f"{r.file}: was changed while it was packed; start again when nothing writes to it")
-            f.write(b"\0" * (-r.size % tarfile.BLOCKSIZE))
-        f.write(_END)
-    for r in shard.recordings:
-        try:
-            n_samples = probe(f"{shard.path}:{r.offset}:{r.size}").n_samples
-        except InputError as error:
-            raise InputError(f"{r.listed}: {r.file}: {error}") from None
-        if n_samples != r.n_samples:
-            raise InputError(
-                f"{r.listed}: {r.file} has {n_samples} samples at 16 kHz, the manifest says {r.n_samples}; restore the file, or make the "
-                "manifest again"
-            )
-    stamp.write()
 
 
 def _remove_others(folder, shards):
