@@ -33,7 +33,7 @@ from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.load import build_encoder, initialise, load_encoder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
-from emohubert.pretrained.types import LabelSet
+from emohubert.pretrained.types import FrameLabelSet
 from emohubert.tasks.trained import load_trained
 
 transformers = pytest.importorskip("transformers")
@@ -594,7 +594,7 @@ def test_fine_tuning_starts_from_them(backbones, name, layers):
 @pytest.mark.parametrize("name", ["folder", "fairseq"])
 def test_pretraining_continues_from_them(backbones, name):
     path, (expected, _) = backbones[name]
-    sets = [LabelSet("km", [str(i) for i in range(7)])]
+    sets = [FrameLabelSet("km", [str(i) for i in range(7)])]
     values = {**OURS, **OURS_LARGE, "final_dim": 16}
     model = SpeakerHubertModel(SpeakerHubertConfig(**values, speaker_position="input"), TASK, sets, ["anna", "ben"])
     report = initialise(model, read_pretrained(path))

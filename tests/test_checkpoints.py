@@ -18,7 +18,7 @@ from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.load import build_encoder, initialise, load_encoder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
-from emohubert.pretrained.types import LabelSet
+from emohubert.pretrained.types import FrameLabelSet
 from emohubert.tasks.trained import load_trained
 
 TASK = argparse.Namespace(sample_rate=16_000)
@@ -26,7 +26,7 @@ TASK = argparse.Namespace(sample_rate=16_000)
 
 def our_model(classes=(10,), speakers=(), **values):
     torch.manual_seed(1)
-    sets = [LabelSet(str(i), [str(j) for j in range(k)]) for i, k in enumerate(classes)]
+    sets = [FrameLabelSet(str(i), [str(j) for j in range(k)]) for i, k in enumerate(classes)]
     return SpeakerHubertModel(SpeakerHubertConfig(**{**TINY, **values}), TASK, sets, speakers)
 
 

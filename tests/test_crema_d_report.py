@@ -12,7 +12,7 @@ from test_recipes import recipe
 
 from emohubert.corpus.manifest import read_split
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
-from emohubert.models.heads import make_head
+from emohubert.models.heads import HEADS
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -28,17 +28,17 @@ def test_hyper_parameters():
 @pytest.mark.parametrize(("name", "sizes"), [("mlp", [256, 64, 6]), ("mlp_deep", [1024, 256, 64, 64, 6])])
 def test_a_batch_of_one_is_normalised_with_the_running_statistics(name, sizes):
     torch.manual_seed(0)
-    head = make_head(name, 32, 6)
+    head = HEADS[name](32, 6)
     assert [m.out_features for m in head if isinstance(m, torch.nn.Linear)] == sizes
     for _ in range(3):
         head(torch.randn(20, 32) * 3 + 1)
     before = {k: v.clone() for k, v in head.state_dict().items()}
     x = torch.randn(1, 32)
-    alone = head(x)
+    alone = head(x)["output"]
     alone.sum().backward()
     assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items()), "one utterance says nothing of the variance"
     assert any(p.grad.abs().sum() > 0 for p in head.parameters())
-    torch.testing.assert_close(alone, head.eval()(x))
+    torch.testing.assert_close(alone, head.eval()(x)["output"])
     head.train()(torch.randn(2, 32))
     assert not torch.equal(head[1].running_mean, before["1.running_mean"])
 

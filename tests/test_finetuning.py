@@ -22,7 +22,7 @@ from emohubert.criterions.emotion import EmotionClassification, EmotionRegressio
 from emohubert.evaluation.inference import predict_split
 from emohubert.evaluation.predictions import read_embeddings, read_predictions
 from emohubert.models.heads import HEADS
-from emohubert.models.pooling import POOLINGS, AttentionPooling, make_pooling
+from emohubert.models.pooling import POOLINGS, AttentionPooling
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
@@ -76,10 +76,10 @@ def test_attention_pooling_is_the_papers_equation():
 def test_pooling_ignores_padding_and_counts_the_last_frame():
     x = torch.arange(12.0).view(1, 4, 3)
     valid = torch.tensor([[True, True, True, False]])
-    assert torch.equal(make_pooling("mean", 3)(x, valid), x[:, :3].mean(dim=1))
+    assert torch.equal(POOLINGS["mean"](3)(x, valid), x[:, :3].mean(dim=1))
     x[:, 3] = float("nan")
     for name in POOLINGS:
-        assert make_pooling(name, 3)(x, valid).isfinite().all()
+        assert POOLINGS[name](3)(x, valid).isfinite().all()
 
 
 def test_freezing(corpus):

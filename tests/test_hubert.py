@@ -19,7 +19,7 @@ from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.speaker import POSITIONS
-from emohubert.pretrained.types import LabelSet, parse_conv_layers
+from emohubert.pretrained.types import FrameLabelSet, parse_conv_layers
 
 TASK = argparse.Namespace(sample_rate=16_000)
 SMALL = {**TINY, "encoder_layers": 3}
@@ -80,7 +80,7 @@ def features(model, inputs, **more):
 
 
 def loss_of(model, inputs, counts=None, **weights):
-    sets = [LabelSet(str(k), [str(i) for i in range(k)], counts) for k in model.num_classes]
+    sets = [FrameLabelSet(str(k), [str(i) for i in range(k)], counts) for k in model.num_classes]
     criterion = MaskedPrediction(argparse.Namespace(label_sets=sets), **weights)
     sample = {"target_list": inputs["target_list"], "ntokens": 1, "nsentences": 1}
     sample["net_input"] = {k: v for k, v in inputs.items() if k != "target_list"}
@@ -172,7 +172,7 @@ def test_features_of_a_batch_equal_those_of_single_utterances(variant, mode):
             assert (batched[i, : len(alone)] - alone).abs().max() < 1e-4, f"utterance {i}"
 
 
-@pytest.mark.parametrize(("variant", "position"), [({}, p) for p in POSITIONS] + [(PRE_NORM, "input")])
+@pytest.mark.parametrize(("variant", "position"), [({}, p) for p in ("none", *POSITIONS)] + [(PRE_NORM, "input")])
 def test_loss_and_gradients_of_a_batch_are_the_sums_over_its_utterances(variant, position):
     model = build(**SMALL, **NO_DROPOUT, **variant, speaker_position=position, speakers=["a", "b", "c"]).train()
     if position != "none":
@@ -235,7 +235,7 @@ def test_prefix_token_starts_as_a_small_disturbance():
     assert 0 < (before - after).norm() / before.norm() < 0.1
 
 
-@pytest.mark.parametrize("position", POSITIONS[1:])
+@pytest.mark.parametrize("position", POSITIONS)
 def test_the_speaker_matters_and_learns(position):
     model = build(**SMALL, **NO_DROPOUT, speaker_position=position, speakers=["a", "b"])
     torch.nn.init.normal_(model.speaker_conditioning.embedding.weight)

@@ -25,7 +25,7 @@ from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.load import initialise, load_encoder
 from emohubert.models.wav2vec1 import Wav2Vec1Encoder
 from emohubert.pretrained.load import read_pretrained
-from emohubert.pretrained.types import LabelSet
+from emohubert.pretrained.types import FrameLabelSet
 from emohubert.pretrained.wav2vec1 import read_config
 from emohubert.tasks.trained import load_trained
 
@@ -255,7 +255,7 @@ def test_it_is_for_emotion_models_only(tmp_path):
     model = SpeakerHubertModel(
         SpeakerHubertConfig(encoder_layers=1, encoder_embed_dim=16, encoder_ffn_embed_dim=16, encoder_attention_heads=2, final_dim=8),
         argparse.Namespace(sample_rate=16_000),
-        [LabelSet("km", ["0", "1"])],
+        [FrameLabelSet("km", ["0", "1"])],
     )
     refused(path, lambda: initialise(model, read_pretrained(path)), "no Transformer")
     refused(path, lambda: load_encoder(path), "100 frames a second", "fine-tune")

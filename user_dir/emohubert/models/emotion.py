@@ -1,4 +1,4 @@
-"""Emotion from a pretrained encoder: E(x, speaker) → pooling → head."""
+"""Emotion from a pretrained encoder: f = E(x, speaker) → pooling → head."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -14,14 +14,16 @@ from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
-from .heads import HEADS, READOUTS, ContrastiveHead, make_head
+from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel
 from .load import encoder_config, initialise
-from .pooling import POOLINGS, MeanPooling, make_pooling
+from .pooling import POOLINGS
 from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
 from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")
+_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
+_MASKS = ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")
 
 
 @dataclass
@@ -30,11 +32,11 @@ class EmotionHubertConfig(FairseqDataclass):
 
     init_from: Optional[str] = field(
         default=None,
-        metadata={"help": "the encoder: checkpoint of fairseq's HuBERT, wav2vec 2.0 or wav2vec 1 or ours, or Hugging Face model folder"},
+        metadata={"help": "the encoder: checkpoint of HuBERT, wav2vec 2.0, wav2vec 1 or ours, or Hugging Face folder"},
     )
     num_layers: Optional[int] = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
-    pooling: ChoiceEnum(POOLINGS) = field(default="mean", metadata={"help": "how frames become one vector"})
-    head: ChoiceEnum(HEADS) = field(default="relu_linear", metadata={"help": "what follows the pooling"})
+    pooling: str = field(default="mean", metadata={"help": f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own"})
+    head: str = field(default="relu_linear", metadata={"help": f"what follows the pooling: {', '.join(HEADS)}, or one of your own"})
     head_dropout: float = field(default=0.0, metadata={"help": "dropout in the head"})
     head_speaker: ChoiceEnum(AT_HEAD) = field(
         default="none", metadata={"help": "the speaker at the head: a learned embedding, or the scaled mean of the speaker's MFCCs"}
@@ -52,8 +54,11 @@ class EmotionHubertConfig(FairseqDataclass):
             "(wav2vec 1: but the alignment); all: those too, and features are cached"
         },
     )
-    speaker_position: ChoiceEnum(("inherit", *POSITIONS)) = field(
-        default="inherit", metadata={"help": "where the encoder hears the speaker (inherit: as in the checkpoint)"}
+    speaker_position: str = field(
+        default="inherit",
+        metadata={
+            "help": f"where the speaker's vector is added: inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own"
+        },
     )
     speaker_dropout: float = field(
         default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding"}
@@ -79,25 +84,42 @@ def resolve_backbone(cfg):
         (configuration as a dict, Pretrained).
 
     Raises:
-        InputError: no or an unusable checkpoint, or something wanted that it does not have, such as more layers.
+        InputError: no or an unusable checkpoint, or it lacks what the configuration wants, such as layers.
     """
     if not cfg.init_from:
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
     pretrained = read_pretrained(cfg.init_from)
+    changes = {"normalize": pretrained.normalise}
     if pretrained.is_wav2vec1:
-        refuse_inapplicable(cfg, pretrained)
-        return {**pretrained.config, "normalize": pretrained.normalise}, pretrained
-    changes = {name: getattr(cfg, name) for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")}
-    changes |= {name: getattr(cfg, name) for name in ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")}
-    layers = pretrained.n_layers
+        _check_for_wav2vec1(cfg, pretrained)
+        return {**pretrained.config, **changes}, pretrained
+    changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
     if cfg.num_layers is not None:
-        if not 1 <= cfg.num_layers <= layers:
-            raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {layers} layers; use 1 to {layers}")
+        if not 1 <= cfg.num_layers <= pretrained.n_layers:
+            raise InputError(
+                f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {pretrained.n_layers} layers; use 1 to {pretrained.n_layers}"
+            )
         changes["encoder_layers"] = cfg.num_layers
     if cfg.speaker_position != "inherit":
-        changes["speaker_position"] = str(getattr(cfg.speaker_position, "value", cfg.speaker_position))
+        changes["speaker_position"] = cfg.speaker_position
     changes |= {"feature_grad_mult": 0.0 if str(cfg.freeze) != "none" else 1.0, "dropout_input": 0.0}
-    return {**pretrained.config, **changes, "normalize": pretrained.normalise}, pretrained
+    return {**pretrained.config, **changes}, pretrained
+
+
+def _check_for_wav2vec1(cfg, pretrained):
+    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
+    wrong = {
+        "num_layers": cfg.num_layers is not None and "has no Transformer layers; use num_layers=null",
+        "layer_weighting": cfg.layer_weighting and "has one layer of frames; use layer_weighting=false",
+        "speaker_position": cfg.speaker_position not in ("inherit", "none")
+        and "has no place for the speaker; use speaker_position=none, or head_speaker",
+        "freeze": str(cfg.freeze) == "all" and not is_aligned(pretrained) and "has no trained alignment to 50 frames/s; use freeze=encoder",
+    }
+    default = EmotionHubertConfig()
+    wrong |= {n: getattr(cfg, n) not in (0, getattr(default, n)) and f"has no Transformer to drop from; use {n}=0" for n in _DROPOUTS}
+    for name, why in wrong.items():
+        if why:
+            raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")
 
 
 def _make_backbone(config, speakers):
@@ -105,7 +127,7 @@ def _make_backbone(config, speakers):
     config = {k: v for k, v in config.items() if k != "normalize"}
     if config.get("_name") == WAV2VEC1:
         return Wav2Vec1Encoder(config)
-    return SpeakerHubertModel(encoder_config(argparse.Namespace(config=config)), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
+    return SpeakerHubertModel(encoder_config(config), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
 
 
 @register_model("emotion_hubert", dataclass=EmotionHubertConfig)
@@ -124,14 +146,13 @@ class EmotionHubertModel(BaseFairseqModel):
         self.backbone = _make_backbone(cfg.backbone, speakers)
         self.layers = self.backbone.n_layers
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
-        self.pooling = make_pooling(str(cfg.pooling), self.backbone.width)
+        self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
         self.speaker_at_head = None
         if str(cfg.head_speaker) == "embedding":
             self.speaker_at_head = SpeakerAtHead(self.pooling.width, cfg.head_speaker_width, len(speakers))
         elif str(cfg.head_speaker) == "mfcc":
             self.speaker_at_head = SpeakerAtHead(self.pooling.width, MFCC_COEFFICIENTS)
-        contrastive = {"size": cfg.projection, "readout": str(cfg.readout), "temperature": cfg.temperature}
-        self.head = make_head(str(cfg.head), self.pooling.width, outputs, cfg.head_dropout, **contrastive)
+        self.head = HEADS[cfg.head].build(cfg, self.pooling.width, outputs)
         self.frame_head = nn.Linear(self.backbone.width, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
 
@@ -145,13 +166,11 @@ class EmotionHubertModel(BaseFairseqModel):
         return self.backbone.start_from(pretrained) if pretrained.is_wav2vec1 else initialise(self.backbone, pretrained)
 
     def _freeze(self, what):
-        if what == "none":
-            return
-        self.backbone.feature_extractor.requires_grad_(False)
-        if what == "cnn":
-            return
-        for name, parameter in self.backbone.named_parameters():
-            parameter.requires_grad_(what == "encoder" and name.startswith(("speaker_conditioning.", "alignment.")))
+        if what != "none":
+            self.backbone.feature_extractor.requires_grad_(False)
+        if what in ("encoder", "all"):
+            for name, parameter in self.backbone.named_parameters():
+                parameter.requires_grad_(what == "encoder" and name.startswith(("speaker_conditioning.", "alignment.")))
 
     def train(self, mode=True):
         """Training mode; a frozen encoder stays in evaluation mode, so that its features do not change."""
@@ -163,10 +182,10 @@ class EmotionHubertModel(BaseFairseqModel):
     @property
     def mean_is_enough(self):
         """Whether all that is used of an utterance's frames is their mean."""
-        return isinstance(self.pooling, MeanPooling) and self.frame_head is None
+        return self.pooling.is_mean and self.frame_head is None
 
     def encode(self, source, lengths, **given):
-        """What the trained part starts from: E(x, speaker), or all its layers where they are weighted.
+        """What the trained part starts from: f = E(x, speaker), or all its layers where they are weighted.
 
         Args:
             source: (batch, samples), zero-padded.
@@ -178,77 +197,38 @@ class EmotionHubertModel(BaseFairseqModel):
             True for an utterance's own frames).
         """
         if self.layer_weights is not None:
-            layers, valid = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
-            return torch.stack(list(layers.values()), dim=2), valid
+            layers, own = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
+            return torch.stack(list(layers.values()), dim=2), own
         found = self.backbone(source, lengths=lengths, features_only=True, **given)
-        x, padding = found["x"], found["padding_mask"]
-        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if padding is None else ~padding
+        f, padding = found["x"], found["padding_mask"]
+        return f, torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if padding is None else ~padding
 
-    def forward(
-        self,
-        source=None,
-        lengths=None,
-        mask_indices=None,
-        mask_channel_indices=None,
-        speaker=None,
-        speaker_vectors=None,
-        speaker_features=None,
-        features=None,
-    ):
+    def forward(self, source=None, lengths=None, features=None, speaker=None, speaker_features=None, **given):
         """Logits or dimensions of a batch.
 
         Args:
             source: (batch, samples), zero-padded.
             lengths: samples of each utterance, a list of int; with `features`, their frames.
-            mask_indices, mask_channel_indices, speaker, speaker_vectors: see SpeakerHubertModel.
-            speaker_features: (batch, MFCC_COEFFICIENTS), for `head_speaker=mfcc`; None: the average speaker.
             features: in place of `source`, as `encode` returns them.
+            speaker: (batch,) rows of the speaker table; None: the unknown speaker.
+            speaker_features: (batch, MFCC_COEFFICIENTS), for `head_speaker=mfcc`; None: the average speaker.
+            given: mask_indices, mask_channel_indices and speaker_vectors of SpeakerHubertModel.
 
         Returns:
-            dict: `output` (batch, outputs), `embedding` (batch, width): the pooled vector, without what a speaker at the head
-            adds to it, `frames` (batch, frames, width), `valid` (batch, frames); `projection` (batch, size) of a contrastive
-            head; `frame_output` (batch, frames, outputs) of a frame head.
+            dict: `output` (batch, outputs) and what else the head returns; `embedding` (batch, width): the pooled vector, without
+            what a speaker at the head adds to it; `frames` (batch, frames, width), `valid` (batch, frames); `frame_output`
+            (batch, frames, outputs) of a frame head.
         """
         if features is None:
-            x, valid = self.encode(
-                source,
-                lengths,
-                mask_indices=mask_indices,
-                mask_channel_indices=mask_channel_indices,
-                speaker=speaker,
-                speaker_vectors=speaker_vectors,
-            )
+            f, own = self.encode(source, lengths, speaker=speaker, **given)
         else:
             frames = torch.tensor(lengths, device=features.device).unsqueeze(1)
-            x, valid = features, torch.arange(features.size(1), device=features.device) < frames
+            f, own = features, torch.arange(features.size(1), device=features.device) < frames
         if self.layer_weights is not None:
-            x = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(x.dtype), x)
-        embedding = self.pooling(x, valid)
+            f = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(f.dtype), f)
+        embedding = self.pooling(f, own)
         known = embedding if self.speaker_at_head is None else self.speaker_at_head(embedding, speaker, speaker_features)
-        found = {"embedding": embedding, "frames": x, "valid": valid}
-        if isinstance(self.head, ContrastiveHead):
-            found["projection"] = self.head.project(known)
-            found["output"] = self.head.read_out(found["projection"])
-        else:
-            found["output"] = self.head(known)
+        found = {"embedding": embedding, "frames": f, "valid": own, **self.head(known)}
         if self.frame_head is not None:
-            found["frame_output"] = self.frame_head(x)
+            found["frame_output"] = self.frame_head(f)
         return found
-
-
-def refuse_inapplicable(cfg, pretrained):
-    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
-    default, wrong = EmotionHubertConfig(), {}
-    if cfg.num_layers is not None:
-        wrong["num_layers"] = "has no Transformer layers to keep; use num_layers=null"
-    if cfg.layer_weighting:
-        wrong["layer_weighting"] = "has one layer of frames, nothing to weight; use layer_weighting=false"
-    if str(cfg.speaker_position) not in ("inherit", "none"):
-        wrong["speaker_position"] = "has no place for the speaker; use speaker_position=none, or head_speaker"
-    for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"):
-        if getattr(cfg, name) not in (0, getattr(default, name)):
-            wrong[name] = f"has no Transformer, nothing in it is dropped; use {name}=0"
-    if str(cfg.freeze) == "all" and not is_aligned(pretrained):
-        wrong["freeze"] = "has no trained alignment with 50 frames a second, and nothing would train it; use freeze=encoder"
-    for name, why in wrong.items():
-        raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")

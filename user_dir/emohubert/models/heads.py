@@ -4,12 +4,78 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-HEADS = ("linear", "relu_linear", "hidden", "mlp", "mlp_deep", "contrastive")
+from ..core.registry import Registry
+
+HEADS = Registry("model.head")
 READOUTS = ("centroid", "linear")
 
 
+class Head(nn.Sequential):
+    """A head made of layers in a row: `__init__(width, outputs, dropout)` hands them to `super().__init__`."""
+
+    @classmethod
+    def build(cls, cfg, width, outputs):
+        """The head for an EmotionHubertConfig; a head that needs more of it than the dropout overrides this.
+
+        Args:
+            cfg: EmotionHubertConfig.
+            width: of the utterance vector.
+            outputs: classes or dimensions.
+        """
+        return cls(width, outputs, cfg.head_dropout)
+
+    def forward(self, x):
+        """x: (batch, width) → {"output": (batch, outputs)}; what a head adds to it goes into the model's output."""
+        return {"output": super().forward(x)}
+
+
+@HEADS.register("linear")
+class LinearHead(Head):
+    """One linear layer (Li et al. 2024)."""
+
+    def __init__(self, width, outputs, dropout=0.0):
+        super().__init__(nn.Dropout(dropout), nn.Linear(width, outputs))
+
+
+@HEADS.register("relu_linear")
+class ReluLinearHead(Head):
+    """ReLU, then a linear layer (V-FT, Chen & Rudnicky 2023)."""
+
+    def __init__(self, width, outputs, dropout=0.0):
+        super().__init__(nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, outputs))
+
+
+@HEADS.register("hidden")
+class HiddenHead(Head):
+    """A hidden layer of the same width, tanh, a linear layer (Wagner et al. 2023)."""
+
+    def __init__(self, width, outputs, dropout=0.0):
+        super().__init__(nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, outputs))
+
+
+@HEADS.register("mlp")
+class MlpHead(Head):
+    """256-64 with batch norm, ReLU and dropout (the CREMA-D report)."""
+
+    sizes = (256, 64)
+
+    def __init__(self, width, outputs, dropout=0.0):
+        layers = []
+        for size in self.sizes:
+            layers += [nn.Linear(width, size), BatchNorm(size), nn.ReLU(), nn.Dropout(dropout)]
+            width = size
+        super().__init__(*layers, nn.Linear(width, outputs))
+
+
+@HEADS.register("mlp_deep")
+class DeepMlpHead(MlpHead):
+    """The same, 1024-256-64-64."""
+
+    sizes = (1024, 256, 64, 64)
+
+
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm for training batches of any size: one utterance alone, which has no variance, gets the running statistics."""
+    """Batch norm for training batches of any size: a single utterance, which has no variance, is normalised by the running statistics."""
 
     def forward(self, x):
         """(batch, width) → the same shape."""
@@ -18,6 +84,7 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
+@HEADS.register("contrastive")
 class ContrastiveHead(nn.Module):
     """A point on the unit sphere for supervised contrastive learning (Khosla et al. 2020), and classes read off it.
 
@@ -46,12 +113,22 @@ class ContrastiveHead(nn.Module):
         if self.readout is None:
             self.register_buffer("centroids", torch.zeros(outputs, size))
 
+    @classmethod
+    def build(cls, cfg, width, outputs):
+        """See `Head.build`."""
+        return cls(width, outputs, cfg.head_dropout, cfg.projection, str(cfg.readout), cfg.temperature)
+
+    def forward(self, x):
+        """x: (batch, width) → {"projection": (batch, size), points of length 1, "output": (batch, classes), logits}."""
+        points = self.project(x)
+        return {"projection": points, "output": self.read_out(points)}
+
     def project(self, x):
         """(batch, width) → (batch, size), of length 1."""
         return F.normalize(self.projection(x).float(), dim=-1)
 
     def read_out(self, points):
-        """Logits (batch, classes) of points (batch, size); a class that was never met has the least."""
+        """Logits (batch, classes) of points (batch, size); a class without training utterances has the lowest."""
         points = points.detach()
         if self.readout is not None:
             return self.readout(points.to(self.readout.weight.dtype))
@@ -66,38 +143,3 @@ class ContrastiveHead(nn.Module):
             own = points[target == c].to(self.centroids.dtype)
             kept = self.memory ** len(own) if self.centroids[c].any() else 0.0
             self.centroids[c] = kept * self.centroids[c] + (1 - kept) * own.mean(dim=0)
-
-    def forward(self, x):
-        """(batch, width) → logits (batch, classes)."""
-        return self.read_out(self.project(x))
-
-
-def make_head(name, width, outputs, dropout=0.0, **contrastive):
-    """A head by its name.
-
-    - `linear`: one linear layer (FLEA).
-    - `relu_linear`: ReLU, then a linear layer (V-FT, Chen & Rudnicky 2023).
-    - `hidden`: dropout, hidden layer of the same width, tanh, dropout, linear (Wagner et al. 2023).
-    - `mlp`: 256-64 with batch norm, ReLU and dropout; `mlp_deep`: 1024-256-64-64 (the CREMA-D report).
-    - `contrastive`: see ContrastiveHead.
-
-    Args:
-        name: one of HEADS.
-        width: size of the utterance vector.
-        outputs: classes or dimensions.
-        dropout: probability.
-        contrastive: size, readout and temperature of a ContrastiveHead.
-    """
-    if name == "contrastive":
-        return ContrastiveHead(width, outputs, dropout, **contrastive)
-    if name == "linear":
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, outputs))
-    if name == "relu_linear":
-        return nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, outputs))
-    if name == "hidden":
-        return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, outputs))
-    layers = []
-    for size in {"mlp": (256, 64), "mlp_deep": (1024, 256, 64, 64)}[name]:
-        layers += [nn.Linear(width, size), BatchNorm(size), nn.ReLU(), nn.Dropout(dropout)]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, outputs))

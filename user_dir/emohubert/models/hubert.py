@@ -1,12 +1,12 @@
-"""HuBERT with a speaker, exact under padding: fairseq's modules and parameter names, with a forward of its own.
+"""HuBERT with speaker conditioning, exact under padding: fairseq's modules and parameter names, with a forward of its own.
 
-x → T (convolutions, LayerNorm, projection) → masked frames → speaker → E (Transformer) → cosine similarity to the label
-embeddings (Hsu et al. 2021, section II; Tran et al. 2023, section 3.1).
+x → z = CNN(x) → T(x) = Linear(LayerNorm(z)) → masks → speaker (models/speaker.py) → E (Transformer) → p(c | f_t) ∝ exp(cos(A f_t, e_c)/τ)
+(Hsu et al. 2021, section II; Tran et al. 2023, section 3.1).
 
-What differs from `fairseq.models.hubert.HubertModel`, which gives the same numbers for a single utterance:
-- padding is seen by nothing: frame counts follow the convolutions, GroupNorm takes its statistics over an utterance's
-  own frames, and every loss term is a sum over utterances. A batch gives what its utterances give alone;
-- masks come with the batch (`emohubert.data.masking`), drawn per utterance;
+`fairseq.models.hubert.HubertModel` gives the same numbers for a single utterance. The differences:
+- padding changes nothing: frame counts follow the convolutions, GroupNorm takes its statistics over an utterance's own frames, and
+  every loss term is a sum over utterances. A batch gives what its utterances give alone;
+- masks come with the batch (data/masking.py), drawn per utterance;
 - logits are one normalised matrix product, computed only for frames that carry a loss.
 """
 
@@ -17,20 +17,29 @@ from typing import Optional
 
 import torch
 from fairseq.data.data_utils import numpy_seed
-from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from fairseq.models.wav2vec.wav2vec2 import ConvFeatureExtractionModel
 from fairseq.modules import Fp32GroupNorm, GradMultiply
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, n_frames
 from ..pretrained.types import parse_conv_layers
-from .speaker import POSITIONS, SpeakerConditioning
+from .speaker import POSITIONS, UNKNOWN
 
 logger = logging.getLogger(__name__)
+
+SUPPORTED = {
+    "layer_type": "transformer",
+    "conv_pos_batch_norm": False,
+    "mask_selection": "static",
+    "mask_channel_selection": "static",
+    "no_mask_overlap": False,
+    "no_mask_channel_overlap": False,
+}
+"""Options of fairseq's HuBERT with one supported value: others depend on padding, or fairseq no longer runs them."""
 
 
 @dataclass
@@ -38,32 +47,23 @@ class SpeakerHubertConfig(HubertConfig):
     """fairseq's HuBERT configuration, and the speaker."""
 
     label_rate: float = field(default=FRAME_RATE, metadata={"help": "frames a second; labels of another rate are aligned by the dataset"})
-    speaker_position: ChoiceEnum(POSITIONS) = field(default="none", metadata={"help": "where the encoder hears the speaker embedding"})
+    speaker_position: str = field(
+        default="none", metadata={"help": f"where the speaker's vector is added: none, {', '.join(POSITIONS)}, or one of your own"}
+    )
     speaker_dropout: float = field(
         default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding instead of its own"}
     )
     init_from: Optional[str] = field(
         default=None,
-        metadata={
-            "help": "what to start from: checkpoint of fairseq's HuBERT or wav2vec 2.0 or ours, or Hugging Face model folder "
-            "(empty: random weights)"
-        },
+        metadata={"help": "where to start: checkpoint of HuBERT, wav2vec 2.0 or ours, or Hugging Face folder (empty: random weights)"},
     )
 
 
 class ExactConvFeatures(ConvFeatureExtractionModel):
-    """fairseq's convolutional encoder whose GroupNorm sees each utterance's own frames and nothing of the padding."""
+    """fairseq's convolutional encoder whose GroupNorm takes its statistics over each utterance's own frames."""
 
     def forward(self, source, lengths):
-        """Local features.
-
-        Args:
-            source: (batch, samples), zero-padded.
-            lengths: samples of each utterance, a list of int.
-
-        Returns:
-            (batch, channels, frames); frames past an utterance's own are arbitrary but finite.
-        """
+        """z: (batch, channels, frames), arbitrary but finite in the padding. source: (batch, samples), lengths: list of int."""
         x = source.unsqueeze(1)  # (batch, 1, samples)
         for block in self.conv_layers:
             kernel, stride = block[0].kernel_size[0], block[0].stride[0]
@@ -86,16 +86,7 @@ def normalised_alone(block, x, lengths):
 
 
 def group_norm_of_each(norm, x, lengths):
-    """GroupNorm of every utterance over its own frames: exactly what it would give alone.
-
-    Args:
-        norm: the module.
-        x: (batch, channels, frames).
-        lengths: frames of each utterance, a list of int.
-
-    Returns:
-        (batch, channels, frames), zero in the padding.
-    """
+    """GroupNorm of every utterance over its own frames, and zero in the padding. x: (batch, channels, frames)."""
     frames = x.size(-1)
     if all(n == frames for n in lengths):
         return norm(x)
@@ -115,8 +106,13 @@ class SpeakerHubertModel(HubertModel):
 
     def __init__(self, cfg, task_cfg, dictionaries, speakers=()):
         layers = parse_conv_layers(cfg.conv_feature_layers)
-        _refuse_inexact(cfg)
-        cfg = _with(cfg, conv_feature_layers=str(layers))  # fairseq evaluates this string: let it see integers only
+        for name, supported in SUPPORTED.items():
+            if str(getattr(cfg, name)) != str(supported):
+                raise InputError(
+                    f"model.{name}={getattr(cfg, name)} is not supported (not exact under padding, or broken in fairseq); use {supported}"
+                )
+        cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(cfg), resolve=True, enum_to_str=True))
+        cfg.conv_feature_layers = str(layers)  # fairseq evaluates this string: let it see integers only
         super().__init__(cfg, task_cfg, list(dictionaries) or [None])
         self.cfg = cfg
         self.feature_extractor = ExactConvFeatures(layers, dropout=0.0, mode=cfg.extractor_mode, conv_bias=cfg.conv_bias)
@@ -128,13 +124,13 @@ class SpeakerHubertModel(HubertModel):
                     f"model.speaker_position={cfg.speaker_position} needs speakers, but there are none; "
                     "set task.speakers=spk and give the manifest a .spk sidecar, or use model.speaker_position=none"
                 )
-            self.speaker_conditioning = SpeakerConditioning(cfg.speaker_position, len(self.speakers), cfg.encoder_embed_dim)
+            self.speaker_conditioning = POSITIONS[cfg.speaker_position](len(self.speakers), cfg.encoder_embed_dim)
         if not dictionaries:
             self.remove_pretraining_modules()
 
     @classmethod
     def build_model(cls, cfg, task):
-        """Build the model for a task, from `cfg.init_from` where it is given (fairseq calls this)."""
+        """Build the model for a task (fairseq calls this)."""
         return cls(cfg, task.cfg, task.label_sets, task.speakers)
 
     @property
@@ -174,14 +170,14 @@ class SpeakerHubertModel(HubertModel):
             source: (batch, samples) waveforms at 16 kHz, zero-padded.
             target_list: one (batch, frames) tensor of label indices per label set, NO_LABEL where there is none.
             padding_mask: (batch, samples), True in the padding (fairseq's convention); not needed with `lengths`.
-            mask: False hears every frame, whatever `mask_indices` says.
+            mask: False: nothing is masked, whatever `mask_indices` says.
             features_only: return the features instead of predictions.
             output_layer: 1-based; stop after this Transformer layer.
             lengths: samples of each utterance, a list of int.
             mask_indices: (batch, frames) bool, the frames to mask.
             mask_channel_indices: (batch, width) bool, the channels to set to zero.
             speaker: (batch,) rows of the speaker table; None: the unknown speaker.
-            speaker_vectors: (batch, width), or (batch, 2 × width) for film: heard instead of the table's.
+            speaker_vectors: e, as `SpeakerConditioning.vectors` gives them, in place of the table's.
             masked, unmasked: for which frames predictions are computed.
 
         Returns:
@@ -190,29 +186,25 @@ class SpeakerHubertModel(HubertModel):
             …}, `counts` {"masked": (batch,), …} of frames behind them, `features_pen` (batch,): mean square of each
             utterance's convolutional features.
         """
-        lengths = self._lengths(source, padding_mask, lengths)
-        features, valid = self._local_features(source, lengths)  # (batch, channels, frames), (batch, frames)
-        padding_mask = _padding(valid, lengths)
-        x = self._project(features)  # (batch, frames, width)
+        if lengths is None:
+            lengths = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(dim=1).tolist()
+        z, own, padding = self.convolve(source, lengths)  # (batch, channels, frames), (batch, frames)
+        x = self.project(z)  # (batch, frames, width)
         if mask:
-            x = self._masked(x, mask_indices, mask_channel_indices)
-        projected = x
-        x = self._contextualise(x, padding_mask, speaker, speaker_vectors, output_layer)
+            x = self.with_masks(x, mask_indices, mask_channel_indices)
+        f = self.contextualise(x, padding, self.vectors_of(speaker, len(x), speaker_vectors), output_layer)
         if features_only:
-            return {"x": x, "padding_mask": padding_mask, "features": projected}
-        if mask_indices is None:
-            mask_indices = torch.zeros_like(valid)
-        chosen = {}
-        if masked and not self.skip_masked:
-            chosen["masked"] = valid & mask_indices
+            return {"x": f, "padding_mask": padding, "features": x}
+        hidden = torch.zeros_like(own) if mask_indices is None else mask_indices
+        chosen = {"masked": own & hidden} if masked and not self.skip_masked else {}
         if unmasked and not self.skip_nomask:
-            chosen["unmasked"] = valid & ~mask_indices
+            chosen["unmasked"] = own & ~hidden
         return {
-            "logits": {name: self._logits(x[frames_of]) for name, frames_of in chosen.items()},
-            "targets": {name: [t[frames_of] for t in target_list] for name, frames_of in chosen.items()},
-            "counts": {name: frames_of.sum(dim=1) for name, frames_of in chosen.items()},
-            "features_pen": _mean_square(features, valid),
-            "padding_mask": padding_mask,
+            "logits": {name: self.logits(f[at]) for name, at in chosen.items()},
+            "targets": {name: [t[at] for t in target_list] for name, at in chosen.items()},
+            "counts": {name: at.sum(dim=1) for name, at in chosen.items()},
+            "features_pen": _mean_square(z, own),
+            "padding_mask": padding,
         }
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
@@ -228,93 +220,89 @@ class SpeakerHubertModel(HubertModel):
         Returns:
             ({layer: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
         """
-        features, valid = self._local_features(source, lengths)
-        x = self._masked(self._project(features), mask_indices, mask_channel_indices)
-        x, padding_mask, _ = self._conditioned(x, _padding(valid, lengths), speaker, speaker_vectors)
+        z, own, padding = self.convolve(source, lengths)
+        x = self.with_masks(self.project(z), mask_indices, mask_channel_indices)
+        speaker_conditioning = self.speaker_conditioning
+        if speaker_conditioning is not None:
+            x, padding = speaker_conditioning.before_encoder(x, padding, self.vectors_of(speaker, len(x), speaker_vectors))
         with self._seeded_layerdrop():
-            _, results = self.encoder.extract_features(x, padding_mask, tgt_layer=max(layers) - 1)
+            _, results = self.encoder.extract_features(x, padding, tgt_layer=max(layers) - 1)
         outputs = {layer: results[layer - 1][0].transpose(0, 1) for layer in layers}  # (frames, batch, width) → (batch, frames, width)
-        if self.speaker_conditioning is not None:
-            outputs = {layer: self.speaker_conditioning.without_prefix(x) for layer, x in outputs.items()}
-        return outputs, valid
+        if speaker_conditioning is not None:
+            outputs = {layer: speaker_conditioning.frames_of(x) for layer, x in outputs.items()}
+        return outputs, own
 
     def before_speaker(self, source, lengths):
-        """What the encoder hears before masks and the speaker are put in: T(x) (batch, frames, width), and which frames are
-        an utterance's own, (batch, frames) bool. With `predict_masked` it makes up `forward`."""
-        features, valid = self._local_features(source, lengths)
-        return self._project(features), valid
+        """T(x) (batch, frames, width), before masks and speaker, and which frames are an utterance's own, (batch, frames) bool."""
+        z, own, _ = self.convolve(source, lengths)
+        return self.project(z), own
 
-    def predict_masked(self, x, valid, mask_indices, speaker_vectors=None):
+    def predict_masked(self, x, own, mask_indices, speaker_vectors=None):
         """Logits at the masked frames of what `before_speaker` returned: one (n, classes) per label set.
 
         Args:
             x: (batch, frames, width).
-            valid, mask_indices: (batch, frames) bool.
-            speaker_vectors: (batch, width), or (batch, 2 × width) for film, as the encoder hears them.
+            own, mask_indices: (batch, frames) bool.
+            speaker_vectors: as for `forward`.
         """
-        padding_mask = None if valid.all() else ~valid
-        x = self._contextualise(self._masked(x, mask_indices, None), padding_mask, None, speaker_vectors, None)
-        return self._logits(x[valid & mask_indices])
+        padding = None if own.all() else ~own
+        e = self.vectors_of(None, len(x), speaker_vectors)
+        return self.logits(self.contextualise(self.with_masks(x, mask_indices), padding, e)[own & mask_indices])
 
-    def vectors_of(self, speaker, batch):
-        """Speaker vectors (batch, width) of table rows, the unknown speaker's for None."""
+    def vectors_of(self, speaker, batch, given=None):
+        """e: what the encoder receives of speakers, (batch, …): `given`, or of table rows; the unknown speaker's for None."""
+        if self.speaker_conditioning is None or given is not None:
+            return given
         if speaker is None:
-            speaker = torch.zeros(batch, dtype=torch.long, device=self.mask_emb.device)
+            speaker = torch.full((batch,), UNKNOWN, device=self.mask_emb.device)
         return self.speaker_conditioning.vectors(speaker)
 
-    def _lengths(self, source, padding_mask, lengths):
-        if lengths is None:
-            lengths = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(dim=1).tolist()
-        return lengths
-
-    def _local_features(self, source, lengths):
-        """Convolutional features (batch, channels, frames), and which frames are an utterance's own (batch, frames)."""
+    def convolve(self, source, lengths):
+        """z = CNN(x): (batch, channels, frames); which frames are an utterance's own, (batch, frames); the padding's, None without any."""
         frames = [n_frames(n) for n in lengths]
         if max(frames) == 0:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
         trained = self.feature_grad_mult > 0
         with contextlib.nullcontext() if trained else torch.no_grad():
-            features = self.feature_extractor(source, lengths)
+            z = self.feature_extractor(source, lengths)
         if trained and self.feature_grad_mult != 1.0:
-            features = GradMultiply.apply(features, self.feature_grad_mult)
-        valid = torch.arange(features.size(2), device=source.device) < torch.tensor(frames, device=source.device).unsqueeze(1)
-        return features, valid
+            z = GradMultiply.apply(z, self.feature_grad_mult)
+        own = torch.arange(z.size(2), device=source.device) < torch.tensor(frames, device=source.device).unsqueeze(1)
+        return z, own, None if min(frames) == z.size(2) else ~own
 
-    def _project(self, features):
-        x = self.layer_norm(features.transpose(1, 2))
-        if self.post_extract_proj is not None:
-            x = self.post_extract_proj(x)
-        return self.dropout_input(x)
+    def project(self, z):
+        """T(x): (batch, channels, frames) → (batch, frames, width)."""
+        x = self.layer_norm(z.transpose(1, 2))
+        return self.dropout_input(x if self.post_extract_proj is None else self.post_extract_proj(x))
 
-    def _masked(self, x, frames, channels):
-        """Put the mask embedding in place of masked frames, and zero in masked channels. x: (batch, frames, width)."""
+    def with_masks(self, x, frames=None, channels=None):
+        """The mask embedding in masked frames, (batch, frames) bool, zero in masked channels, (batch, width) bool. x: (batch, frames, width)."""
         if frames is not None:
             x = torch.where(frames.unsqueeze(-1), self.mask_emb.to(x.dtype), x)
         return x if channels is None else x.masked_fill(channels.unsqueeze(1), 0)
 
-    def _conditioned(self, x, padding_mask, speaker, vectors):
-        if self.speaker_conditioning is None:
-            return x, padding_mask, None
-        vectors = self.vectors_of(speaker, len(x)) if vectors is None else vectors
-        return *self.speaker_conditioning.before_encoder(x, padding_mask, vectors), vectors
+    def contextualise(self, x, padding, e, output_layer=None):
+        """f = E(x), with the speaker at its position: (batch, frames, width) → (batch, frames, width).
 
-    def _contextualise(self, x, padding_mask, speaker, vectors, output_layer):
-        x, padding_mask, vectors = self._conditioned(x, padding_mask, speaker, vectors)
+        Args:
+            x: masked T(x).
+            padding: (batch, frames) bool, or None.
+            e: speaker vectors, as from `vectors_of`.
+            output_layer: 1-based; stop after this layer, before anything is added to the encoder's output.
+        """
+        speaker = self.speaker_conditioning
+        if speaker is not None:
+            x, padding = speaker.before_encoder(x, padding, e)
         with self._seeded_layerdrop():
-            x, _ = self.encoder(x, padding_mask=padding_mask, layer=None if output_layer is None else output_layer - 1)
-        if vectors is None:
-            return x
-        return self.speaker_conditioning.after_encoder(x, vectors) if output_layer is None else self.speaker_conditioning.without_prefix(x)
+            x, _ = self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
+        if speaker is not None:
+            x = speaker.frames_of(x)
+            x = speaker.after_encoder(x, e) if output_layer is None else x
+        return x
 
-    def _seeded_layerdrop(self):
-        """fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update."""
-        if self.training and self.encoder.layerdrop > 0:
-            return numpy_seed(int(torch.randint(2**31, ())))
-        return contextlib.nullcontext()
-
-    def _logits(self, x):
-        """Cosine similarity to the label embeddings over the temperature: one (n, classes) per label set. x: (n, width)."""
-        projected = self.final_proj(x)  # (n, final_dim) or, untied, (n, sets × final_dim)
+    def logits(self, f):
+        """cos(A f_t, e_c)/τ (Hsu et al. 2021, equation 3): (n, width) → one (n, classes) per label set."""
+        projected = self.final_proj(f)  # (n, final_dim) or, untied, (n, sets × final_dim)
         sets = len(self.num_classes)
         heads = projected.chunk(sets, dim=-1) if self.untie_final_proj else [projected] * sets
         embeddings = self.label_embs_concat.split(self.num_classes, 0)
@@ -325,40 +313,14 @@ class SpeakerHubertModel(HubertModel):
             for h, e in zip(heads, embeddings, strict=True)
         ]
 
-
-def _padding(valid, lengths):
-    """The padding mask for the Transformer; None where there is no padding. valid: (batch, frames)."""
-    return None if n_frames(min(lengths)) == valid.size(1) else ~valid
-
-
-def _mean_square(features, valid):
-    """Mean square of each utterance's own features. features: (batch, channels, frames), valid: (batch, frames) → (batch,)."""
-    squares = features.float().pow(2).mean(dim=1) * valid
-    return squares.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+    def _seeded_layerdrop(self):
+        """fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update."""
+        if self.training and self.encoder.layerdrop > 0:
+            return numpy_seed(int(torch.randint(2**31, ())))
+        return contextlib.nullcontext()
 
 
-def _with(cfg, **changes):
-    """A copy of a configuration (a dataclass or a DictConfig) with some values changed."""
-    cfg = OmegaConf.create(
-        OmegaConf.to_container(OmegaConf.structured(cfg) if not OmegaConf.is_config(cfg) else cfg, resolve=True, enum_to_str=True)
-    )
-    with open_dict(cfg):
-        cfg.update(changes)
-    return cfg
-
-
-def _refuse_inexact(cfg):
-    """Variants whose results would depend on padding, or that fairseq no longer runs."""
-    wrong = {
-        "layer_type": (cfg.layer_type, "transformer"),
-        "conv_pos_batch_norm": (cfg.conv_pos_batch_norm, False),
-        "mask_selection": (cfg.mask_selection, "static"),
-        "mask_channel_selection": (cfg.mask_channel_selection, "static"),
-        "no_mask_overlap": (cfg.no_mask_overlap, False),
-        "no_mask_channel_overlap": (cfg.no_mask_channel_overlap, False),
-    }
-    for name, (value, supported) in wrong.items():
-        if getattr(value, "value", value) != supported:
-            raise InputError(
-                f"model.{name}={value} is not supported (it is not exact under padding, or broken in fairseq); use {supported}"
-            )
+def _mean_square(z, own):
+    """Mean square of each utterance's own features. z: (batch, channels, frames), own: (batch, frames) → (batch,)."""
+    squares = z.float().pow(2).mean(dim=1) * own
+    return squares.sum(dim=1) / own.sum(dim=1).clamp(min=1)

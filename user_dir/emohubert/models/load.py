@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 _SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")
 """Parts of the architecture that no parameter's shape tells."""
-
-
 _STOCK_SPECIALS = 4
 """fairseq's dictionaries start with <s>, <pad>, </s> and <unk>: its label embeddings have four rows more than labels."""
 
@@ -37,21 +35,21 @@ def initialise(model, pretrained):
         LoadReport, also logged.
 
     Raises:
-        InputError: a part of the encoder is missing, has another shape or is computed with differently; or a wav2vec 1.
+        InputError: a part of the encoder is missing, has another shape or is computed differently; or a wav2vec 1.
     """
     pretrained.require_transformer()
-    report = LoadReport()
     _check_architecture(model, pretrained)
-    own = model.state_dict()
-    source = dict(pretrained.weights)
-    _fit_label_embeddings(model, own, source, report)
-    _fit_final_projection(model, own, source, report)
+    own, source, report = model.state_dict(), dict(pretrained.weights), LoadReport()
+    _fit_predictions(model, own, source, report)
     _fit_speakers(model, own, source, pretrained, report)
     wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
-    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, len(model.encoder.layers))]
+    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, model.n_layers)]
     if wrong:
+        c = pretrained.config
         raise InputError(
-            f"{pretrained.path}: the encoder does not fit the model: {mismatch(wrong, own, source)}; {_architecture_remedy(pretrained)}"
+            f"{pretrained.path}: the encoder does not fit the model: {mismatch(wrong, own, source)}; the checkpoint has "
+            f"{c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}: "
+            "choose the config of that size (…_tiny, …_base, …_large)"
         )
     fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
     report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
@@ -63,9 +61,9 @@ def initialise(model, pretrained):
 
 
 def _check_architecture(model, pretrained):
-    theirs = encoder_config(pretrained)
+    theirs = encoder_config(pretrained.config)
     for name in _SHAPELESS:
-        found, wanted = (str(getattr(c[name], "value", c[name])) for c in (model.cfg, theirs))
+        found, wanted = str(model.cfg[name]), str(theirs[name])
         if found != wanted:
             raise InputError(
                 f"{pretrained.path}: the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint; "
@@ -79,30 +77,17 @@ def _is_layer_after(name, layers):
     return found is not None and int(found.group(1)) >= layers
 
 
-def _architecture_remedy(pretrained):
-    c = pretrained.config
-    return (
-        f"the checkpoint has {c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}: "
-        "choose the config of that size (…_tiny, …_base, …_large)"
-    )
-
-
-def _fit_label_embeddings(model, own, source, report):
+def _fit_predictions(model, own, source, report):
+    """Fit label embeddings and projection to the label sets; an untied projection gives every set the checkpoint's first block."""
     name = "label_embs_concat"
-    if name not in own or name not in source:
-        source.pop(name, None)
-        return
-    rows, wanted = len(source[name]), model.num_classes
-    if rows == sum(k + _STOCK_SPECIALS for k in wanted) and rows != sum(wanted):
-        parts = source[name].split([k + _STOCK_SPECIALS for k in wanted])
-        source[name] = torch.cat([p[_STOCK_SPECIALS:] for p in parts])
-        report.resized.append(name)
-    elif rows != sum(wanted):
-        logger.info("%s: %d label embeddings in the checkpoint, %s wanted: they start anew", name, rows, "+".join(map(str, wanted)))
-
-
-def _fit_final_projection(model, own, source, report):
-    """An untied projection has one block per label set: give every set the checkpoint's first block."""
+    if name in own and name in source:
+        rows, wanted = len(source[name]), model.num_classes
+        if rows == sum(k + _STOCK_SPECIALS for k in wanted):
+            parts = source[name].split([k + _STOCK_SPECIALS for k in wanted])
+            source[name] = torch.cat([p[_STOCK_SPECIALS:] for p in parts])
+            report.resized.append(name)
+        elif rows != sum(wanted):
+            logger.info("label embeddings: %d in the checkpoint, %s wanted: they start anew", rows, "+".join(map(str, wanted)))
     for name in ("final_proj.weight", "final_proj.bias"):
         if name not in own or name not in source or source[name].shape == own[name].shape:
             continue
@@ -113,10 +98,11 @@ def _fit_final_projection(model, own, source, report):
 
 
 def _fit_speakers(model, own, source, pretrained, report):
+    """Choose the rows of the model's speakers; conditioning at another position starts anew."""
     name = "speaker_conditioning.embedding.weight"
-    if name not in own or name not in source or source[name].shape[1:] != own[name].shape[1:]:
+    if name not in own or name not in source:
         return
-    if pretrained.config.get("speaker_position") != model.speaker_conditioning.position:
+    if pretrained.config.get("speaker_position") != model.cfg.speaker_position:
         del source[name]
         return
     rows = {speaker: i for i, speaker in enumerate(pretrained.speakers, 1)}
@@ -124,16 +110,13 @@ def _fit_speakers(model, own, source, pretrained, report):
     if wanted != list(range(len(source[name]))):
         source[name] = source[name][wanted]
         report.resized.append(name)
-        logger.info(
-            "speakers: %d of %d known to the checkpoint, the others start as the unknown speaker",
-            sum(w > 0 for w in wanted),
-            len(model.speakers),
-        )
+        known = sum(w > 0 for w in wanted)
+        logger.info("speakers: %d of %d known to the checkpoint, the others start as the unknown speaker", known, len(model.speakers))
 
 
-def encoder_config(pretrained, **changes):
-    """A SpeakerHubertConfig (as a DictConfig) with the architecture of a checkpoint, and some values changed."""
-    return OmegaConf.merge(OmegaConf.structured(SpeakerHubertConfig), {**pretrained.config, **changes})
+def encoder_config(values, **changes):
+    """A SpeakerHubertConfig, as a DictConfig, with some values."""
+    return OmegaConf.merge(OmegaConf.structured(SpeakerHubertConfig), {**values, **changes})
 
 
 def build_encoder(pretrained, **changes):
@@ -146,9 +129,9 @@ def build_encoder(pretrained, **changes):
     """
     if pretrained.is_wav2vec1:
         return build_aligned(pretrained)
-    cfg = encoder_config(pretrained, **changes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
+        cfg = encoder_config(pretrained.config, **changes)
         model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), [], pretrained.speakers)
     initialise(model, pretrained)
     return model
@@ -203,9 +186,5 @@ class FrozenEncoder:
 
 
 def load_encoder(path, device="cpu"):
-    """Load what `read_pretrained` reads as a FrozenEncoder.
-
-    Raises:
-        InputError: it cannot be loaded, is not a HuBERT or wav2vec 2.0, or is a wav2vec 1 without an emotion model's alignment.
-    """
+    """Load what `read_pretrained` reads as a FrozenEncoder; InputError as from there, or for a wav2vec 1 without alignment."""
     return FrozenEncoder(path, device)

@@ -1,94 +1,125 @@
-"""A learned embedding per speaker, and the places where the encoder can hear it (Tran, Yin & Soleymani 2023)."""
+"""Speaker conditioning: a learned vector per speaker, and the positions at which it is added to the encoder (Tran, Yin & Soleymani 2023)."""
 
 import math
 
 import torch
 from torch import nn
 
-from ..core.errors import InputError
+from ..core.registry import Registry
 
-POSITIONS = ("none", "input", "output", "prefix", "film")
+POSITIONS = Registry("model.speaker_position")
 AT_HEAD = ("none", "embedding", "mfcc")
 UNKNOWN = 0
 """Row of the table for speakers outside it; trained by speaker dropout."""
 
 
 class SpeakerConditioning(nn.Module):
-    """A table of speaker vectors (row 0: the unknown speaker), applied at one position.
+    """A table of speaker vectors, row 0 for the unknown speaker. Subclasses say where the vectors go.
 
-    - `input`: E(T(x) + e_s), the paper's choice: added to every frame before the Transformer, masked frames included,
-      because the speaker is known there too; only what is said has to be predicted.
-    - `output`: E(T(x)) + e_s.
-    - `prefix`: one token before the first frame, dropped again from the output.
-    - `film`: T(x) · (1 + γ_s) + β_s (Perez et al. 2018).
+    All vectors start at zero: training starts at exactly the pretrained model, except for `prefix`.
 
-    All vectors start at zero, so that training starts at exactly the pretrained model for input, output and film. A
-    prefix token cannot be a no-op, whatever its value: attention gives it some weight. Zero disturbs least.
-
-    What the encoder hears is the table's row times √width, as of word embeddings in Transformers (Vaswani et al. 2017,
+    The encoder receives the table's row times √width, as with word embeddings in Transformers (Vaswani et al. 2017,
     section 3.4): Adam moves every parameter by about the learning rate, and a speaker has to be learned from few updates.
+
+    Args:
+        n_speakers: known speakers.
+        width: of the Transformer.
     """
 
-    def __init__(self, position, n_speakers, width):
+    widths = 1
+    """Size of a speaker's vector, in multiples of the Transformer's width."""
+
+    def __init__(self, n_speakers, width):
         super().__init__()
-        if position not in POSITIONS[1:]:
-            raise InputError(f"model.speaker_position={position}: unknown; use one of {', '.join(POSITIONS)}")
-        self.position = position
         self.scale = math.sqrt(width)
-        self.embedding = nn.Embedding(n_speakers + 1, 2 * width if position == "film" else width)
+        self.embedding = nn.Embedding(n_speakers + 1, self.widths * width)
         nn.init.zeros_(self.embedding.weight)
 
     def vectors(self, rows):
-        """Vectors of table rows, as the encoder hears them. rows: (batch,) long → (batch, width) or, for film, (batch, 2 × width)."""
+        """e: vectors of table rows, as the encoder receives them. rows: (batch,) → (batch, widths × width)."""
         return self.embedding(rows) * self.scale
 
-    def before_encoder(self, x, padding_mask, vectors):
+    def before_encoder(self, x, padding_mask, e):
         """Condition the encoder's input.
 
         Args:
             x: (batch, frames, width).
             padding_mask: (batch, frames) bool, or None.
-            vectors: (batch, width) or, for film, (batch, 2 × width).
+            e: (batch, widths × width).
 
         Returns:
-            x and padding_mask, one frame longer for `prefix`.
+            x and padding_mask; where frames are added, `frames_of` must take them off.
         """
-        vectors = vectors.to(x.dtype).unsqueeze(1)
-        if self.position == "input":
-            x = x + vectors
-        elif self.position == "film":
-            scale, shift = vectors.chunk(2, dim=-1)
-            x = x * (1 + scale) + shift
-        elif self.position == "prefix":
-            x = torch.cat([vectors, x], dim=1)
-            if padding_mask is not None:
-                padding_mask = torch.cat([padding_mask.new_zeros(len(x), 1), padding_mask], dim=1)
         return x, padding_mask
 
-    def after_encoder(self, x, vectors):
-        """Condition the encoder's output, or take the prefix token off. x: (batch, frames, width)."""
-        if self.position == "output":
-            return x + vectors.to(x.dtype).unsqueeze(1)
-        return self.without_prefix(x)
+    def frames_of(self, x):
+        """The utterance's frames in the output of a layer. x: (batch, frames, width)."""
+        return x
 
-    def without_prefix(self, x):
-        """Drop the prefix token, where there is one. x: (batch, frames, width)."""
-        return x[:, 1:] if self.position == "prefix" else x
+    def after_encoder(self, x, e):
+        """Condition the encoder's output. x: (batch, frames, width), e: (batch, widths × width)."""
+        return x
 
     def mean_norm(self):
-        """Mean Euclidean norm of the known speakers' vectors (a scalar tensor): how far they have moved from nothing."""
+        """Mean Euclidean norm of the known speakers' vectors (a scalar tensor): how far training has moved them from zero."""
         return self.embedding.weight[1:].detach().float().norm(dim=-1).mean() * self.scale
+
+
+@POSITIONS.register("input")
+class AtInput(SpeakerConditioning):
+    """E(T(x) + e): added to every frame before the Transformer, masked frames included (“First” in the paper's table 4)."""
+
+    def before_encoder(self, x, padding_mask, e):
+        """See SpeakerConditioning."""
+        return x + e.to(x.dtype).unsqueeze(1), padding_mask
+
+
+@POSITIONS.register("output")
+class AtOutput(SpeakerConditioning):
+    """E(T(x)) + e: added to every frame of the last layer's output (“Last”); the Transformer's layers do not depend on the speaker."""
+
+    def after_encoder(self, x, e):
+        """See SpeakerConditioning."""
+        return x + e.to(x.dtype).unsqueeze(1)
+
+
+@POSITIONS.register("prefix")
+class AsPrefix(SpeakerConditioning):
+    """A token before the first frame, dropped from the output. Whatever its value, it gets some attention; zero disturbs least."""
+
+    def before_encoder(self, x, padding_mask, e):
+        """See SpeakerConditioning."""
+        x = torch.cat([e.to(x.dtype).unsqueeze(1), x], dim=1)
+        if padding_mask is not None:
+            padding_mask = torch.cat([padding_mask.new_zeros(len(x), 1), padding_mask], dim=1)
+        return x, padding_mask
+
+    def frames_of(self, x):
+        """See SpeakerConditioning."""
+        return x[:, 1:]
+
+
+@POSITIONS.register("film")
+class Film(SpeakerConditioning):
+    """T(x) · (1 + γ) + β before the Transformer, e = (γ, β) (Perez et al. 2018)."""
+
+    widths = 2
+
+    def before_encoder(self, x, padding_mask, e):
+        """See SpeakerConditioning."""
+        scale, shift = e.to(x.dtype).unsqueeze(1).chunk(2, dim=-1)
+        return x * (1 + scale) + shift, padding_mask
 
 
 class SpeakerAtHead(nn.Module):
     """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report).
 
-    Its weights start at zero: training starts at the head that knows no speaker.
+    The dense layer starts at zero: training starts at the head without a speaker.
 
     Args:
         width: of the utterance vector.
-        n_speakers: known speakers, for learned vectors of `size`; row 0 of the table is the unknown speaker, and zero.
         size: of a speaker's vector.
+        n_speakers: known speakers, for learned vectors; row 0 of the table is the unknown speaker, and zero.
     """
 
     def __init__(self, width, size, n_speakers=None):

@@ -2,10 +2,10 @@
 
 x → z (convolutions, 100 frames/s) → masks → c (causal convolutions) → Conv1d(k=4, s=2), ReLU → 50 frames/s
 
-Layers and parameter names are those of `fairseq.models.wav2vec.Wav2VecModel`, whose numbers come out for a single utterance; in a
-batch every GroupNorm takes its statistics over an utterance's own frames, so that a batch gives what its utterances give alone.
+Layers and parameter names are those of `fairseq.models.wav2vec.Wav2VecModel`, which gives the same numbers for a single utterance; in
+a batch every GroupNorm takes its statistics over an utterance's own frames, so that a batch gives what its utterances give alone.
 
-The last convolution, `alignment`, is no part of wav2vec: it starts anew and is trained with the emotion model. Its frames are
+The last convolution, `alignment`, is no part of wav2vec: it is initialised randomly and trained with the emotion model. Its frames are
 those of HuBERT (`audio.n_frames`), one for each label: c gets two frames of zeros before it, and as many after it as frame counts
 ask for (0 to 2, since c reaches 65 samples beyond HuBERT's window). So frame t sees c from 2t - 2 to 2t + 1, centred 3 ms before
 HuBERT's. Without padding, as in the paper's implementation, frames would be 17 ms late, and one or two fewer than labels.
@@ -64,7 +64,7 @@ class _Extractor(ConvFeatureExtractionModel):
 
 
 class _Aggregator(ConvAggegator):
-    """z → c, each utterance as if it were alone: its convolutions look back only, so padding is met by the norms alone."""
+    """z → c, each utterance as if it were alone: its convolutions look back only, so that only the norms could see the padding."""
 
     def forward(self, x, lengths):
         """z (batch, channels, frames), frames of each utterance → c (batch, width, frames)."""
@@ -81,26 +81,18 @@ class Wav2Vec1Encoder(nn.Module):
 
     Args:
         config: from `read_config`.
-
-    Attributes:
-        width: of its frames.
-        n_layers: 1, the aligned frames; there is no other layer of their rate.
-        speakers, speaker_conditioning: none.
     """
 
     n_layers = 1
+    """The aligned frames: there is no other layer of their rate."""
     speakers = ()
     speaker_conditioning = None
 
     def __init__(self, config):
         super().__init__()
         extractor, aggregator = conv_layers(config)
-        shared = {
-            "dropout": 0.0,
-            "residual_scale": config["residual_scale"],
-            "non_affine_group_norm": config["non_affine_group_norm"],
-            "activation": ACTIVATIONS[config["activation"]](),
-        }
+        shared = {name: config[name] for name in ("residual_scale", "non_affine_group_norm")}
+        shared |= {"dropout": 0.0, "activation": ACTIVATIONS[config["activation"]]()}
         self.feature_extractor = _Extractor(extractor, log_compression=config["log_compression"], skip_connections=False, **shared)
         self.feature_aggregator = _Aggregator(
             aggregator,
@@ -114,7 +106,7 @@ class Wav2Vec1Encoder(nn.Module):
         self.alignment = nn.Conv1d(self.width, self.width, kernel_size=4, stride=2)
 
     def start_from(self, pretrained):
-        """Load the weights of a checkpoint; an alignment that it lacks starts anew.
+        """Load the weights of a checkpoint; an alignment that it lacks is initialised randomly.
 
         Returns:
             LoadReport, also logged.
@@ -137,26 +129,23 @@ class Wav2Vec1Encoder(nn.Module):
 
     def forward(self, source, lengths, features_only=True, **given):
         """Aligned frames, as SpeakerHubertModel's features: dict of `x` (batch, frames, width) and `padding_mask`, or None."""
-        layers, valid = self.layer_features(source, lengths, [1], **given)
-        frames = [n_frames(n) for n in lengths]
-        return {"x": layers[1], "padding_mask": None if min(frames) == max(frames) else ~valid}
+        layers, own = self.layer_features(source, lengths, [1], **given)
+        return {"x": layers[1], "padding_mask": None if n_frames(min(lengths)) == own.size(1) else ~own}
 
-    def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
-        """Aligned frames.
+    def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, **speaker):
+        """Aligned frames: ({1: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
 
         Args:
             source: (batch, samples), zero-padded.
             lengths: samples of each utterance, a list of int.
             layers: [1].
             mask_indices, mask_channel_indices: see `context`.
-            speaker, speaker_vectors: not heard here, as by a SpeakerHubertModel without speaker conditioning.
-
-        Returns:
-            ({1: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
+            speaker: ignored, as in a SpeakerHubertModel without speaker conditioning.
         """
         c, _ = self.context(source, lengths, mask_indices, mask_channel_indices)
         frames = [n_frames(n) for n in lengths]
-        x = self._aligned(c, max(frames))
+        c = F.pad(c, (_BEFORE, 2 * max(frames) - c.size(2)))
+        x = F.relu(self.alignment(c)).transpose(1, 2)  # (batch, frames, width)
         return dict.fromkeys(layers, x), torch.arange(x.size(1), device=x.device) < torch.tensor(frames, device=x.device).unsqueeze(1)
 
     def context(self, source, lengths, mask_indices=None, mask_channel_indices=None):
@@ -164,7 +153,7 @@ class Wav2Vec1Encoder(nn.Module):
 
         Args:
             source, lengths: as for `layer_features`. Utterances between one frame of HuBERT and one of wav2vec (400 to 464
-                samples) are heard with zeros after them.
+                samples) are padded with zeros.
             mask_indices: (batch, frames) bool, at 50 frames a second: where z is zero (SpecAugment: wav2vec 1 has no mask
                 embedding, and the paper's implementation puts zeros there too).
             mask_channel_indices: (batch, channels of z) bool, the channels of z to set to zero.
@@ -176,15 +165,10 @@ class Wav2Vec1Encoder(nn.Module):
         if max(lengths) < RECEPTIVE_FIELD:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
         lengths = [max(n, WINDOW) if n >= RECEPTIVE_FIELD else 0 for n in lengths]
-        source = F.pad(source, (0, max(lengths) - source.size(1)))  # also takes padding off that nobody needs
+        source = F.pad(source, (0, max(lengths) - source.size(1)))  # also takes surplus padding off
         z, own = self.feature_extractor(source, lengths)
         if mask_indices is not None:
             z = z.masked_fill(mask_indices.repeat_interleave(2, dim=1)[:, None, : z.size(2)], 0)
         if mask_channel_indices is not None:
             z = z.masked_fill(mask_channel_indices.unsqueeze(2), 0)
         return self.feature_aggregator(z, own), own
-
-    def _aligned(self, c, frames):
-        """c (batch, width, frames at 100/s), frames that the longest utterance shall have → (batch, frames, width)."""
-        c = F.pad(c, (_BEFORE, 2 * frames - c.size(2)))
-        return F.relu(self.alignment(c)).transpose(1, 2)

@@ -44,8 +44,20 @@ DEFAULTS = {
 """What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
 FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 """Keys whose default is the only value that the encoder honours."""
-_ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"}
-_EXTRACTOR_MODES = {"group": "default", "layer": "layer_norm"}
+_CHOICES = {
+    "hidden_act": {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"},
+    "feat_extract_norm": {"group": "default", "layer": "layer_norm"},
+}
+"""Keys with some supported values: theirs → fairseq's."""
+_SIZES = {
+    "hidden_size": "encoder_embed_dim",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "intermediate_size": "encoder_ffn_embed_dim",
+    "num_conv_pos_embeddings": "conv_pos",
+    "num_conv_pos_embedding_groups": "conv_pos_groups",
+}
+_AGAIN = "copy or download the folder again"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _NAMES = [
     (r"masked_spec_embed", "mask_emb"),
@@ -73,9 +85,6 @@ def read_folder(folder):
     `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
     for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level).
 
-    Returns:
-        Pretrained.
-
     Raises:
         InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
     """
@@ -94,21 +103,13 @@ def read_folder(folder):
     weights, left_out = _encoder_weights(files, family, config["extractor_mode"])
     _check_shapes(path, config, weights)
     normalise, source = _normalisation(folder, config["extractor_mode"])
-    return Pretrained(
-        path=folder,
-        family=family,
-        config=config,
-        normalise=normalise,
-        weights=weights,
-        left_out=left_out,
-        files=[path, *files, *source],
-    )
+    return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, *files, *source])
 
 
 def _dict(path):
     value = read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; copy or download the file again")
+        raise InputError(f"{path}: not a JSON object; {_AGAIN}")
     return value
 
 
@@ -117,47 +118,33 @@ def _architecture(path, options):
     for name in FIXED:
         if options[name] != DEFAULTS[name]:
             raise InputError(f"{path}: {name}={options[name]} is not supported, only {DEFAULTS[name]}; use another model")
-    activation, norm = str(options["hidden_act"]), str(options["feat_extract_norm"])
-    if activation not in _ACTIVATIONS:
-        raise InputError(f"{path}: hidden_act={activation} is not supported, only {', '.join(_ACTIVATIONS)}; use another model")
-    if norm not in _EXTRACTOR_MODES:
-        raise InputError(f"{path}: feat_extract_norm={norm} is not supported, only {', '.join(_EXTRACTOR_MODES)}; use another model")
+    for name, choices in _CHOICES.items():
+        if str(options[name]) not in choices:
+            raise InputError(f"{path}: {name}={options[name]} is not supported, only {', '.join(choices)}; use another model")
     for name in ("conv_bias", "do_stable_layer_norm"):
         if not isinstance(options[name], bool):
-            raise InputError(f"{path}: {name}={options[name]} is neither true nor false; copy or download the file again")
+            raise InputError(f"{path}: {name}={options[name]} is neither true nor false; {_AGAIN}")
+    for name in _SIZES:
+        if not _is_size(options[name]):
+            raise InputError(f"{path}: {name}={options[name]} is not an integer of at least 1; {_AGAIN}")
     columns = [options[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
     if not all(isinstance(c, list) and len(c) == len(columns[0]) and all(map(_is_size, c)) for c in columns):
-        raise InputError(
-            f"{path}: conv_dim, conv_kernel and conv_stride are not lists of as many integers; copy or download the file again"
-        )
+        raise InputError(f"{path}: conv_dim, conv_kernel and conv_stride are not lists of as many integers; {_AGAIN}")
     conv_layers = str(list(zip(*columns, strict=True)))
     try:
         parse_conv_layers(conv_layers)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    names = {
-        "hidden_size": "encoder_embed_dim",
-        "num_hidden_layers": "encoder_layers",
-        "num_attention_heads": "encoder_attention_heads",
-        "intermediate_size": "encoder_ffn_embed_dim",
-        "num_conv_pos_embeddings": "conv_pos",
-        "num_conv_pos_embedding_groups": "conv_pos_groups",
-    }
-    for name in names:
-        if not _is_size(options[name]):
-            raise InputError(f"{path}: {name}={options[name]} is not an integer of at least 1; copy or download the file again")
     width = options["hidden_size"]
     for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
         if width % options[name]:
-            raise InputError(f"{path}: {name}={options[name]} does not divide hidden_size={width}; copy or download the file again")
-    if options["conv_dim"][-1] == width:
-        raise InputError(
-            f"{path}: conv_dim ends with hidden_size={width}: fairseq's architecture has no projection there, this model has; use another model"
-        )
+            raise InputError(f"{path}: {name}={options[name]} does not divide hidden_size={width}; {_AGAIN}")
+    if columns[0][-1] == width:
+        raise InputError(f"{path}: conv_dim ends with hidden_size={width}, where fairseq has no projection; use another model")
     return {
-        **{ours: options[theirs] for theirs, ours in names.items()},
-        "activation_fn": _ACTIVATIONS[activation],
-        "extractor_mode": _EXTRACTOR_MODES[norm],
+        **{ours: options[theirs] for theirs, ours in _SIZES.items()},
+        "activation_fn": _CHOICES["hidden_act"][str(options["hidden_act"])],
+        "extractor_mode": _CHOICES["feat_extract_norm"][str(options["feat_extract_norm"])],
         "conv_feature_layers": conv_layers,
         "conv_bias": options["conv_bias"],
         "layer_norm_first": options["do_stable_layer_norm"],
@@ -177,7 +164,7 @@ def _weight_files(folder):
         if index.is_file():
             names = _dict(index).get("weight_map")
             if not isinstance(names, dict) or not names or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
-                raise InputError(f"{index}: “weight_map” does not name files of this folder; copy or download the folder again")
+                raise InputError(f"{index}: “weight_map” does not name files of this folder; {_AGAIN}")
             return [folder / shard for shard in sorted(set(names.values()))]
     raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; load the model in transformers and save it with save_pretrained")
 
@@ -212,7 +199,7 @@ def _tensors(path):
             raise InputError(f"{path}: holds something other than parameters; save the model again with save_pretrained")
         return {name: lambda name=name: state[name] for name in state}
     if not path.is_file():
-        raise InputError(f"{path}: no such file, though the index names it; copy or download the folder again")
+        raise InputError(f"{path}: no such file, though the index names it; {_AGAIN}")
     try:
         opened = safe_open(path, framework="pt")
         return {name: lambda name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
@@ -246,23 +233,17 @@ def _normalisation(folder, extractor_mode):
     """(whether waveforms are normalised, [the file that says so])."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
-        if not path.is_file():
-            continue
-        options = _dict(path)
-        options = options.get("feature_extractor") if name == "processor_config.json" else options
+        options = _dict(path) if path.is_file() else None
+        options = options.get("feature_extractor") if options and name == "processor_config.json" else options
         if not isinstance(options, dict):
             continue
         if options.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-            raise InputError(f"{path}: sampling_rate={options['sampling_rate']}, but audio is heard at {SAMPLE_RATE} Hz; use another model")
+            raise InputError(f"{path}: sampling_rate={options['sampling_rate']}, but all models here expect {SAMPLE_RATE} Hz; use another")
         normalise = options.get("do_normalize", True)  # the default of transformers' Wav2Vec2FeatureExtractor
         if not isinstance(normalise, bool):
-            raise InputError(f"{path}: do_normalize={normalise} is neither true nor false; copy or download the file again")
+            raise InputError(f"{path}: do_normalize={normalise} is neither true nor false; {_AGAIN}")
         return normalise, [path]
     normalise = extractor_mode == "layer_norm"
-    logger.info(
-        "%s: no preprocessor_config.json; waveforms are %s, as models with feat_extract_norm=%s were trained",
-        folder,
-        "normalised" if normalise else "not normalised",
-        "layer" if normalise else "group",
-    )
+    how = "normalised, as with feat_extract_norm=layer" if normalise else "not normalised, as with feat_extract_norm=group"
+    logger.info("%s: no preprocessor_config.json; waveforms are %s", folder, how)
     return normalise, []

@@ -1,7 +1,6 @@
-"""Checkpoints, ours and others': loading them safely, starting a model from them, using one as a feature extractor."""
+"""Pretrained encoders, ours and others', in fairseq's terms."""
 
 import argparse
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from . import wav2vec1
 from .huggingface import read_folder
 from .safe_files import load_state
 from .types import ENCODER, WAV2VEC1, Pretrained
-
-logger = logging.getLogger(__name__)
 
 _FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "emotion_hubert")
 _CTC = ("wav2vec_ctc", "hubert_ctc")
@@ -41,47 +38,43 @@ def read_pretrained(path):
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
-    weights, left_out, backbone = dict(state["model"]), [], {}
+    weights, left_out, is_wav2vec1 = dict(state["model"]), [], False
     if family in _CTC:
         model = _inside_ctc(model, path)
         family = model.get("_name") or model.get("arch")
-        weights, left_out = _under("w2v_encoder.w2v_model.", weights)
-    if family == "emotion_hubert":
-        backbone = dict(model["backbone"])
-        model = {**backbone, "_name": family}
-        weights, left_out = _under("backbone.", weights)
-        task = {"normalize": model.get("normalize", False)}
-    if any(name.startswith("feature_aggregator.") for name in weights) and family not in _FAMILIES:
+        weights, left_out = _split(weights, "w2v_encoder.w2v_model.")
+    elif family == "emotion_hubert":
+        model = dict(model["backbone"])
+        is_wav2vec1 = model.get("_name") == WAV2VEC1
+        weights, left_out = _split(weights, "backbone.")
+        task = model
+    elif family not in _FAMILIES and any(name.startswith("feature_aggregator.") for name in weights):
         family = WAV2VEC1  # known by its parameters: the published one also names a task that fairseq does not have
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
-    if family == WAV2VEC1 or backbone.get("_name") == WAV2VEC1:
-        left_out += [k for k in weights if not k.startswith(wav2vec1.ENCODER)]
-        weights = {k: w for k, w in weights.items() if k.startswith(wav2vec1.ENCODER)}
-        config = wav2vec1.read_config(model, path)
-        return Pretrained(Path(path), family, config, bool(task.get("normalize", False)), weights, left_out=left_out, files=[Path(path)])
+    keep = None
+    if family == WAV2VEC1 or is_wav2vec1:
+        config, keep = wav2vec1.read_config(model, path), wav2vec1.ENCODER
+    else:
+        config = _hubert_config(model, path)
+        if family == "wav2vec2":  # its masks and prediction heads are not those of HuBERT
+            other = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_")
+            config, keep = {k: v for k, v in config.items() if not k.startswith(other)}, (*ENCODER, "mask_emb")
+    if keep:
+        left_out += [k for k in weights if not k.startswith(keep)]
+        weights = {k: w for k, w in weights.items() if k.startswith(keep)}
+    speakers = list((state.get("task_state") or {}).get("speakers") or [])
+    normalise = bool(task.get("normalize", False))
+    return Pretrained(Path(path), family, config, normalise, weights, speakers, left_out, [Path(path)])
+
+
+def _hubert_config(model, path):
+    """What fields of SpeakerHubertConfig a model's options give."""
     for name, supported in _UNSUPPORTED.items():
         if model.get(name, supported) != supported:
             raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
     known = (set(OmegaConf.structured(HubertConfig)) | {"speaker_position"}) - {"latent_temp"}  # legacy, and text in old checkpoints
-    config = {k: v for k, v in model.items() if k in known and v is not None}
-    if family == "wav2vec2":  # its masks and prediction heads are not those of HuBERT
-        other = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_")
-        config = {k: v for k, v in config.items() if not k.startswith(other)}
-        left_out += [k for k in weights if not k.startswith((*ENCODER, "mask_emb"))]
-        weights = {k: v for k, v in weights.items() if k.startswith((*ENCODER, "mask_emb"))}
-    task_state = state.get("task_state") or {}
-    return Pretrained(
-        path=Path(path),
-        family=family,
-        config=config,
-        normalise=bool(task.get("normalize", False)),
-        weights=weights,
-        speakers=list(task_state.get("speakers") or []),
-        label_symbols=_label_symbols(task_state),
-        left_out=left_out,
-        files=[Path(path)],
-    )
+    return {k: v for k, v in model.items() if k in known and v is not None}
 
 
 def _configurations(state, path):
@@ -95,7 +88,7 @@ def _configurations(state, path):
     raise InputError(f"{path}: neither “cfg” nor “args” in this checkpoint, so its architecture is unknown; give one that fairseq wrote")
 
 
-def _under(prefix, weights):
+def _split(weights, prefix):
     """The weights under a prefix, without it, and the names of the others."""
     inside = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     return inside, [name for name in weights if not name.startswith(prefix)]
@@ -109,13 +102,5 @@ def _inside_ctc(model, path):
     if isinstance(pretraining, argparse.Namespace):
         pretraining = vars(pretraining)
     if not isinstance(pretraining, Mapping):
-        raise InputError(
-            f"{path}: fine-tuned with CTC, without the options of its pretraining (“w2v_args”); give the pretrained checkpoint it started from"
-        )
+        raise InputError(f"{path}: no options of its pretraining (“w2v_args”); give the pretrained checkpoint that CTC started from")
     return dict(pretraining)
-
-
-def _label_symbols(task_state):
-    if "label_sets" in task_state:
-        return [list(s["symbols"]) for s in task_state["label_sets"]]
-    return [list(d.symbols) for d in task_state.get("dictionaries") or [] if hasattr(d, "symbols")]

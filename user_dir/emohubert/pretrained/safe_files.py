@@ -13,10 +13,7 @@ from ..core.errors import InputError
 
 
 def load_file(path):
-    """Load a file that torch.save wrote without running anything in it.
-
-    Returns:
-        what it holds, tensors on the CPU.
+    """Load a file that torch.save wrote without running anything in it; tensors come to the CPU.
 
     Raises:
         InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries and meters.
@@ -38,14 +35,7 @@ def load_file(path):
 
 
 def load_state(path):
-    """Load a checkpoint of fairseq or ours without running anything in it.
-
-    Returns:
-        the dict it holds, tensors on the CPU.
-
-    Raises:
-        InputError: as from `load_file`, or not a checkpoint.
-    """
+    """Load a checkpoint of fairseq or ours, a dict; InputError as from `load_file`, or if it is not one."""
     state = load_file(path)
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
@@ -56,17 +46,15 @@ def refused_checkpoint(path, error):
     """The InputError for a checkpoint that torch refused to unpickle."""
     found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
     what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
-    return InputError(
-        f"{path}: refused to load this checkpoint: {what}; nothing in it was run. Use a checkpoint from a source you trust, saved again without it"
-    )
+    return InputError(f"{path}: refused: {what}; nothing in it was run. Use a checkpoint that you trust, saved again without it")
 
 
 @functools.cache
 def allow_checkpoint_classes():
-    """torch ≥ 2.6 loads nothing but tensors and plain containers by default, so fairseq can neither resume nor load.
+    """Allow the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's state) and
+    `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
 
-    Allowed are exactly the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's
-    state) and `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
+    torch ≥ 2.6 loads nothing but tensors and plain containers by default, so that fairseq could neither resume nor load.
     """
     from fairseq.data.dictionary import Dictionary
 

@@ -1,7 +1,7 @@
 """What a pretrained encoder is, wherever it comes from: its architecture, weights, speakers and labels."""
 
-import ast
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,14 +11,12 @@ from ..corpus.audio import HOP, RECEPTIVE_FIELD
 
 ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
-
-
 WAV2VEC1 = "wav2vec"
 """fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)."""
 
 
 @dataclass
-class LabelSet:
+class FrameLabelSet:
     """One set of frame labels: its name in `task.labels`, its symbols, in order, and how often each occurs in training, where that is
     known. `len()` is the number of classes."""
 
@@ -35,13 +33,12 @@ class Pretrained:
     """A checkpoint's encoder in fairseq's terms, wherever it comes from.
 
     Attributes:
-        path: of the file.
+        path: of the file or folder.
         family: hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert.
-        config: values for fields of SpeakerHubertConfig, or those of `models.wav2vec1.read_config`.
+        config: values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`.
         normalise: whether waveforms are normalised before they go in.
         weights: parameter name → tensor, in the names of HubertModel or Wav2Vec1Encoder.
         speakers: ids of the rows of its speaker table after the unknown one.
-        label_symbols: per label set its symbols, where known.
         left_out: names of parameters that are no part of the encoder: heads, quantisers.
         files: all that was read.
     """
@@ -52,7 +49,6 @@ class Pretrained:
     normalise: bool
     weights: dict
     speakers: list = field(default_factory=list)
-    label_symbols: list = field(default_factory=list)
     left_out: list = field(default_factory=list)
     files: list = field(default_factory=list)
 
@@ -69,10 +65,7 @@ class Pretrained:
     def require_transformer(self):
         """Raise InputError for a wav2vec 1, which masked prediction cannot be continued from."""
         if self.is_wav2vec1:
-            raise InputError(
-                f"{self.path}: wav2vec 1 has no Transformer to pretrain; start from a HuBERT or wav2vec 2.0 "
-                "(wav2vec 1 is for emotion_hubert, such as the estimator of recipes/ptapt.sh)"
-            )
+            raise InputError(f"{self.path}: wav2vec 1 has no Transformer to pretrain; start from a HuBERT or wav2vec 2.0")
 
     @property
     def sha256(self):
@@ -109,7 +102,7 @@ def mismatch(wrong, own, source):
 
 
 def parse_layers(text, name="conv_feature_layers"):
-    """Read `[(512,10,5)] + [(512,3,2)] * 4` without evaluating it: lists of integer triples, + and *.
+    """Read `[(512,10,5)] + [(512,3,2)] * 4`, which fairseq evaluates, without evaluating it.
 
     Args:
         text: what to read.
@@ -121,26 +114,14 @@ def parse_layers(text, name="conv_feature_layers"):
     Raises:
         InputError: anything else.
     """
-
-    def value(node):
-        match node:
-            case ast.List(elts=items) | ast.Tuple(elts=items):
-                return [value(i) for i in items]
-            case ast.Constant(value=int() as number):
-                return number
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int() as times)) if 0 <= times <= 100:
-                return value(left) * times
-        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
-
-    try:
-        layers = value(ast.parse(text.strip(), mode="eval").body)
-        return [(int(c), int(k), int(s)) for c, k, s in layers]
-    except (SyntaxError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation") from error
+    triple = r"\(\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)"
+    layers = []
+    for term in text.split("+"):
+        found = re.fullmatch(rf"\s*\[\s*{triple}(\s*,\s*{triple})*\s*,?\s*\]\s*(\*\s*(?P<times>\d{{1,2}})\s*)?", term)
+        if found is None:
+            raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
+        layers += [tuple(map(int, numbers)) for numbers in re.findall(triple, term)] * int(found["times"] or 1)
+    return layers
 
 
 def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):

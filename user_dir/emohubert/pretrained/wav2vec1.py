@@ -9,12 +9,8 @@ from .types import WAV2VEC1, parse_conv_layers, parse_layers
 
 FAST_HOP = HOP // 2
 """Samples between two frames of wav2vec 1 (10 ms)."""
-
-
 WINDOW = 465
 """Samples that one frame of its convolutions sees."""
-
-
 _PARTS = (
     "conv_feature_layers",
     "conv_aggregator_layers",
@@ -27,13 +23,11 @@ _PARTS = (
     "activation",
 )
 """fairseq's options that say how c is computed."""
-
-
 _ONLY = {"vq_type": "none", "aggregator": "cnn", "skip_connections_feat": False}
 """Options with one supported value: no quantiser (vq-wav2vec), no recurrence over the batch, no residuals that depend on padding."""
-
-
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
+ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")
+"""What makes the encoder, by parameter name."""
 
 
 def read_config(options, path):
@@ -50,11 +44,8 @@ def read_config(options, path):
         InputError: an option has a value whose results the encoder would not reproduce.
     """
     defaults = Wav2VecConfig()  # older checkpoints lack what came later
-    values = {}
-    for name in (*_PARTS, *_ONLY):
-        found = options.get(name)
-        found = getattr(defaults, name) if found is None else found
-        values[name] = getattr(found, "value", found)
+    values = {name: getattr(defaults, name) if options.get(name) is None else options[name] for name in (*_PARTS, *_ONLY)}
+    values = {name: getattr(value, "value", value) for name, value in values.items()}
     for name, supported in _ONLY.items():
         if values.pop(name) != supported:
             raise InputError(f"{path}: {name}={options[name]} is not supported in a wav2vec 1, only {supported}; use another checkpoint")
@@ -63,9 +54,7 @@ def read_config(options, path):
         if not (isinstance(values[name], kind) or (kind is float and type(values[name]) is int)):
             raise InputError(f"{path}: {name}={values[name]} is no {kind.__name__}; copy or download the checkpoint again")
     if values["activation"] not in ACTIVATIONS:
-        raise InputError(
-            f"{path}: activation={values['activation']} is not supported, only {', '.join(ACTIVATIONS)}; use another checkpoint"
-        )
+        raise InputError(f"{path}: activation={values['activation']} is not supported, only {', '.join(ACTIVATIONS)}; use another")
     if not values["residual_scale"] > 0:
         raise InputError(f"{path}: residual_scale={values['residual_scale']} is not above 0; copy or download the checkpoint again")
     try:
@@ -81,7 +70,3 @@ def conv_layers(config):
     """The convolutions of extractor and aggregator: lists of (channels, kernel, stride)."""
     extractor = parse_conv_layers(config["conv_feature_layers"], WINDOW, FAST_HOP)
     return extractor, parse_layers(config["conv_aggregator_layers"], "conv_aggregator_layers")
-
-
-ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")
-"""What makes the encoder, by parameter name."""

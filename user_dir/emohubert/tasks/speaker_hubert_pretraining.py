@@ -1,6 +1,5 @@
 """Task: masked prediction of frame labels, with speakers (continued pretraining: PAPT, TAPT, P-TAPT, FLEA)."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
@@ -17,16 +16,13 @@ from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
 from ..models.load import initialise
 from ..pretrained.load import read_pretrained
-from ..pretrained.types import LabelSet
-from ..training import processes
+from ..pretrained.types import FrameLabelSet
 from .common import SpeechTask, speaker_rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
 class SpeakerHubertPretrainingConfig(FairseqDataclass):
-    """What is learned from, and how it is cut."""
+    """Data and labels."""
 
     data: str = field(default=MISSING, metadata={"help": "manifest directory"})
     label_dir: Optional[str] = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
@@ -67,31 +63,20 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     def __init__(self, cfg):
         super().__init__(cfg)
         if cfg.sample_rate != SAMPLE_RATE:
-            raise InputError(f"task.sample_rate={cfg.sample_rate}: models hear 16000 Hz; leave it, audio of any rate is resampled")
+            raise InputError(f"task.sample_rate={cfg.sample_rate}: all models expect 16000 Hz; leave it, audio of any rate is resampled")
         self.state.add_factory("label_sets", self._read_label_dictionaries)
         self.state.add_factory("speakers", self._read_speakers)
         self.masking, self.speaker_dropout = None, 0.0
 
-    @classmethod
-    @exit_on_input_error
-    def setup_task(cls, cfg, **kwargs):
-        """Make the task (fairseq calls this)."""
-        return cls(cfg)
-
     @property
     def label_sets(self):
-        """list of LabelSet."""
-        return [LabelSet(**s) for s in self.state.label_sets]
+        """list of FrameLabelSet."""
+        return [FrameLabelSet(**s) for s in self.state.label_sets]
 
     @property
     def label_folders(self):
         """Folders of the label sets."""
         return list(dict.fromkeys(self._label_file(s.name, "dict.{}.txt").parent for s in self.label_sets))
-
-    @property
-    def speakers(self):
-        """Speaker ids of the speaker table, in order; empty without speakers."""
-        return self.state.speakers
 
     def _label_file(self, name, file):
         return label_file(self.cfg.label_dir or self.cfg.data, name, file)
@@ -99,16 +84,11 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     def _read_label_dictionaries(self):
         if not self.cfg.labels:
             raise InputError("task.labels is empty; name at least one label set, such as task.labels=[km]")
-        dictionaries = [read_counts(self._label_file(name, "dict.{}.txt")) for name in self.cfg.labels]
-        return [
-            {"name": name, "symbols": list(counts), "counts": list(counts.values())}
-            for name, counts in zip(self.cfg.labels, dictionaries, strict=True)
-        ]
+        counts = [(name, read_counts(self._label_file(name, "dict.{}.txt"))) for name in self.cfg.labels]
+        return [{"name": name, "symbols": list(c), "counts": list(c.values())} for name, c in counts]
 
     def _read_speakers(self):
-        if self.cfg.speakers is None:
-            return []
-        return read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt")
+        return read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
 
     @exit_on_input_error
     def build_model(self, cfg, from_checkpoint=False):
@@ -118,10 +98,8 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             pretrained = read_pretrained(cfg.init_from)
             pretrained.require_transformer()
             if pretrained.normalise != self.cfg.normalize:
-                raise InputError(
-                    f"{cfg.init_from}: was trained with task.normalize={str(pretrained.normalise).lower()}; "
-                    f"set task.normalize={str(pretrained.normalise).lower()}"
-                )
+                theirs = f"task.normalize={str(pretrained.normalise).lower()}"
+                raise InputError(f"{cfg.init_from}: was trained with {theirs}; set {theirs}")
             initialise(model, pretrained)
         self.masking, self.speaker_dropout = Masking.of(model.cfg), model.cfg.speaker_dropout
         return model
@@ -144,14 +122,4 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             max_samples=self.cfg.max_sample_size,
             min_samples=self.cfg.min_sample_size,
         )
-        if self.cfg.check_audio and processes.is_first():
-            dataset.check_audio()
-        hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
-        logger.info(
-            "%s: %d utterances, %.2f hours, %s",
-            split,
-            len(dataset.kept),
-            hours,
-            ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets),
-        )
-        self.datasets[split] = dataset
+        self.datasets[split] = self.checked(dataset, split, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))

@@ -1,0 +1,43 @@
+"""Classes that a configuration names: a new class registers itself."""
+
+import argparse
+import os
+
+from .errors import InputError
+
+
+class Registry(dict):
+    """{name: class} of an option, filled by the decorator `register`.
+
+    Before an unknown name is an error, the user-dir of the environment variable EMOHUBERT_USER_DIR is imported, so that programs find
+    what it registers.
+
+    Args:
+        option: of the configuration, for messages.
+    """
+
+    def __init__(self, option):
+        super().__init__()
+        self.option = option
+
+    def register(self, name):
+        """Class decorator: the class that the option's value `name` stands for."""
+        if name in self:
+            raise ValueError(f"{self.option}={name} is registered already")
+
+        def add(cls):
+            self[name] = cls
+            return cls
+
+        return add
+
+    def __missing__(self, name):
+        if folder := os.environ.get("EMOHUBERT_USER_DIR"):
+            from fairseq.utils import import_user_module
+
+            import_user_module(argparse.Namespace(user_dir=folder))
+        if name in self:
+            return self[name]
+        raise InputError(
+            f"{self.option}={name}: unknown; use one of {', '.join(self)}, or set EMOHUBERT_USER_DIR to the user-dir that registers it"
+        )
