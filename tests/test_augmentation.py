@@ -271,4 +271,4 @@ def test_a_bad_option_ends_training_in_one_line(pretrained):
 def test_frozen_features_are_not_cached_under_augmentation(pretrained):
     finished = finetune(pretrained, "frozen", *AUGMENTED, "model.freeze=all", "optimization.max_update=2")
     assert finished.returncode == 0, finished.stdout[-3000:]
-    assert "task.augment_… changes what is heard from epoch to epoch: features are not cached" in finished.stdout
+    assert "task.augment_… changes waveforms from epoch to epoch: features are not cached" in finished.stdout

@@ -1,9 +1,7 @@
-"""Where a model runs and in which precision."""
+"""Where a model runs and in which precision. Only what is called imports torch: options of programs are checked without it."""
 
 import contextlib
 from pathlib import Path
-
-import torch
 
 from .errors import InputError
 from .parallel import one_thread
@@ -11,6 +9,8 @@ from .parallel import one_thread
 
 def autocast(device, precision):
     """Context of reduced precision; none for float32."""
+    import torch
+
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
@@ -18,6 +18,8 @@ def check_precision(precision, device):
     """Raise InputError where the hardware cannot do `precision` at speed."""
     if precision == "float32":
         return
+    import torch
+
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -38,6 +40,8 @@ def _cpu_flags():
 @contextlib.contextmanager
 def exact_arithmetic(device):
     """One core per operation on a CPU; full float32 on a GPU, where TF32 has three digits."""
+    import torch
+
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
@@ -54,6 +58,8 @@ def choose_device(name):
     Raises:
         InputError: the name is unknown or there is no such GPU.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

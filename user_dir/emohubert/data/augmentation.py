@@ -1,6 +1,6 @@
 """Augmentation of training audio: speed, then reverberation, then noise, each a function of an utterance's random generator alone."""
 
-import math
+from collections.abc import Sequence
 
 from ..core.errors import InputError
 from ..corpus.audio import RECEPTIVE_FIELD
@@ -14,8 +14,8 @@ class Augmentation:
     """What is done to an utterance, for a `SpeechDataset`. Its generator gives the speed first, so that lengths are known early.
 
     Args:
-        speed: factors that are equally likely, such as [0.9, 1.0, 1.1]; empty: none. Where an utterance would fall under one
-            frame, it keeps its speed.
+        speed: factors that are equally likely, such as [0.9, 1.0, 1.1]; empty: none. An utterance that would fall under one
+            frame keeps its speed.
         noise: probability of noise.
         noise_snr: (lowest, highest) signal-to-noise ratio in dB.
         noise_files: folder of noise recordings; None: white, pink or babble noise is generated, each as likely.
@@ -58,8 +58,7 @@ class Augmentation:
 
     def length(self, n, rng):
         """Samples that n samples become with this generator."""
-        factor = self._draw_speed(n, rng)
-        return degradations.speed_length(n, factor)
+        return degradations.speed_length(n, self._draw_speed(n, rng))
 
     def __call__(self, samples, rng):
         """The augmented waveform, (`length(len(samples), rng)`,) float32, for a generator in the same state."""
@@ -90,21 +89,24 @@ class Augmentation:
         return degradations.make_noise(degradations.NOISES[int(rng.integers(len(degradations.NOISES)))], n, rng)
 
 
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value, least, most):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_list(value):
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _probability(value, name):
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not _is_number(value, 0, 1):
         raise InputError(f"{name}={value}: not a probability; give a number from 0 to 1")
     return float(value)
 
 
 def _range(value, name, least, most):
-    values = list(value) if _is_list(value) else [value]
-    if len(values) != 2 or not all(map(_is_number, values)) or not least <= values[0] <= values[1] <= most:
+    if not _is_list(value) or len(value) != 2 or not all(_is_number(v, least, most) for v in value) or value[0] > value[1]:
         raise InputError(f"{name}={value}: not a range; give [lowest,highest], both from {least} to {most}")
-    return float(values[0]), float(values[1])
+    return float(value[0]), float(value[1])
 
 
 def _factors(value, name):
@@ -116,10 +118,6 @@ def _factors(value, name):
     except InputError as error:
         raise InputError(f"{name}={list(value)}: {error}") from None
     return [] if set(value) == {1} else [float(factor) for factor in value]
-
-
-def _is_list(value):
-    return not isinstance(value, (str, bytes, dict)) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _recordings(folder, probability, name):

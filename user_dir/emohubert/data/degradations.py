@@ -1,7 +1,7 @@
 """What rooms, microphones and lines do to speech: noise, reverberation, a narrow band, clipping, cuts, and a change of speed.
 
 Functions of a float32 waveform at 16 kHz, (samples,), and of a numpy Generator where chance enters; they return a new float32
-waveform. Nothing here limits the result to ±1.
+waveform, whose level nothing limits to ±1. They raise InputError for a value out of the range that they name.
 """
 
 import functools
@@ -10,16 +10,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import butter, fftconvolve, resample_poly, sosfiltfilt
 
 from ..core.errors import InputError
-from ..corpus import audio, synthetic
-from ..corpus.audio import SAMPLE_RATE
+from ..corpus import audio
+from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""
 NOISES = ("white", "pink", "babble")
-"""Noise that is generated: flat; falling by 3 dB an octave from 20 Hz; eight voices of `synthesis` that talk at once."""
+"""Noise that is generated: flat; falling by 3 dB an octave from 20 Hz; eight voices of `corpus.synthetic` that talk at once."""
 LOW_PASS_ORDER = 8
 _BABBLE_VOICES, _BABBLE_SECONDS = 8, 10.0
 
@@ -30,19 +29,8 @@ def power(samples):
 
 
 def add_noise(samples, noise, snr):
-    """Add noise at a signal-to-noise ratio: of the power of the whole waveform, its pauses included, to that of the noise.
-
-    Args:
-        samples: (n,).
-        noise: (n,), of any level.
-        snr: in dB.
-
-    Returns:
-        (n,) float32; digital silence, which has no ratio to anything, stays as it is.
-
-    Raises:
-        ValueError: the noise is silent.
-    """
+    """Add noise, (n,) of any level, at a signal-to-noise ratio in dB: of the power of the whole waveform, its pauses included, to
+    that of the noise. Digital silence, which has no such ratio, stays as it is; silent noise is a ValueError."""
     loudness, level = power(samples), power(noise)
     if loudness == 0:
         return samples.copy()
@@ -53,16 +41,7 @@ def add_noise(samples, noise, snr):
 
 
 def make_noise(kind, n, rng):
-    """Generated noise.
-
-    Args:
-        kind: one of `NOISES`.
-        n: samples.
-        rng: a numpy Generator.
-
-    Returns:
-        (n,) float64.
-    """
+    """Generated noise of a kind in `NOISES`: (n,) float64."""
     if kind == "white":
         return rng.standard_normal(n)
     if kind == "pink":
@@ -72,8 +51,7 @@ def make_noise(kind, n, rng):
         spectrum[0] = 0
         return np.fft.irfft(spectrum, size)[:n]
     if kind == "babble":
-        voices = _talkers()
-        talk = sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in voices)
+        talk = sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in _talkers())
         return np.resize(talk, n)
     raise InputError(f"no noise is called “{kind}”; choose of {', '.join(NOISES)}")
 
@@ -81,6 +59,8 @@ def make_noise(kind, n, rng):
 @functools.cache
 def _talkers():
     """The voices of the babble, equally loud: (voices, samples). They are always the same ones; who says what when is drawn."""
+    from ..corpus import synthetic
+
     rng, lexicon = np.random.default_rng(0), synthetic.draw_lexicon(0)
     calm = synthetic.CENTRES["neutral"]
     voices = [synthetic.synthesise(v, calm, _BABBLE_SECONDS, lexicon, rng) for v in synthetic.draw_voices(_BABBLE_VOICES, 0)]
@@ -91,15 +71,12 @@ def impulse_response(t60, ratio, rng):
     """The impulse response of a room: a direct path of height 1, then noise that decays exponentially (Polack 1988).
 
     Args:
-        t60: seconds in which the reverberation falls by 60 dB, where the response ends.
+        t60: seconds in which the reverberation falls by 60 dB, where the response ends: over 0, at most 60.
         ratio: energy of the direct path to that of everything after it, in dB.
         rng: a numpy Generator.
 
     Returns:
         (1 + round(t60 × 16000),) float64.
-
-    Raises:
-        InputError: t60 is not between 0 and 60 s.
     """
     if not 0 < t60 <= 60:
         raise InputError(f"a reverberation time of {t60} s; give more than 0 and at most 60")
@@ -110,18 +87,12 @@ def impulse_response(t60, ratio, rng):
 
 
 def reverberate(samples, response):
-    """Convolve with an impulse response, nothing shifted: its largest value, taken as the direct path, stands at time 0.
+    """Convolve with an impulse response, (m,) of any level, nothing shifted: its largest value, taken as the direct path, is at time 0.
 
-    Args:
-        samples: (n,).
-        response: (m,), of any level.
-
-    Returns:
-        (n,) float32 with the power that it had before; what rings on after the end is cut off.
-
-    Raises:
-        ValueError: the response is silent.
+    The power stays as it was, and what rings on after the end is cut off. A silent response is a ValueError.
     """
+    from scipy.signal import fftconvolve
+
     direct = int(np.argmax(np.abs(response)))
     if response[direct] == 0:
         raise ValueError("the impulse response is silent")
@@ -131,15 +102,14 @@ def reverberate(samples, response):
 
 
 def low_pass(samples, cutoff):
-    """Take away what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay.
+    """Remove what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay.
 
     Args:
         samples: (n,).
-        cutoff: in Hz, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
-
-    Raises:
-        InputError: not between 0 and 8000 Hz.
+        cutoff: in Hz, over 0 and under 8000, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
     """
+    from scipy.signal import butter, sosfiltfilt
+
     if not 0 < cutoff < SAMPLE_RATE / 2:
         raise InputError(f"a cut-off of {cutoff} Hz; give more than 0 and less than {SAMPLE_RATE // 2}")
     sections = butter(LOW_PASS_ORDER, cutoff, fs=SAMPLE_RATE, output="sos")
@@ -152,10 +122,7 @@ def clip(samples, share):
 
     Args:
         samples: (n,).
-        share: of the samples that are limited, 0 to 1 (0: none): those of largest magnitude get the magnitude of the next.
-
-    Raises:
-        InputError: not 0 <= share < 1.
+        share: of the samples that are limited, from 0 to under 1: those of largest magnitude get the magnitude of the next.
     """
     if not 0 <= share < 1:
         raise InputError(f"a share of {share} clipped samples; give 0 or more and less than 1")
@@ -164,11 +131,7 @@ def clip(samples, share):
 
 
 def shorten(samples, seconds, part="start"):
-    """The first (`part="start"`) or middle (`"centre"`) seconds of a waveform; all of a shorter one.
-
-    Raises:
-        InputError: shorter than one frame, or another part.
-    """
+    """The first (`part="start"`) or middle (`"centre"`) seconds of a waveform; all of a shorter one."""
     n = shortened_length(len(samples), seconds)
     if part not in ("start", "centre"):
         raise InputError(f"no part of a recording is called “{part}”; choose start or centre")
@@ -177,14 +140,10 @@ def shorten(samples, seconds, part="start"):
 
 
 def shortened_length(n, seconds):
-    """Samples that `shorten` leaves of n: `min(n, round(seconds × 16000))`.
-
-    Raises:
-        InputError: the seconds hold less than one frame.
-    """
+    """Samples that `shorten` leaves of n, `min(n, round(seconds × 16000))`; seconds of at least one frame."""
     kept = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else 0
-    if kept < audio.RECEPTIVE_FIELD:
-        raise InputError(f"{seconds} s is shorter than one frame; give {audio.RECEPTIVE_FIELD / SAMPLE_RATE} s or more")
+    if kept < RECEPTIVE_FIELD:
+        raise InputError(f"{seconds} s is shorter than one frame; give {RECEPTIVE_FIELD / SAMPLE_RATE} s or more")
     return min(n, kept)
 
 
@@ -193,11 +152,13 @@ def change_speed(samples, factor):
 
     Args:
         samples: (n,).
-        factor: 0.5 to 2, with at most two decimals.
+        factor: as for `speed_ratio`.
 
     Returns:
         (`speed_length(n, factor)`,) float32.
     """
+    from scipy.signal import resample_poly
+
     ratio = speed_ratio(factor)
     return resample_poly(samples, ratio.denominator, ratio.numerator).astype(np.float32, copy=False)
 
@@ -209,11 +170,7 @@ def speed_length(n, factor):
 
 
 def speed_ratio(factor):
-    """A speed factor as an exact fraction: 0.9 is 9/10.
-
-    Raises:
-        InputError: no number from 0.5 to 2 with at most two decimals.
-    """
+    """A speed factor, 0.5 to 2 with at most two decimals, as an exact fraction: 0.9 is 9/10."""
     if isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0.5 <= factor <= 2:
         ratio = Fraction(round(factor * 100), 100)
         if abs(ratio - Fraction(factor)) < 1e-9:
@@ -222,21 +179,18 @@ def speed_ratio(factor):
 
 
 class Recordings:
-    """A folder of recordings, of noise or of impulse responses, to draw from.
-
-    Args:
-        folder: searched with its subfolders for the formats of `audio.EXTENSIONS`.
+    """Recordings of noise or of impulse responses in a folder and its subfolders, to draw from.
 
     Raises:
-        InputError: no such folder, no recording in it, or one that is empty or cannot be read.
+        InputError: no such folder, no recording in it, or one that is empty, silent or cannot be read.
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
+        folder = Path(folder)
+        if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one that holds recordings")
-        found = [p for p in self.folder.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file()]
-        self.paths = sorted(found, key=lambda p: p.relative_to(self.folder).as_posix())
+        found = [p for p in folder.rglob("*") if p.suffix.lower() in audio.EXTENSIONS and p.is_file()]
+        self.paths = sorted(found, key=lambda p: p.relative_to(folder).as_posix())
         if not self.paths:
             raise InputError(f"{folder}: holds no recording ({', '.join(sorted(audio.EXTENSIONS))}); give a folder that does")
         self.lengths = [audio.probe(path).n_samples for path in self.paths]
@@ -244,13 +198,8 @@ class Recordings:
             raise InputError(f"{self.paths[self.lengths.index(0)]}: holds no sample; remove it")
 
     def part(self, n, rng):
-        """n samples, (n,) float32, of a recording drawn at random: from a random place, or looped from there if it is shorter.
-
-        Digital silence of a whole part is skipped: it then begins at the next sample that is heard.
-
-        Raises:
-            InputError: the recording cannot be read, or is silent from beginning to end.
-        """
+        """n samples, (n,) float32, of a recording drawn at random: from a random place, or looped from there if it is shorter; where
+        that is digital silence, from the next sample that is not."""
         which = int(rng.integers(len(self.paths)))
         path, length = self.paths[which], self.lengths[which]
         start = int(rng.integers(length - n + 1 if length >= n else length))
@@ -261,11 +210,7 @@ class Recordings:
         return _audible(samples, path)
 
     def whole(self, rng):
-        """A recording drawn at random: (samples,) float32.
-
-        Raises:
-            InputError: it cannot be read, or is silent from beginning to end.
-        """
+        """A recording drawn at random: (samples,) float32."""
         path = self.paths[int(rng.integers(len(self.paths)))]
         return _audible(audio.read(path), path)
 

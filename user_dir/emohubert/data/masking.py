@@ -57,13 +57,8 @@ class Masking:
     @classmethod
     def of(cls, model_cfg):
         """From a HubertConfig."""
-        return cls(
-            model_cfg.mask_prob,
-            model_cfg.mask_length,
-            model_cfg.mask_channel_prob,
-            model_cfg.mask_channel_length,
-            model_cfg.encoder_embed_dim,
-        )
+        c = model_cfg
+        return cls(c.mask_prob, c.mask_length, c.mask_channel_prob, c.mask_channel_length, c.encoder_embed_dim)
 
     def frames(self, n, rng):
         """Mask of n frames: bool (n,)."""

@@ -1,4 +1,4 @@
-"""Utterances of a manifest split as a fairseq dataset: reading, cropping, batching. What is learned from them is added by subclasses."""
+"""Utterances of a manifest split as a fairseq dataset: reading, cropping, batching. Subclasses add the labels."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from .masking import rng_for
 logger = logging.getLogger(__name__)
 
 MOST_HEADERS = 20_000
-"""Audio headers read before training starts; of a larger corpus, so many chosen at random."""
+"""Audio headers read before training starts; in a larger corpus, as many chosen at random."""
 
 
 class SpeechDataset(FairseqDataset):
@@ -32,9 +32,9 @@ class SpeechDataset(FairseqDataset):
         max_samples: longer utterances are cropped to this, at a random multiple of the hop; None: never.
         min_samples: shorter utterances are left out, and counted in the log.
         speaker_features: (n, width) float32, what is known of each utterance's speaker; or None.
-        transform: what is done to a waveform after the crop and before it is normalised, such as an `Augmentation`; or None.
-            `transform(samples, rng)` gives the new waveform; unless its `keeps_length` is true, `transform.length(n, rng)`
-            the length that it will have, a frame or more.
+        transform: applied to a waveform after the crop and before it is normalised, such as an `Augmentation`; or None.
+            `transform(samples, rng)` returns the new waveform and, unless its `keeps_length` is true, `transform.length(n, rng)`
+            its length, a frame or more.
 
     Attributes:
         parts: into how many each batch is divided, for processes and for accumulated gradients.
@@ -64,38 +64,24 @@ class SpeechDataset(FairseqDataset):
         self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
         self.cropped = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
         min_samples = max(int(min_samples), audio.RECEPTIVE_FIELD)
-        self.kept = np.flatnonzero(split.n_samples >= min_samples)
-        self._report_short(min_samples)
+        self.kept, short = np.flatnonzero(split.n_samples >= min_samples), np.flatnonzero(split.n_samples < min_samples)
+        if len(self.kept) == 0:
+            raise InputError(f"{split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
+        if len(short):
+            names = ", ".join(split.paths[i] for i in short[:5]) + (", …" if len(short) > 5 else "")
+            counts = f"{len(short)} of {len(split)} utterances are under {min_samples} samples"
+            logger.warning("%s: %s and left out: %s", split.tsv, counts, names)
         self.set_epoch(1)
 
-    def _report_short(self, min_samples):
-        left_out = np.flatnonzero(self.split.n_samples < min_samples)
-        if len(self.kept) == 0:
-            raise InputError(f"{self.split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
-        if len(left_out):
-            names = ", ".join(self.split.paths[i] for i in left_out[:5]) + (", …" if len(left_out) > 5 else "")
-            logger.warning(
-                "%s: %d of %d utterances are under %d samples and left out: %s",
-                self.split.tsv,
-                len(left_out),
-                len(self.split),
-                min_samples,
-                names,
-            )
-
     def check_audio(self):
-        """Read the headers of the audio files (of a sample, in a very large corpus), so that training does not die of one later.
-
-        Raises:
-            InputError: a file is missing, unreadable, truncated, or of another length than the manifest says.
-        """
+        """Read the headers of the audio files (in a very large corpus, of some): InputError for a file that is missing, unreadable,
+        truncated, or of another length than the manifest says."""
         chosen = self.kept
         if len(chosen) > MOST_HEADERS:
             chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, MOST_HEADERS, replace=False))
             logger.info("%s: checking the headers of %d of %d files", self.split.tsv, MOST_HEADERS, len(self.kept))
         with ThreadPoolExecutor(8) as pool:
-            for _ in pool.map(self._check_header, chosen):
-                pass
+            list(pool.map(self._check_header, chosen))
 
     def _check_header(self, index):
         try:
@@ -136,7 +122,7 @@ class SpeechDataset(FairseqDataset):
         return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)
 
     def drawn(self, index, frames):
-        """What chance adds to an utterance in this epoch.
+        """Masks and speaker of an utterance in this epoch.
 
         Returns:
             dict: `mask`, bool (frames,), where frames are masked; in training `channels`, bool (width,), where channels
@@ -155,7 +141,7 @@ class SpeechDataset(FairseqDataset):
         return item
 
     def collate_inputs(self, items):
-        """What a model is given: waveforms padded with zeros, and what was drawn.
+        """A model's input: waveforms padded with zeros, masks and speakers.
 
         Args:
             items: dicts with `id`, `source` (or, in its place, `features` (frames, …)), and what `drawn` returns.
@@ -184,19 +170,17 @@ class SpeechDataset(FairseqDataset):
 
     @property
     def seen(self):
-        """Indices of the utterances that something is learned from: those kept; all, where speakers are known by their audio."""
+        """Indices of the utterances that training uses: those kept; all, where speakers are described by their audio."""
         return self.kept if self.speaker_features is None else np.arange(len(self.split))
 
     def __len__(self):
         return len(self.split)
 
     def size(self, index):
-        """Samples heard of an utterance (fairseq's notion of size)."""
+        """Samples of an utterance in this epoch (fairseq's notion of size)."""
         return int(self.sizes[index])
 
-    def num_tokens(self, index):
-        """The same: budgets (`dataset.max_tokens`) are in samples."""
-        return self.size(index)
+    num_tokens = size  # budgets (`dataset.max_tokens`) are in samples
 
     def num_tokens_vec(self, indices):
         """`num_tokens` of several utterances."""

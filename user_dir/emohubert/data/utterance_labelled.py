@@ -15,8 +15,8 @@ class UtteranceLabelledSpeech(SpeechDataset):
     Args:
         split: a `manifest.Split`.
         targets: (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
-        balanced: in training, an epoch has as many utterances as the split, but equally many of each class; those of
-            small classes come several times, those of large ones not all.
+        balanced: in training, an epoch has as many utterances as the split, but equally many of each class: those of small
+            classes are repeated, those of large ones sampled.
         options: see SpeechDataset; give a `masking` only for training.
 
     Attributes:
@@ -36,12 +36,12 @@ class UtteranceLabelledSpeech(SpeechDataset):
 
     def __getitem__(self, index):
         if self.features is None:
-            return {"target": self.targets[index], **self.heard(index)}
+            return {"target": self.targets[index], **self.input(index)}
         features = torch.from_numpy(self.features[index])
         return {"target": self.targets[index], "id": index, "features": features, **self.drawn(index, len(features))}
 
-    def heard(self, index):
-        """An utterance as it is heard in this epoch, without its target."""
+    def input(self, index):
+        """A model's input for an utterance in this epoch, without its target."""
         start, stop = self.crop(index)
         source = self.waveform(index, start, stop)
         return {"id": index, "source": source, **self.drawn(index, n_frames(len(source)))}

@@ -6,14 +6,30 @@ import sys
 import numpy as np
 from fairseq.tasks import FairseqTask
 
-from ..core.errors import InputError
+from ..core.errors import InputError, exit_on_input_error
+from ..corpus.audio import SAMPLE_RATE
 from ..corpus.manifest import UNKNOWN_SPEAKER
+from ..training import processes
 
 logger = logging.getLogger(__name__)
 
 
 class SpeechTask(FairseqTask):
-    """A task whose input is audio and whose labels are its own: nothing is dropped by length, and there are no dictionaries."""
+    """A task whose input is audio and whose labels are its own: nothing is dropped by length, and there are no dictionaries.
+
+    Attributes:
+        label_names: of the labels of whole utterances that are learned from.
+        label_folders: of the frame labels that are learned from.
+    """
+
+    label_names = label_folders = ()
+    source_dictionary = target_dictionary = None
+
+    @classmethod
+    @exit_on_input_error
+    def setup_task(cls, cfg, **kwargs):
+        """Make the task (fairseq calls this)."""
+        return cls(cfg)
 
     def max_positions(self):
         """No limit: long utterances are cropped by the dataset."""
@@ -37,24 +53,17 @@ class SpeechTask(FairseqTask):
         return iterator
 
     @property
-    def label_names(self):
-        """Names of the labels of whole utterances that are learned from; empty where there are none."""
-        return []
+    def speakers(self):
+        """Ids of the speaker table, in order; empty where the model has none."""
+        return self.state.speakers
 
-    @property
-    def label_folders(self):
-        """Folders of the frame labels that are learned from; empty where there are none."""
-        return []
-
-    @property
-    def source_dictionary(self):
-        """None: the input is audio."""
-        return None
-
-    @property
-    def target_dictionary(self):
-        """None: labels are kept in the task's state."""
-        return None
+    def checked(self, dataset, split, what):
+        """A dataset whose audio the first process has checked, where `task.check_audio` asks for it; its size and `what` are logged."""
+        if self.cfg.check_audio and processes.is_first():
+            dataset.check_audio()
+        hours = dataset.split.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
+        logger.info("%s: %d utterances, %.2f hours, %s", split, len(dataset.kept), hours, what)
+        return dataset
 
 
 def speaker_rows(split, speakers, suffix, required):
@@ -64,14 +73,14 @@ def speaker_rows(split, speakers, suffix, required):
         split: a `manifest.Split`.
         speakers: ids of the table, in order.
         suffix: of the speaker sidecar; None: no speakers.
-        required: whether an unknown speaker is an error (training) or is heard as the unknown speaker (elsewhere).
+        required: whether an unknown speaker is an error (training) or is represented by the unknown speaker (elsewhere), as
+            utterances are everywhere whose speaker the corpus does not know (`<unk>` in the sidecar).
 
     Returns:
         int64 array, or None without speakers.
 
     Raises:
-        InputError: the sidecar is missing, or a training speaker is not in the dictionary. Utterances whose speaker the
-            corpus does not know (`<unk>` in the sidecar) are heard as the unknown speaker everywhere.
+        InputError: the sidecar is missing, or a training speaker is not in the dictionary.
     """
     if suffix is None:
         return None
@@ -79,18 +88,14 @@ def speaker_rows(split, speakers, suffix, required):
         raise InputError(f"{split.directory / split.name}.{suffix}: no such file; make the manifest again, or set task.speakers=null")
     table = {speaker: row for row, speaker in enumerate(speakers, 1)}
     rows = np.array([table.get(s, 0) for s in split.speakers], dtype=np.int64)
-    unknown = sorted({s for s, row in zip(split.speakers, rows, strict=True) if row == 0} - {UNKNOWN_SPEAKER})
+    unknown = set(split.speakers) - set(table) - {UNKNOWN_SPEAKER}
     if unknown and required:
-        first = split.speakers.index(unknown[0])
+        first = split.speakers.index(min(unknown))
         raise InputError(
             f"{split.where(first, suffix)}: the speaker “{split.speakers[first]}” is not in {split.directory}/dict.{suffix}.txt "
             f"({len(unknown)} such speakers); add it there or make the manifest again"
         )
     if unknown:
-        logger.info(
-            "%s: %d of %d speakers are not in the table and heard as the unknown speaker",
-            split.name,
-            len(unknown),
-            len(set(split.speakers)),
-        )
+        n = len(set(split.speakers))
+        logger.info("%s: %d of %d speakers are not in the table and represented by the unknown speaker", split.name, len(unknown), n)
     return rows

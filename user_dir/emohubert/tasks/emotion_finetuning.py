@@ -13,7 +13,7 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
 from ..core.errors import InputError, exit_on_input_error
-from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EmotionFinetuningConfig(FairseqDataclass):
-    """What is learned from."""
+    """Data and targets."""
 
     data: str = field(default=MISSING, metadata={"help": "manifest directory"})
     target: Any = field(
         default="emo", metadata={"help": "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]"}
     )
     speakers: Optional[str] = field(
-        default="spk", metadata={"help": "ending of the speaker sidecar; used where the encoder hears the speaker"}
+        default="spk", metadata={"help": "ending of the speaker sidecar; used where the model has a speaker embedding"}
     )
     normalize: Optional[bool] = field(default=None, metadata={"help": "normalise waveforms (default: as the encoder was trained)"})
     max_sample_size: Optional[int] = field(
@@ -74,19 +74,13 @@ class EmotionFinetuningTask(SpeechTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.state.add_factory("classes", self._read_classes)
+        self.state.add_factory("classes", lambda: read_dictionary(Path(cfg.data) / "dict.emo.txt"))
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
-        self.state.add_factory("training_speakers", self._read_training_speakers)
+        self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
         self.state.add_factory("training_voices", dict)
-        self.state.add_factory("label_scales", lambda: read_corpus(self.cfg.data).get("label_scales", {}))
+        self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
         self.model_cfg, self.normalise = None, bool(cfg.normalize)
-
-    @classmethod
-    @exit_on_input_error
-    def setup_task(cls, cfg, **kwargs):
-        """Make the task (fairseq calls this)."""
-        return cls(cfg)
 
     @property
     def dimensions(self):
@@ -112,14 +106,14 @@ class EmotionFinetuningTask(SpeechTask):
         return len(self.classes or self.dimensions)
 
     @property
-    def speakers(self):
-        """Ids of the speaker table; empty where the model has none."""
-        return self.state.speakers
-
-    @property
     def training_speakers(self):
         """Ids of the speakers whose labels were learned from."""
         return self.state.training_speakers
+
+    @property
+    def class_counts(self):
+        """Training utterances of each class, in the order of `classes`."""
+        return self.state.class_counts
 
     @property
     def speaker_embedding(self):
@@ -130,30 +124,48 @@ class EmotionFinetuningTask(SpeechTask):
         known += ["mean MFCCs of the speaker's own audio at the head"] * (at_head == "mfcc")
         return ", ".join(known) or "no speaker embedding"
 
-    @property
-    def class_counts(self):
-        """Training utterances of each class, in the order of `classes`."""
-        return self.state.class_counts
+    def _training_split(self, sidecar):
+        return read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=[sidecar])
 
-    def _read_classes(self):
-        return read_dictionary(Path(self.cfg.data) / "dict.emo.txt")
+    def _count_classes(self):
+        emotions = self._training_split("emotions").emotions or []
+        return [emotions.count(c) for c in self.classes]
 
-    def _read_training_speakers(self):
-        speakers = read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=["speakers"]).speakers
-        return sorted(set(speakers or []))
+    @exit_on_input_error
+    def build_model(self, cfg, from_checkpoint=False):
+        """Build the model; the encoder's configuration goes into the model's own, so that its checkpoints stand alone."""
+        pretrained = None
+        if not from_checkpoint:
+            backbone, pretrained = resolve_backbone(cfg)
+            with open_dict(cfg):
+                cfg.backbone = backbone
+                if str(cfg.freeze) == "all" and (cfg.mask_prob > 0 or cfg.mask_channel_prob > 0):
+                    logger.info("model.freeze=all: nothing is masked, so that features can be computed once")
+                    cfg.mask_prob = cfg.mask_channel_prob = 0.0
+            self._read_speakers(cfg, pretrained)
+        self.normalise = cfg.backbone["normalize"] if self.cfg.normalize is None else self.cfg.normalize
+        model = super().build_model(cfg, from_checkpoint)
+        self.model_cfg = model.cfg
+        if pretrained is not None:
+            model.start_from(pretrained)
+            # what checkpoints must hold, whether training asks for it or not
+            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.label_scales
+        return model
 
-    def _read_voices(self):
-        """Mean MFCCs of the training speakers, as plain values."""
-        split = read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=["speakers"])
-        vectors = self._voices_of(split, np.arange(len(split)))
-        return {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}
-
-    @staticmethod
-    def _voices_of(split, indices):
-        if split.speakers is None:
-            raise InputError(f"{split.directory / split.name}: no speaker sidecar; model.head_speaker=mfcc needs one (see task.speakers)")
-        indices = indices[split.n_samples[indices] >= RECEPTIVE_FIELD]
-        return from_utterances([split.speakers[i] for i in indices], mfcc_means(split, indices=indices))
+    def _read_speakers(self, cfg, pretrained):
+        """Put what the model will know of speakers into the state: ids of the table, mean MFCCs of the training speakers."""
+        in_encoder = cfg.backbone.get("speaker_position", "none") != "none"
+        if in_encoder or str(cfg.head_speaker) == "embedding":
+            known = read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
+            inherited = pretrained.speakers if in_encoder else []
+            self.state.merge_state_dict({"speakers": list(dict.fromkeys([*inherited, *known]))})
+            if not self.speakers:
+                raise InputError("model.head_speaker=embedding needs speakers; set task.speakers=spk, or use model.head_speaker=none")
+        if str(cfg.head_speaker) == "mfcc":
+            split = self._training_split("speakers")
+            vectors = _mfcc_vectors(split, np.arange(len(split)))
+            voices = {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}
+            self.state.merge_state_dict({"training_voices": voices})
 
     def _speaker_features(self, split):
         """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them.
@@ -170,43 +182,10 @@ class EmotionFinetuningTask(SpeechTask):
         rows = dict(zip(training.ids, standardise(training.vectors, training), strict=True))
         new = np.array([i for i, s in enumerate(split.speakers) if s not in rows and s != UNKNOWN_SPEAKER], dtype=np.int64)
         if len(new):
-            found = self._voices_of(split, new)
+            found = _mfcc_vectors(split, new)
             rows |= dict(zip(found.ids, standardise(found.vectors, training), strict=True))
         nobody = np.zeros(MFCC_COEFFICIENTS)
         return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
-
-    def _count_classes(self):
-        emotions = read_split(self.cfg.data, "train", sidecars=["emotions"]).emotions or []
-        return [emotions.count(c) for c in self.classes]
-
-    @exit_on_input_error
-    def build_model(self, cfg, from_checkpoint=False):
-        """Build the model; the encoder's configuration goes into the model's own, so that its checkpoints stand alone."""
-        pretrained = None
-        if not from_checkpoint:
-            backbone, pretrained = resolve_backbone(cfg)
-            with open_dict(cfg):
-                cfg.backbone = backbone
-                if str(cfg.freeze) == "all" and (cfg.mask_prob > 0 or cfg.mask_channel_prob > 0):
-                    logger.info("model.freeze=all: nothing is masked, so that features can be computed once")
-                    cfg.mask_prob = cfg.mask_channel_prob = 0.0
-            in_encoder = backbone.get("speaker_position", "none") != "none"
-            if in_encoder or str(cfg.head_speaker) == "embedding":
-                known = read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
-                inherited = pretrained.speakers if in_encoder else []
-                self.state.merge_state_dict({"speakers": list(dict.fromkeys([*inherited, *known]))})
-                if not self.speakers:
-                    raise InputError("model.head_speaker=embedding needs speakers; set task.speakers=spk, or use model.head_speaker=none")
-            if str(cfg.head_speaker) == "mfcc":
-                self.state.merge_state_dict({"training_voices": self._read_voices()})
-        self.normalise = cfg.backbone["normalize"] if self.cfg.normalize is None else self.cfg.normalize
-        model = super().build_model(cfg, from_checkpoint)
-        if pretrained is not None:
-            model.start_from(pretrained)
-        self.model_cfg = model.cfg
-        if not from_checkpoint:  # what checkpoints must hold, whether training asks for it or not
-            _ = self.state.classes if not self.dimensions else None, self.state.training_speakers, self.state.label_scales
-        return model
 
     def targets(self, split):
         """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value.
@@ -214,25 +193,23 @@ class EmotionFinetuningTask(SpeechTask):
         Raises:
             InputError: the sidecar or column is missing, or a class is not in the dictionary.
         """
-        if not self.dimensions:
-            if split.emotions is None:
-                raise InputError(
-                    f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes"
-                )
-            table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
-            for i, emotion in enumerate(split.emotions):
-                if emotion not in table:
-                    raise InputError(
-                        f"{split.where(i, 'emo')}: the class “{emotion}” is not in {split.directory}/dict.emo.txt ({', '.join(self.classes)}); "
-                        "add it there, or make the manifest again"
-                    )
-            return np.array([table[e] for e in split.emotions], dtype=np.int64)
-        missing = [d for d in self.dimensions if d not in (split.dimensions or {})]
-        if missing:
+        if self.dimensions:
+            columns = split.dimensions or {}
+            missing = [d for d in self.dimensions if d not in columns]
+            if missing:
+                has = ", ".join(columns) or "none"
+                raise InputError(f"{split.directory / split.name}.dim: no column “{missing[0]}” (it has {has}); correct task.target")
+            return np.stack([columns[d] for d in self.dimensions], axis=1).astype(np.float32)
+        if split.emotions is None:
+            raise InputError(f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes")
+        table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
+        unknown = next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)
+        if unknown is not None:
             raise InputError(
-                f"{split.directory / split.name}.dim: no column “{missing[0]}” (it has {', '.join(split.dimensions or {}) or 'none'}); correct task.target"
+                f"{split.where(unknown, 'emo')}: the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt "
+                f"({', '.join(self.classes)}); add it there, or make the manifest again"
             )
-        return np.stack([split.dimensions[d] for d in self.dimensions], axis=1).astype(np.float32)
+        return np.array([table[e] for e in split.emotions], dtype=np.int64)
 
     def _augmentation(self):
         """What `task.augment_*` asks for; None for nothing."""
@@ -246,17 +223,15 @@ class EmotionFinetuningTask(SpeechTask):
             split: a `manifest.Split`.
             training: with masks and shuffling.
             targets: as from `targets`; by default those of the split.
-            transform: what is done to waveforms outside of training (see SpeechDataset); in training it is the augmentation.
+            transform: applied to waveforms outside of training (see SpeechDataset); in training it is the augmentation.
         """
-        targets = self.targets(split) if targets is None else targets
-        rows = speaker_rows(split, self.speakers, self.cfg.speakers, required=False) if self.speakers else None
         cfg = self.model_cfg
         width = cfg.backbone["encoder_embed_dim"]
         return UtteranceLabelledSpeech(
             split,
-            targets,
+            self.targets(split) if targets is None else targets,
             Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, width) if training else None,
-            rows,
+            speaker_rows(split, self.speakers, self.cfg.speakers, required=False) if self.speakers else None,
             cfg.speaker_dropout,
             seed=self.cfg.seed,
             training=training,
@@ -277,23 +252,16 @@ class EmotionFinetuningTask(SpeechTask):
                 "dataset.disable_validation=true to train for a fixed number of epochs and use the last"
             )
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
-        training = split.startswith("train")
-        dataset = self.make_dataset(utterances, training)
+        dataset = self.make_dataset(utterances, split.startswith("train"))
         dataset.kept = dataset.kept[dataset.has_target[dataset.kept]]
         without = int((~dataset.has_target).sum())
         if without:
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
-        if self.cfg.check_audio and processes.is_first():
-            dataset.check_audio()
+        self.datasets[split] = self.checked(dataset, split, f"targets: {', '.join(self.classes or self.dimensions)}")
         if self._features_stay(dataset):
             dataset.features = self._cached_features(dataset)
-        hours = utterances.n_samples[dataset.kept].sum() / SAMPLE_RATE / 3600
-        logger.info(
-            "%s: %d utterances, %.2f hours, targets: %s", split, len(dataset.kept), hours, ", ".join(self.classes or self.dimensions)
-        )
-        self.datasets[split] = dataset
 
     def _features_stay(self, dataset):
         """Whether the encoder gives an utterance the same features in every epoch."""
@@ -302,7 +270,7 @@ class EmotionFinetuningTask(SpeechTask):
         changing = ["task.max_sample_size"] * bool((dataset.cropped != dataset.split.n_samples).any())
         changing += ["task.augment_…"] * (dataset.transform is not None)
         if changing:
-            logger.warning("%s changes what is heard from epoch to epoch: features are not cached", ", ".join(changing))
+            logger.warning("%s changes waveforms from epoch to epoch: features are not cached", ", ".join(changing))
         return not changing
 
     def _cached_features(self, dataset):
@@ -313,3 +281,11 @@ class EmotionFinetuningTask(SpeechTask):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         compute = partial(CachedFeatures, model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
         return compute() if self.cfg.feature_cache is None else processes.first_alone(compute)
+
+
+def _mfcc_vectors(split, indices):
+    """Mean MFCCs of the speakers of some utterances: SpeakerVectors."""
+    if split.speakers is None:
+        raise InputError(f"{split.directory / split.name}: no speaker sidecar; model.head_speaker=mfcc needs one (see task.speakers)")
+    indices = indices[split.n_samples[indices] >= RECEPTIVE_FIELD]
+    return from_utterances([split.speakers[i] for i in indices], mfcc_means(split, indices=indices))
