@@ -13,25 +13,47 @@ Needs transformers (requirements-dev.txt).
   tools/bench_predict.py AUDIO_DIR --files 300
 """
 
-import logging
+# ruff: noqa: E402 (the command line is read before the slow imports)
 import sys
-import tempfile
-import time
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
+
+from emohubert.core import cli
+from emohubert.core.parallel import cores
+
+
+def make_parser():
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="folder of audio files")
+    parser.add_argument("--files", type=int, default=300, metavar="N", help="number of files: the first N in the order of names")
+    parser.add_argument("--tiny", action="store_true", help="a very small model, to try the program")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B", help="of the pipeline")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="measure so often in turn, and take the fastest")
+    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="on a CPU, for either side")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_device()
+    parser.add_seed()
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and bad usage end here, before the slow imports
+
+import logging
+import tempfile
+import time
+import warnings
 
 import numpy as np
 import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from emohubert.core import cli
 from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import atomic, make_folder, write_json
-from emohubert.core.parallel import cores
 from emohubert.corpus import audio
 from emohubert.evaluation.predict import find_files, in_order, predict_files
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
@@ -151,17 +173,7 @@ def timed(function):
 
 @cli.command
 def main(argv=None):
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("audio_dir", metavar="AUDIO_DIR", help="folder of audio files")
-    parser.add_argument("--files", type=int, default=300, metavar="N", help="number of files: the first N in the order of names")
-    parser.add_argument("--tiny", action="store_true", help="a very small model, to try the program")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B", help="of the pipeline")
-    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="measure so often in turn, and take the fastest")
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="on a CPU, for either side")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_device()
-    parser.add_seed()
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if min(args.files, args.repeats, args.threads, *args.batch_sizes) < 1:
         raise InputError("--files, --batch-sizes, --repeats and --threads must be 1 or more")
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure an update of PAPT against one of fairseq's own hubert_pretraining: same size, same weights, same batch.
 
-Ours is the config papt_SIZE (speaker_hubert with a speaker at the encoder's input, masked_prediction). Theirs is fairseq's
+Ours is the config papt_SIZE (speaker_hubert with its speaker position, masked_prediction). Theirs is fairseq's
 HubertPretrainingTask, HubertModel and HubertCriterion as they are installed, with our sizes, our weights and no speakers.
 Both are trained by fairseq's Trainer (Adam, and for bf16 and fp16 its half-precision models with float32 masters), in turn
 in one process, so that whatever else the machine does meets both. The batch is noise of different lengths, or comes from a
@@ -13,7 +13,7 @@ Settings that let both learn from the same frames of the same labels:
 - fairseq's dictionary adds four symbols to the labels: ours has four classes more, too;
 - no layer is dropped in either, since the two would drop different ones.
 All else stays as either does it: fairseq computes the logits of unmasked frames, too, masks as many frames of every utterance
-as of the shortest, hears the padding, and weighs the penalty on an utterance's features by the mean number of masked frames
+as of the shortest, lets padding in, and weighs the penalty on an utterance's features by the mean number of masked frames
 instead of its own. So the losses of a batch differ a little; those of its longest utterance, which has no padding, must be
 the same ("alone"). Both are in bits per masked frame, before training, for the same masks and without dropout.
 
@@ -23,21 +23,54 @@ addition.
   tools/bench_training.py --size base --precision bf16 fp16 --out bench_training.json
 """
 
-import contextlib
-import gc
-import math
-import statistics
+# ruff: noqa: E402 (the command line is read before the slow imports)
 import sys
-import tempfile
-import time
-import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
+from emohubert.core import cli
+
+
+def make_parser():
+    """The command line."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--size", choices=["tiny", "base", "large"], default="base", help="of the model: config/papt_SIZE.yaml")
+    parser.add_argument("--precision", choices=["float32", "bf16", "fp16"], nargs="+", default=["float32"], help="one or several")
+    parser.add_argument("--batch-seconds", type=float, metavar="S", help="audio of a batch, padding counted (default: the config's)")
+    parser.add_argument(
+        "--utterance-seconds", type=float, nargs=2, default=[4.0, 6.0], metavar=("MIN", "MAX"), help="lengths of the utterances of noise"
+    )
+    parser.add_argument("--clusters", type=int, default=500, metavar="K", help="labels of the noise")
+    parser.add_argument("--manifest", type=Path, metavar="DIR", help="take the batch from this manifest directory instead")
+    parser.add_argument("--split", default="train", help="of --manifest")
+    parser.add_argument("--label-dir", type=Path, metavar="DIR", help="frame labels (default: in --manifest)")
+    parser.add_argument("--labels", default="km", help="label set in --label-dir, as for task.labels")
+    parser.add_argument("--updates", type=int, default=20, metavar="N", help="of either side that are measured; 0: only count FLOPs")
+    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="updates before those")
+    parser.add_argument(
+        "--peak-tflops", type=float, nargs="+", metavar="T", help="what the GPU can do, for each --precision: also print how much is used"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_device()
+    parser.add_seed()
+    return parser
+
+
+if __name__ == "__main__":
+    make_parser().parse_args()  # --help and bad usage end here, before the slow imports
+
 import emohubert.tasks  # noqa: F401 (before fairseq, whose logging it keeps to itself)
 
 # isort: split
+import contextlib
+import gc
+import math
+import statistics
+import tempfile
+import time
+import warnings
+
 import numpy as np
 import soundfile
 import torch
@@ -53,7 +86,6 @@ from omegaconf import OmegaConf, open_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emohubert.core import cli
 from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import make_folder, write_json, write_lines
@@ -78,15 +110,7 @@ def composed(size):
 
 
 def resolved(cfg, folder, seed, device, precision):
-    """The config of one side's training, without interpolations.
-
-    Args:
-        cfg: of `composed`; changed.
-        folder: for whatever the trainer writes.
-        seed: of everything random.
-        device: torch.device.
-        precision: float32, bf16 or fp16.
-    """
+    """The config of one side's training, without interpolations; `folder` is for whatever the trainer writes."""
     cfg.checkpoint.save_dir = str(folder)
     cfg.common.seed = seed
     cfg.common.cpu = device.type == "cpu"
@@ -127,12 +151,7 @@ def config_of_fairseq(size, folder, **options):
 
 
 class Side:
-    """One of the two: its task, model and criterion, and the batch through its own dataset.
-
-    Attributes:
-        sample: the batch, on the CPU.
-        longest: the longest utterance as a batch of its own.
-    """
+    """One of the two: its task, model and criterion, and through its own dataset the batch (`sample`) and its longest utterance."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -147,8 +166,8 @@ class Side:
         self.trainer = self.peak = None
         self.seconds = []
 
-    def placed(self, sample):
-        """A batch where the model is, in its precision."""
+    def to_model(self, sample):
+        """A batch on the model's device, in its precision."""
         weight = next(self.model.parameters())
         return apply_to_sample(lambda t: t.to(weight.device, weight.dtype if t.is_floating_point() else t.dtype), sample)
 
@@ -156,7 +175,7 @@ class Side:
     def loss(self, sample):
         """Loss of a batch in bits per masked frame, without dropout."""
         self.model.eval()
-        loss, size, _ = self.criterion(self.model, self.placed(sample))
+        loss, size, _ = self.criterion(self.model, self.to_model(sample))
         return float(loss) / float(size) / math.log(2)
 
     def begin(self, warm_up):
@@ -176,17 +195,12 @@ class Side:
 
     def update(self):
         """One update, timed."""
-        synchronise(self.cfg.common.cpu)
+        wait = (lambda: None) if self.cfg.common.cpu else torch.cuda.synchronize
+        wait()
         start = time.perf_counter()
         self.trainer.train_step([self.sample], raise_oom=True)
-        synchronise(self.cfg.common.cpu)
+        wait()
         self.seconds.append(time.perf_counter() - start)
-
-
-def synchronise(cpu):
-    """Wait until the GPU has done what it was given."""
-    if not cpu:
-        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
@@ -210,21 +224,17 @@ def losses(ours, theirs):
 
 
 def backward_of_convolution(grad, _, weight, *rest, out_shape=None, **__):
-    """FLOPs of a convolution's gradients. torch (2.11) forgets the groups of the weights' gradient.
-
-    Args:
-        grad, weight: shapes, of the output's gradient (batch, channels, frames) and of (channels, channels / groups, kernel).
-        rest: whatever else aten.convolution_backward is given; the last says which of (input, weight, bias) have a gradient.
-    """
+    """FLOPs of a convolution's gradients from shapes (torch 2.11 forgets the groups of the weights' gradient): of the output's gradient
+    (batch, channels, frames), of weights (channels, channels / groups, kernel); last, which of (input, weight, bias) have a gradient."""
     return 2 * sum(rest[-1][:2]) * grad[0] * grad[2] * math.prod(weight)
 
 
 def flops_of(side):
-    """FLOPs of a forward and backward pass over the batch; attention is spelt out, since torch does not count all its kernels."""
+    """FLOPs of a forward and backward pass over the batch; attention is written out, since torch does not count all its kernels."""
     side.model.train()
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward_of_convolution})
     with sdpa_kernel(SDPBackend.MATH), counter:
-        side.criterion(side.model, side.placed(side.sample))[0].backward()
+        side.criterion(side.model, side.to_model(side.sample))[0].backward()
     side.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
@@ -282,11 +292,6 @@ def write_batch(folder, utterances, classes):
         labels = make_folder(folder / side)
         write_lines(labels / "dict.km.txt", [f"{c} 1" for c in range(first, classes)])
         write_lines(labels / f"{SPLIT}.km", [" ".join(map(str, row)) for _, row, _ in utterances])
-
-
-def seconds_of(utterances):
-    """Seconds of each utterance."""
-    return [len(samples) / SAMPLE_RATE for samples, _, _ in utterances]
 
 
 def build(args, folder, device, precision):
@@ -387,27 +392,7 @@ def check(args, device):
 
 @cli.command
 def main(argv=None):
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--size", choices=["tiny", "base", "large"], default="base", help="of the model: config/papt_SIZE.yaml")
-    parser.add_argument("--precision", choices=["float32", "bf16", "fp16"], nargs="+", default=["float32"], help="one or several")
-    parser.add_argument("--batch-seconds", type=float, metavar="S", help="audio of a batch, padding counted (default: the config's)")
-    parser.add_argument(
-        "--utterance-seconds", type=float, nargs=2, default=[4.0, 6.0], metavar=("MIN", "MAX"), help="lengths of the utterances of noise"
-    )
-    parser.add_argument("--clusters", type=int, default=500, metavar="K", help="labels of the noise")
-    parser.add_argument("--manifest", type=Path, metavar="DIR", help="take the batch from this manifest directory instead")
-    parser.add_argument("--split", default="train", help="of --manifest")
-    parser.add_argument("--label-dir", type=Path, metavar="DIR", help="frame labels (default: in --manifest)")
-    parser.add_argument("--labels", default="km", help="label set in --label-dir, as for task.labels")
-    parser.add_argument("--updates", type=int, default=20, metavar="N", help="of either side that are measured; 0: only count FLOPs")
-    parser.add_argument("--warmup", type=int, default=3, metavar="N", help="updates before those")
-    parser.add_argument(
-        "--peak-tflops", type=float, nargs="+", metavar="T", help="what the GPU can do, for each --precision: also print how much is used"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_device()
-    parser.add_seed()
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     device = choose_device(args.device)
     check(args, device)
     if device.type == "cuda":
@@ -415,7 +400,7 @@ def main(argv=None):
     seconds = composed(args.size).dataset.max_tokens / SAMPLE_RATE if args.batch_seconds is None else args.batch_seconds
     budget = round(seconds * SAMPLE_RATE)
     utterances, classes = (noise(args, budget), args.clusters) if args.manifest is None else from_manifest(args, budget)
-    lengths = seconds_of(utterances)
+    lengths = [len(samples) / SAMPLE_RATE for samples, _, _ in utterances]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_batch(folder, utterances, classes)

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision. Only what is called imports torch: options of programs are checked without it."""
+"""Where a model runs and in which precision. Importing this does not import torch: programs check their options first."""
 
 import contextlib
 from pathlib import Path

@@ -5,8 +5,6 @@ import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 
 def cores():
     """Cores that this process may use."""
@@ -22,6 +20,8 @@ def pool(workers):
 @contextlib.contextmanager
 def one_thread():
     """One thread per torch operation while the pool works."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
