@@ -1,7 +1,7 @@
 """Emotion from a pretrained encoder: f = E(x, speaker) → pooling → head."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -10,6 +10,7 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import nn
 
 from ..core.errors import InputError
+from ..core.options import option
 from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
@@ -30,48 +31,34 @@ _MASKS = ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length"
 class EmotionHubertConfig(FairseqDataclass):
     """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
 
-    init_from: Optional[str] = field(
-        default=None,
-        metadata={"help": "the encoder: checkpoint of HuBERT, wav2vec 2.0, wav2vec 1 or ours, or Hugging Face folder"},
+    init_from: Optional[str] = option(None, "the encoder: checkpoint of HuBERT, wav2vec 2.0, wav2vec 1 or ours, or Hugging Face folder")
+    num_layers: Optional[int] = option(None, "keep the first N Transformer layers (default: all)")
+    pooling: str = option("mean", f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own")
+    head: str = option("relu_linear", f"what follows the pooling: {', '.join(HEADS)}, or one of your own")
+    head_dropout: float = option(0.0, "dropout in the head")
+    head_speaker: ChoiceEnum(AT_HEAD) = option("none", "the speaker at the head: a learned embedding, or scaled mean MFCCs")
+    head_speaker_width: int = option(64, "size of the learned embedding at the head")
+    frame_head: bool = option(False, "also classify every frame (criterion.frame_weight)")
+    projection: int = option(128, "size of the contrastive head's vectors")
+    readout: ChoiceEnum(READOUTS) = option("centroid", "how classes are read off the contrastive head's vectors")
+    temperature: float = option(0.1, "of the contrastive head")
+    layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
+    freeze: ChoiceEnum(FREEZE) = option(
+        "cnn", "cnn: the convolutions; encoder: all but the speakers (wav2vec 1: but the alignment); all: cache features"
     )
-    num_layers: Optional[int] = field(default=None, metadata={"help": "keep the first N Transformer layers (default: all)"})
-    pooling: str = field(default="mean", metadata={"help": f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own"})
-    head: str = field(default="relu_linear", metadata={"help": f"what follows the pooling: {', '.join(HEADS)}, or one of your own"})
-    head_dropout: float = field(default=0.0, metadata={"help": "dropout in the head"})
-    head_speaker: ChoiceEnum(AT_HEAD) = field(
-        default="none", metadata={"help": "the speaker at the head: a learned embedding, or the scaled mean of the speaker's MFCCs"}
+    speaker_position: str = option(
+        "inherit", f"of the speaker's vector: inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own"
     )
-    head_speaker_width: int = field(default=64, metadata={"help": "size of the learned embedding at the head"})
-    frame_head: bool = field(default=False, metadata={"help": "also classify every frame (criterion.frame_weight)"})
-    projection: int = field(default=128, metadata={"help": "size of the contrastive head's vectors"})
-    readout: ChoiceEnum(READOUTS) = field(default="centroid", metadata={"help": "how classes are read off the contrastive head's vectors"})
-    temperature: float = field(default=0.1, metadata={"help": "of the contrastive head"})
-    layer_weighting: bool = field(default=False, metadata={"help": "a learned weighted sum over all layers instead of the last one"})
-    freeze: ChoiceEnum(FREEZE) = field(
-        default="cnn",
-        metadata={
-            "help": "cnn: the convolutions (wav2vec 1: those before the aggregator); encoder: all pretrained weights but the speakers' "
-            "(wav2vec 1: but the alignment); all: those too, and features are cached"
-        },
-    )
-    speaker_position: str = field(
-        default="inherit",
-        metadata={
-            "help": f"where the speaker's vector is added: inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own"
-        },
-    )
-    speaker_dropout: float = field(
-        default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding"}
-    )
-    dropout: float = field(default=0.1, metadata={"help": "in the Transformer"})
-    attention_dropout: float = field(default=0.1, metadata={"help": "of attention weights"})
-    activation_dropout: float = field(default=0.0, metadata={"help": "after the activation of the feed-forward layers"})
-    encoder_layerdrop: float = field(default=0.0, metadata={"help": "probability of dropping a Transformer layer"})
-    mask_prob: float = field(default=0.08, metadata={"help": "time masking in training, as a share of frames; 0: none"})
-    mask_length: int = field(default=15, metadata={"help": "frames in a span of time masking"})
-    mask_channel_prob: float = field(default=0.05, metadata={"help": "channel masking in training, as a share of channels; 0: none"})
-    mask_channel_length: int = field(default=64, metadata={"help": "channels in a span"})
-    backbone: Any = field(default=None, metadata={"help": "(filled in) the encoder's configuration, so that checkpoints stand alone"})
+    speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
+    dropout: float = option(0.1, "in the Transformer")
+    attention_dropout: float = option(0.1, "of attention weights")
+    activation_dropout: float = option(0.0, "after the activation of the feed-forward layers")
+    encoder_layerdrop: float = option(0.0, "probability of dropping a Transformer layer")
+    mask_prob: float = option(0.08, "time masking in training, as a share of frames; 0: none")
+    mask_length: int = option(15, "frames in a span of time masking")
+    mask_channel_prob: float = option(0.05, "channel masking in training, as a share of channels; 0: none")
+    mask_channel_length: int = option(64, "channels in a span")
+    backbone: Any = option(None, "(filled in) the encoder's configuration, so that checkpoints stand alone")
 
 
 def resolve_backbone(cfg):

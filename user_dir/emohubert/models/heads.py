@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.registry import Registry
+from ..core.options import Registry
 
 HEADS = Registry("model.head")
 READOUTS = ("centroid", "linear")

@@ -12,7 +12,7 @@ x → z = CNN(x) → T(x) = Linear(LayerNorm(z)) → masks → speaker (models/s
 
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from ..core.options import option
 from ..corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, n_frames
 from ..pretrained.types import parse_conv_layers
 from .speaker import POSITIONS, UNKNOWN
@@ -46,17 +47,10 @@ SUPPORTED = {
 class SpeakerHubertConfig(HubertConfig):
     """fairseq's HuBERT configuration, and the speaker."""
 
-    label_rate: float = field(default=FRAME_RATE, metadata={"help": "frames a second; labels of another rate are aligned by the dataset"})
-    speaker_position: str = field(
-        default="none", metadata={"help": f"where the speaker's vector is added: none, {', '.join(POSITIONS)}, or one of your own"}
-    )
-    speaker_dropout: float = field(
-        default=0.1, metadata={"help": "probability that an utterance is trained with the unknown speaker's embedding instead of its own"}
-    )
-    init_from: Optional[str] = field(
-        default=None,
-        metadata={"help": "where to start: checkpoint of HuBERT, wav2vec 2.0 or ours, or Hugging Face folder (empty: random weights)"},
-    )
+    label_rate: float = option(FRAME_RATE, "frames a second; labels of another rate are aligned by the dataset")
+    speaker_position: str = option("none", f"of the speaker's vector: none, {', '.join(POSITIONS)}, or your own")
+    speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
+    init_from: Optional[str] = option(None, "checkpoint of HuBERT, wav2vec 2.0 or ours, or Hugging Face folder (empty: random)")
 
 
 class ExactConvFeatures(ConvFeatureExtractionModel):

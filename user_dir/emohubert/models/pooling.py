@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..core.registry import Registry
+from ..core.options import Registry
 
 POOLINGS = Registry("model.pooling")
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from ..core.registry import Registry
+from ..core.options import Registry
 
 POSITIONS = Registry("model.speaker_position")
 AT_HEAD = ("none", "embedding", "mfcc")

@@ -1,7 +1,7 @@
 """Task: emotion classes, or dimensions such as arousal and valence, for whole utterances."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, List, Optional
@@ -13,6 +13,7 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
 from ..core.errors import InputError, exit_on_input_error
+from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
 from ..data.augmentation import Augmentation
@@ -32,38 +33,22 @@ logger = logging.getLogger(__name__)
 class EmotionFinetuningConfig(FairseqDataclass):
     """Data and targets."""
 
-    data: str = field(default=MISSING, metadata={"help": "manifest directory"})
-    target: Any = field(
-        default="emo", metadata={"help": "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]"}
-    )
-    speakers: Optional[str] = field(
-        default="spk", metadata={"help": "ending of the speaker sidecar; used where the model has a speaker embedding"}
-    )
-    normalize: Optional[bool] = field(default=None, metadata={"help": "normalise waveforms (default: as the encoder was trained)"})
-    max_sample_size: Optional[int] = field(
-        default=None, metadata={"help": "crop longer training utterances to so many samples; null: never"}
-    )
-    min_sample_size: int = field(
-        default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"}
-    )
-    sampling: ChoiceEnum(("natural", "balanced")) = field(
-        default="natural", metadata={"help": "balanced: equally many utterances of each class in every epoch, drawn anew"}
-    )
-    feature_cache: Optional[str] = field(
-        default=None, metadata={"help": "with model.freeze=all, the folder that keeps the encoder's features (null: memory)"}
-    )
-    augment_speed: Any = field(
-        default_factory=list, metadata={"help": "in training, speed factors that are equally likely, such as [0.9,1.0,1.1]"}
-    )
-    augment_noise: Any = field(default=0.0, metadata={"help": "probability of noise in a training utterance"})
-    augment_noise_snr: Any = field(default_factory=lambda: [0, 30], metadata={"help": "range of its signal-to-noise ratio in dB"})
-    augment_noise_files: Optional[str] = field(
-        default=None, metadata={"help": "folder of noise recordings (null: white, pink or babble noise is generated)"}
-    )
-    augment_reverb: Any = field(default=0.0, metadata={"help": "probability of reverberation in a training utterance"})
-    augment_reverb_t60: Any = field(default_factory=lambda: [0.2, 0.8], metadata={"help": "range of its reverberation time in seconds"})
-    augment_reverb_files: Optional[str] = field(default=None, metadata={"help": "folder of impulse responses (null: they are generated)"})
-    check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
+    data: str = option(MISSING, "manifest directory")
+    target: Any = option("emo", "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]")
+    speakers: Optional[str] = option("spk", "ending of the speaker sidecar; used where the model has a speaker embedding")
+    normalize: Optional[bool] = option(None, "normalise waveforms (default: as the encoder was trained)")
+    max_sample_size: Optional[int] = option(None, "crop longer training utterances to so many samples; null: never")
+    min_sample_size: int = option(RECEPTIVE_FIELD, "leave out utterances under so many samples; they are counted in the log")
+    sampling: ChoiceEnum(("natural", "balanced")) = option("natural", "balanced: as many utterances of each class in every epoch")
+    feature_cache: Optional[str] = option(None, "with model.freeze=all, the folder that keeps the encoder's features (null: memory)")
+    augment_speed: Any = option([], "in training, speed factors that are equally likely, such as [0.9,1.0,1.1]")
+    augment_noise: Any = option(0.0, "probability of noise in a training utterance")
+    augment_noise_snr: Any = option([0, 30], "range of its signal-to-noise ratio in dB")
+    augment_noise_files: Optional[str] = option(None, "folder of noise recordings (null: white, pink or babble noise is generated)")
+    augment_reverb: Any = option(0.0, "probability of reverberation in a training utterance")
+    augment_reverb_t60: Any = option([0.2, 0.8], "range of its reverberation time in seconds")
+    augment_reverb_files: Optional[str] = option(None, "folder of impulse responses (null: they are generated)")
+    check_audio: bool = option(True, "look into every audio file's header before training")
     seed: int = II("common.seed")
     update_freq: List[int] = II("optimization.update_freq")
 

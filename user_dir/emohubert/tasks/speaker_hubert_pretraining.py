@@ -1,6 +1,6 @@
 """Task: masked prediction of frame labels, with speakers (continued pretraining: PAPT, TAPT, P-TAPT, FLEA)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional
 
@@ -9,6 +9,7 @@ from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
 from ..core.errors import InputError, exit_on_input_error
+from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import read_counts, read_dictionary, read_split
@@ -24,26 +25,17 @@ from .common import SpeechTask, speaker_rows
 class SpeakerHubertPretrainingConfig(FairseqDataclass):
     """Data and labels."""
 
-    data: str = field(default=MISSING, metadata={"help": "manifest directory"})
-    label_dir: Optional[str] = field(default=None, metadata={"help": "folder of the frame labels (default: the manifest directory)"})
-    labels: List[str] = field(
-        default_factory=lambda: ["km"],
-        metadata={
-            "help": "label sets: the ending of files in label_dir (km: train.km, dict.km.txt), or a folder in it that holds such files (L9/km50)"
-        },
+    data: str = option(MISSING, "manifest directory")
+    label_dir: Optional[str] = option(None, "folder of the frame labels (default: the manifest directory)")
+    labels: List[str] = option(
+        ["km"], "endings of files in label_dir (km: train.km, dict.km.txt), or folders in it with such files (L9/km50)"
     )
-    speakers: Optional[str] = field(
-        default="spk", metadata={"help": "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers"}
-    )
-    sample_rate: int = field(default=SAMPLE_RATE, metadata={"help": "16000; audio of other rates is resampled while it is read"})
-    normalize: bool = field(default=False, metadata={"help": "zero mean and unit variance for every waveform (HuBERT large)"})
-    max_sample_size: Optional[int] = field(
-        default=250_000, metadata={"help": "crop longer utterances to so many samples; null: never crop"}
-    )
-    min_sample_size: int = field(
-        default=RECEPTIVE_FIELD, metadata={"help": "leave out utterances under so many samples; they are counted in the log"}
-    )
-    check_audio: bool = field(default=True, metadata={"help": "look into every audio file's header before training"})
+    speakers: Optional[str] = option("spk", "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers")
+    sample_rate: int = option(SAMPLE_RATE, "16000; audio of other rates is resampled while it is read")
+    normalize: bool = option(False, "zero mean and unit variance for every waveform (HuBERT large)")
+    max_sample_size: Optional[int] = option(250_000, "crop longer utterances to so many samples; null: never crop")
+    min_sample_size: int = option(RECEPTIVE_FIELD, "leave out utterances under so many samples; they are counted in the log")
+    check_audio: bool = option(True, "look into every audio file's header before training")
     seed: int = II("common.seed")
     update_freq: List[int] = II("optimization.update_freq")
 

@@ -1,9 +1,17 @@
-"""Classes that a configuration names: a new class registers itself."""
+"""What configurations are made of: options with a help text, and classes that an option names, which register themselves."""
 
 import argparse
 import os
+from dataclasses import field
 
 from .errors import InputError
+
+
+def option(default, help):
+    """A field of a configuration's dataclass; a list is copied for each."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 class Registry(dict):
