@@ -32,9 +32,7 @@ class SpeechDataset(FairseqDataset):
         max_samples: longer utterances are cropped to this, at a random multiple of the hop; None: never.
         min_samples: shorter utterances are left out, and counted in the log.
         speaker_features: (n, width) float32, what is known of each utterance's speaker; or None.
-        transform: applied to a waveform after the crop and before it is normalised, such as an `Augmentation`; or None.
-            `transform(samples, rng)` returns the new waveform and, unless its `keeps_length` is true, `transform.length(n, rng)`
-            its length, a frame or more.
+        transform: applied to a waveform after the crop and before it is normalised: an object like an `Augmentation`; or None.
 
     Attributes:
         parts: into how many each batch is divided, for processes and for accumulated gradients.

@@ -16,7 +16,7 @@ from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
 from .heads import HEADS, READOUTS
-from .hubert import SpeakerHubertModel
+from .hubert import SpeakerHubertModel, own_frames
 from .load import encoder_config, initialise
 from .pooling import POOLINGS
 from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
@@ -134,11 +134,8 @@ class EmotionHubertModel(BaseFairseqModel):
         self.layers = self.backbone.n_layers
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
         self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
-        self.speaker_at_head = None
-        if str(cfg.head_speaker) == "embedding":
-            self.speaker_at_head = SpeakerAtHead(self.pooling.width, cfg.head_speaker_width, len(speakers))
-        elif str(cfg.head_speaker) == "mfcc":
-            self.speaker_at_head = SpeakerAtHead(self.pooling.width, MFCC_COEFFICIENTS)
+        at_head = {"none": None, "embedding": (cfg.head_speaker_width, len(speakers)), "mfcc": (MFCC_COEFFICIENTS,)}[str(cfg.head_speaker)]
+        self.speaker_at_head = None if at_head is None else SpeakerAtHead(self.pooling.width, *at_head)
         self.head = HEADS[cfg.head].build(cfg, self.pooling.width, outputs)
         self.frame_head = nn.Linear(self.backbone.width, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
@@ -209,8 +206,7 @@ class EmotionHubertModel(BaseFairseqModel):
         if features is None:
             f, own = self.encode(source, lengths, speaker=speaker, **given)
         else:
-            frames = torch.tensor(lengths, device=features.device).unsqueeze(1)
-            f, own = features, torch.arange(features.size(1), device=features.device) < frames
+            f, own = features, own_frames(lengths, features.size(1), features.device)
         if self.layer_weights is not None:
             f = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(f.dtype), f)
         embedding = self.pooling(f, own)

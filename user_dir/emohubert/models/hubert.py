@@ -58,28 +58,41 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
 
     def forward(self, source, lengths):
         """z: (batch, channels, frames), arbitrary but finite in the padding. source: (batch, samples), lengths: list of int."""
-        x = source.unsqueeze(1)  # (batch, 1, samples)
-        for block in self.conv_layers:
-            kernel, stride = block[0].kernel_size[0], block[0].stride[0]
-            lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
-            x = normalised_alone(block, x, lengths)
-        return x
+        return convolved(self.conv_layers, source, lengths)[0]
+
+
+def convolved(blocks, source, lengths):
+    """Blocks of convolution and norm, each utterance as if it were alone.
+
+    Args:
+        blocks: a list of nn.Sequential that begin with a convolution.
+        source: (batch, samples), zero-padded.
+        lengths: samples of each utterance, a list of int.
+
+    Returns:
+        (batch, channels, frames), frames of each utterance.
+    """
+    x = source.unsqueeze(1)  # (batch, 1, samples)
+    for block in blocks:
+        kernel, stride = block[0].kernel_size[0], block[0].stride[0]
+        lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
+        x = normalised_alone(block, x, lengths)
+    return x, lengths
 
 
 def normalised_alone(block, x, lengths):
-    """A block of modules, each GroupNorm in it over every utterance's own frames.
-
-    Args:
-        block: nn.Sequential.
-        x: (batch, channels, frames).
-        lengths: frames of each utterance at the block's norm, a list of int.
-    """
+    """A block of modules; GroupNorms in it take their statistics over each utterance's own frames (`lengths`, at the norm)."""
     for module in block:
-        x = group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
+        x = _group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
     return x
 
 
-def group_norm_of_each(norm, x, lengths):
+def own_frames(frames, longest, device):
+    """Which frames are an utterance's own: (batch, longest) bool. frames: of each utterance, a list of int."""
+    return torch.arange(longest, device=device) < torch.tensor(frames, device=device).unsqueeze(1)
+
+
+def _group_norm_of_each(norm, x, lengths):
     """GroupNorm of every utterance over its own frames, and zero in the padding. x: (batch, channels, frames)."""
     frames = x.size(-1)
     if all(n == frames for n in lengths):
@@ -261,7 +274,7 @@ class SpeakerHubertModel(HubertModel):
             z = self.feature_extractor(source, lengths)
         if trained and self.feature_grad_mult != 1.0:
             z = GradMultiply.apply(z, self.feature_grad_mult)
-        own = torch.arange(z.size(2), device=source.device) < torch.tensor(frames, device=source.device).unsqueeze(1)
+        own = own_frames(frames, z.size(2), source.device)
         return z, own, None if min(frames) == z.size(2) else ~own
 
     def project(self, z):

@@ -13,7 +13,6 @@ HuBERT's. Without padding, as in the paper's implementation, frames would be 17 
 
 import logging
 
-import torch
 from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionModel
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +21,7 @@ from ..core.errors import InputError
 from ..corpus.audio import RECEPTIVE_FIELD, n_frames
 from ..pretrained.types import LoadReport, mismatch
 from ..pretrained.wav2vec1 import ACTIVATIONS, WINDOW, conv_layers
-from .hubert import normalised_alone
+from .hubert import convolved, normalised_alone, own_frames
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +54,7 @@ class _Extractor(ConvFeatureExtractionModel):
 
     def forward(self, source, lengths):
         """source (batch, samples), lengths: list of int → z (batch, channels, frames), frames of each utterance."""
-        x = source.unsqueeze(1)
-        for block in self.conv_layers:
-            kernel, stride = block[0].kernel_size[0], block[0].stride[0]
-            lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
-            x = normalised_alone(block, x, lengths)
+        x, lengths = convolved(self.conv_layers, source, lengths)
         return (x.abs() + 1).log() if self.log_compression else x, lengths
 
 
@@ -146,7 +141,7 @@ class Wav2Vec1Encoder(nn.Module):
         frames = [n_frames(n) for n in lengths]
         c = F.pad(c, (_BEFORE, 2 * max(frames) - c.size(2)))
         x = F.relu(self.alignment(c)).transpose(1, 2)  # (batch, frames, width)
-        return dict.fromkeys(layers, x), torch.arange(x.size(1), device=x.device) < torch.tensor(frames, device=x.device).unsqueeze(1)
+        return dict.fromkeys(layers, x), own_frames(frames, x.size(1), x.device)
 
     def context(self, source, lengths, mask_indices=None, mask_channel_indices=None):
         """c, wav2vec's own features, 100 a second.
