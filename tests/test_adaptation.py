@@ -12,6 +12,7 @@ from finetuning import checkpoint, finetune
 from scipy.optimize import minimize
 from scripts import run
 from sklearn.covariance import OAS
+from sklearn.metrics.pairwise import cosine_similarity
 from torch.nn import functional as F
 from training import train
 
@@ -28,24 +29,22 @@ from emohubert.models.speaker import POSITIONS
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.types import FrameLabelSet
 from emohubert.speakers.adaptation import (
-    Chosen,
-    Fitting,
-    Heard,
-    NearestAverage,
-    NewSpeakers,
     SpeakerFitter,
+    Utterance,
     adapt,
     choose_utterances,
     make,
+    nearest,
     nearest_average,
     run_length,
     utterance_means,
 )
+from emohubert.speakers.new_speakers import NewSpeakers
 from emohubert.tasks.trained import load_trained
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
 
-QUICK = Fitting(iterations=3, masks=2, batch_seconds=2.0)
+QUICK = 3  # iterations
 NEW = ("eve", "fritz")
 
 
@@ -99,15 +98,16 @@ def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position):
     heard = []
     for i, wave in enumerate(waves):
         x, _ = model.before_speaker(wave[None], [len(wave)])
-        heard.append(Heard(i, x[0], [t[i] for t in targets]))
+        heard.append(Utterance(i, x[0], [t[i] for t in targets]))
     vector = model.speaker_conditioning.embedding.weight[2].clone().requires_grad_()
-    losses, masked = fitter.loss(heard, vector, draw=5)
+    losses = fitter.losses(heard, masks=2)
+    losses, masked = losses[1][0](vector), losses[1][1]
     gradient = torch.autograd.grad(losses.sum(), vector)[0]
 
     model.requires_grad_(True)
     masks = torch.zeros(3, max(frames), dtype=torch.bool)
     for i, n in enumerate(frames):
-        masks[i, :n] = torch.from_numpy(fitter.masking.frames(n, rng_for(3, 5, i, "fit")))
+        masks[i, :n] = torch.from_numpy(fitter.masking.frames(n, rng_for(3, 1, i, "fit")))
     padded = [torch.stack([F.pad(t, (0, max(frames) - len(t)), value=NO_LABEL) for t in label_set]) for label_set in targets]
     source = torch.stack([F.pad(w, (0, max(lengths) - len(w))) for w in waves])
     found = model(source, padded, lengths=lengths, mask_indices=masks, speaker=torch.tensor([2, 2, 2]))
@@ -129,13 +129,13 @@ def random_utterances(n, frames=20, repeated=1):
         drawn = rng.permutation(np.arange(frames // repeated) % LABELS)
         return torch.from_numpy(np.repeat(drawn, repeated))
 
-    return [Heard(i, torch.from_numpy(rng.standard_normal((frames, 32))).float(), [labels()]) for i in range(n)]
+    return [Utterance(i, torch.from_numpy(rng.standard_normal((frames, 32))).float(), [labels()]) for i in range(n)]
 
 
 def fitted(path, manifest, corpus, chosen=None, seed=1, **options):
     split = read_split(manifest, "test")
     chosen = chosen or choose_utterances(split, {"anna", "ben", "cleo", "dan"}, seed=1)
-    return adapt(path, split, chosen, corpus / "labels", fitting=QUICK, seed=seed, **options)
+    return adapt(path, split, chosen, corpus / "labels", iterations=QUICK, seed=seed, **options)[0]
 
 
 def test_nothing_changes_but_the_embedding(corpus, spread, manifest):
@@ -144,7 +144,7 @@ def test_nothing_changes_but_the_embedding(corpus, spread, manifest):
     fitter = SpeakerFitter(model, QUICK)
     heard = random_utterances(4)
     start = before["speaker_conditioning.embedding.weight"][1].numpy()
-    vector, _ = fitter.fit(heard, start)
+    vector = fitter.fit(heard, start)
     assert np.abs(vector - start).max() > 1e-3
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
@@ -156,37 +156,36 @@ def test_the_same_seed_gives_the_same_embeddings_whatever_else_is_fitted(corpus,
     assert sorted(found) == sorted(NEW)
     again = fitted(spread, manifest, corpus, workers=1)
     split = read_split(manifest, "test")
-    mine = {"eve": Chosen([i for i, s in enumerate(split.speakers) if s == "eve"], [])}
+    mine = {"eve": ([i for i, s in enumerate(split.speakers) if s == "eve"], [])}
     alone = fitted(spread, manifest, corpus, chosen=mine)
     other = fitted(spread, manifest, corpus, seed=2)
     for name in NEW:
-        np.testing.assert_array_equal(found[name][0], again[name][0])
-        assert found[name][1] == again[name][1]
-    np.testing.assert_array_equal(found["eve"][0], alone["eve"][0])
-    assert any((found[name][0] != other[name][0]).any() for name in NEW)
+        np.testing.assert_array_equal(found[name], again[name])
+    np.testing.assert_array_equal(found["eve"], alone["eve"])
+    assert any((found[name] != other[name]).any() for name in NEW)
 
 
 def test_the_most_probable_embedding_is_found(spread):
     """The objective by its definition, with scipy's optimiser and covariances of scikit-learn."""
     _, model = load_trained(spread)
     model.double()
-    fitter = SpeakerFitter(model, Fitting(iterations=80, masks=1))
-    heard = [Heard(u.key, u.features.double(), u.targets) for u in random_utterances(2, repeated=2)]
+    fitter = SpeakerFitter(model, iterations=80)
+    heard = [Utterance(u.key, u.features.double(), u.targets) for u in random_utterances(2, repeated=2)]
     rows = model.speaker_conditioning.embedding.weight[1:].numpy()
     precision = np.linalg.inv(OAS().fit(rows).covariance_)
     centre = np.full(32, 0.01)
 
     def objective(vector):
         leaf = torch.tensor(vector, requires_grad=True)
-        found = [fitter.loss([u], leaf, draw=0) for u in heard]
+        found = [each for u in heard for each in fitter.losses([u], 3)]
         frames = sum(n for _, n in found)
-        loss = sum(x.sum() for x, _ in found) * 40 / frames / 2  # 2 × 20 frames, each label said twice
+        loss = sum(x(leaf).sum() for x, _ in found) * 40 / frames / 2  # 2 × 20 frames, runs of two equal labels
         away = vector - centre
         gradient = torch.autograd.grad(loss, leaf)[0].numpy()
         return float(loss.detach()) + away @ precision @ away / 2, gradient + precision @ away
 
     expected = minimize(objective, centre, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-14, "gtol": 1e-7})
-    found, _ = fitter.fit(heard, centre)
+    found = fitter.fit(heard, centre)
     assert np.linalg.norm(expected.x - centre) > 0.02
     np.testing.assert_allclose(found, expected.x, atol=2e-4)
     assert objective(found.astype(np.float64))[0] == pytest.approx(expected.fun, abs=1e-4)
@@ -196,17 +195,17 @@ def test_little_audio_stays_near_the_prior_and_none_of_it_has_to_be_masked(sprea
     _, model = load_trained(spread)
     fitter = SpeakerFitter(model, QUICK)
     centre = np.full(32, 0.01)
-    moved = [np.linalg.norm(fitter.fit(random_utterances(n), centre)[0] - centre) for n in (1, 16)]
+    moved = [np.linalg.norm(fitter.fit(random_utterances(n), centre) - centre) for n in (1, 16)]
     assert 0 < moved[0] < moved[1]
-    single = Heard(0, torch.randn(1, 32), [torch.zeros(1, dtype=torch.int64)])  # a single frame is never masked
-    np.testing.assert_allclose(fitter.fit([single], centre)[0], centre, atol=1e-6)
-    np.testing.assert_allclose(fitter.fit([single])[0], fitter.centre, atol=1e-6)
+    single = Utterance(0, torch.randn(1, 32), [torch.zeros(1, dtype=torch.int64)])  # a single frame is never masked
+    np.testing.assert_allclose(fitter.fit([single], centre), centre, atol=1e-6)
+    np.testing.assert_allclose(fitter.fit([single]), fitter.centre, atol=1e-6)
 
 
 def test_a_table_that_never_moved_is_no_obstacle(spread):
     _, model = load_trained(spread)
     torch.nn.init.zeros_(model.speaker_conditioning.embedding.weight)
-    vector, _ = SpeakerFitter(model, QUICK).fit(random_utterances(4))
+    vector = SpeakerFitter(model, QUICK).fit(random_utterances(4))
     assert 0 < np.abs(vector).max() < 0.1
 
 
@@ -217,38 +216,23 @@ def test_runs_of_equal_labels():
 # --- which utterances -------------------------------------------------------------------------------------------------
 
 
-def test_utterances_held_out_are_the_same_whatever_the_amount(manifest):
+def test_utterances_are_used_or_held_out(manifest):
     split = read_split(manifest, "test")
-    known = {"cleo", "dan"}
-    everything = choose_utterances(split, known, holdout=0.25)
-    few = choose_utterances(split, known, most=2, holdout=0.25)
-    assert list(everything) == list(NEW)
-    for name in NEW:
-        own = {i for i, s in enumerate(split.speakers) if s == name}
-        assert set(everything[name].fitted) | set(everything[name].held_out) == own
-        assert len(everything[name].held_out) == 1 and few[name].held_out == everything[name].held_out
-        assert len(few[name].fitted) == 2 and set(few[name].fitted) < set(everything[name].fitted)
+    chosen = choose_utterances(split, {"cleo", "dan"}, holdout=0.25)
+    assert list(chosen) == list(NEW)
+    for name, (used, held_out) in chosen.items():
+        assert {*used, *held_out} == {i for i, s in enumerate(split.speakers) if s == name} and len(held_out) == 1
     with pytest.raises(InputError, match="every speaker has an embedding"):
-        choose_utterances(split, known | set(NEW))
+        choose_utterances(split, {"cleo", "dan", *NEW})
 
 
-def test_speakers_of_one_utterance_keep_it_and_nobody_is_nobody(manifest, caplog):
+def test_speakers_of_one_utterance_keep_it_and_nobody_is_nobody(manifest):
     split = read_split(manifest, "test")
     split.speakers = ["solo", *["<unk>"] * (len(split) - 1)]
-    chosen = choose_utterances(split, set(), holdout=0.5)
-    assert chosen == {"solo": Chosen([0], [])} and "solo" in caplog.text
+    assert choose_utterances(split, set(), holdout=0.5) == {"solo": ([0], [])}
 
 
 # --- the nearest training speakers ------------------------------------------------------------------------------------
-
-
-def test_average_by_hand():
-    vectors = from_utterances(["a", "b", "c"], [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    table = {"a": np.array([1.0, 0.0]), "b": np.array([3.0, 2.0]), "c": np.array([0.0, 8.0])}
-    average = NearestAverage.choose({6: vectors}, table, k=2)
-    # cosines with (1, 0): a 1, b 0.8, c 0; beyond c's: 1 and 0.8
-    np.testing.assert_allclose(average.embedding(np.array([2.0, 0.0])), (np.array([1.0, 0.0]) + 0.8 * np.array([3.0, 2.0])) / 1.8)
-    assert average.layer == 6 and average.k == 2
 
 
 def test_layer_and_number_of_neighbours_are_those_that_give_the_training_speakers_embeddings():
@@ -256,14 +240,20 @@ def test_layer_and_number_of_neighbours_are_those_that_give_the_training_speaker
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     ids = [f"s{i:02d}" for i in range(12)]
     table = dict(zip(ids, circle @ [[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]], strict=True))
-    rng = np.random.default_rng(0)
-    training = {1: from_utterances(ids, rng.normal(size=(12, 5))), 2: from_utterances(ids, circle)}
-    average = NearestAverage.choose(training, table)
-    assert average.layer == 2 and average.k <= 3 and average.error < 0.2
-    unrelated = NearestAverage.choose({1: training[1]}, table)
-    assert unrelated.error > 0.6
-    with pytest.raises(InputError, match="1 training speaker"):
-        NearestAverage.choose({1: from_utterances(["a"], [[1.0]])}, table)
+    training = {1: from_utterances(ids, np.random.default_rng(0).normal(size=(12, 5))), 2: from_utterances(ids, circle)}
+    average = nearest_average(training, table)
+    assert average["layer"] == 2 and average["k"] <= 3 and average["error"] < 0.2
+    assert nearest_average({1: training[1]}, table)["error"] > 0.6
+
+
+def test_average_by_hand():
+    """a's nearest is b, b's is a, c's is b; with k = 2 everybody gets the mean of the others."""
+    vectors = from_utterances(["a", "b", "c"], [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    table = {"a": np.array([1.0, 0.0]), "b": np.array([3.0, 2.0]), "c": np.array([0.0, 8.0])}
+    found = nearest_average({6: vectors}, table, k=1)
+    others = [(1.5 - 1) ** 2 + 5**2, (0.5 - 3) ** 2 + (4 - 2) ** 2, 2**2 + (1 - 8) ** 2]
+    assert found["error"] == pytest.approx(((4 + 4) + (4 + 4) + (9 + 36)) / sum(others)) and (found["layer"], found["k"]) == (6, 1)
+    assert nearest_average({6: vectors}, table, k=2)["error"] == pytest.approx(1)
 
 
 def test_similarity_is_of_features_heard_as_the_unknown_speaker(corpus, spread):
@@ -280,15 +270,22 @@ def test_similarity_is_of_features_heard_as_the_unknown_speaker(corpus, spread):
 
 def test_a_fine_tuned_checkpoint_averages_its_own_table(corpus, manifest, finetuned):
     split, train = read_split(manifest, "test"), read_split(manifest, "train")
-    new, report = make(finetuned, split, "nearest", train, k=4)
+    new, report = make(finetuned, split, "nearest", train, k=2)
     task, model = load_trained(finetuned)
-    rows = model.backbone.speaker_conditioning.embedding.weight.detach().numpy()
-    assert new.speakers.ids == list(NEW) and new.method == "nearest" and report["settings"]["nearest"]["speakers"] == 4
-    assert (new.speakers.vectors >= rows[1:].min(0) - 1e-9).all() and (new.speakers.vectors <= rows[1:].max(0) + 1e-9).all()
-    average = nearest_average(load_encoder(finetuned), train, k=4)
-    indices = [i for i, s in enumerate(split.speakers) if s == "eve"]
-    vector = utterance_means(load_encoder(finetuned), split, indices, [average.layer])[average.layer].mean(0)
-    np.testing.assert_allclose(new.speakers.vectors[0], average.embedding(vector), atol=1e-12)
+    rows = dict(zip(task.speakers, model.backbone.speaker_conditioning.embedding.weight[1:].detach().numpy(), strict=True))
+    found = report["settings"]["nearest"]
+    assert new.speakers.ids == list(NEW) and new.method == "nearest" and (found["speakers"], found["k"]) == (4, 2)
+    encoder = load_encoder(finetuned)
+    known = utterance_means(encoder, train, range(len(train)), [found["layer"]])[found["layer"]]
+    training = from_utterances(train.speakers, known)
+    for name, vector in zip(NEW, new.speakers.vectors, strict=True):
+        own = [i for i, s in enumerate(split.speakers) if s == name]
+        mean = utterance_means(encoder, split, own, [found["layer"]])[found["layer"]].mean(0)
+        closest = cosine_similarity(mean[None], training.vectors)[0].argsort()[-2:]
+        np.testing.assert_allclose(vector, np.mean([rows[training.ids[j]] for j in closest], axis=0), atol=1e-9)
+    train.speakers = ["<unk>" if s == "anna" else s for s in train.speakers]
+    _, found = nearest(encoder, train, split, own)
+    assert found["speakers"] == 3  # the unknown speaker is nobody's neighbour
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -403,7 +400,6 @@ def test_what_does_not_fit_is_one_line(finetuned, corpus, spread, manifest, tmp_
     assert run(*tool, "adapted", "--label-dir", tmp_path) == 2 and "no such label file" in message()
     assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--labels", "km", "km") == 2 and "2 label sets" in message()
     assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--holdout", "1.5") == 2 and "--holdout" in message()
-    assert run(*tool, "nearest", "--train-split", manifest / "test", "--layers", "9") == 2 and "layers 1 to 2" in message()
     other = ("tools/adapt_speaker.py", finetuned, manifest, "test", tmp_path / "o.npz", "--method", "adapted")
     assert run(*other, "--label-dir", corpus / "labels") == 2 and "prediction heads" in message()
     assert run("tools/adapt_speaker.py", tmp_path / "none.pt", manifest, "test", tmp_path / "o.npz", "--method", "nearest") == 2
@@ -440,7 +436,7 @@ def test_no_label_of_a_test_utterance_is_read(finetuned, corpus, spread, manifes
         learnt = ("--train-manifest", folder / "train", "--train-embeddings", tmp_path / "train" / "embeddings.npz")
         test = ("--test-embeddings", out / "test" / "embeddings.npz", "--predictions", out / "test" / "predictions.tsv")
         shown = ("--test-manifest", folder / "test", "--bootstrap", "20")
-        for calibrated in (("plain", "--shrinkage", "none"), ("careful",)):
+        for calibrated in (("plain", "--match", "mean", "--always"), ("careful",)):
             assert run("tools/calibrate.py", *learnt, *test, out / calibrated[0], *calibrated[1:], *shown) == 0
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     for name in ("adapted.npz", "nearest.npz", "test/embeddings.npz", "plain/calibration.npz", "careful/calibration.npz"):
@@ -453,14 +449,14 @@ def test_no_label_of_a_test_utterance_is_read(finetuned, corpus, spread, manifes
 
 
 def test_a_second_run_does_nothing(corpus, spread, manifest, tmp_path, capsys):
-    options = ("--method", "adapted", "--label-dir", corpus / "labels", "--holdout", "0.3", "--utterances", "2", "--iterations", "2")
+    options = ("--method", "adapted", "--label-dir", corpus / "labels", "--holdout", "0.3", "--iterations", "2")
     command = ("tools/adapt_speaker.py", spread, manifest, "test", tmp_path / "o.npz", *options)
     assert run(*command) == 0
     first, shown = (tmp_path / "o.npz").stat().st_mtime_ns, capsys.readouterr().out
     report = json.loads((tmp_path / "o.json").read_text())
     assert run(*command) == 0
     assert (tmp_path / "o.npz").stat().st_mtime_ns == first and capsys.readouterr().out == shown
-    assert {r["utterances"] for r in report["speakers"].values()} == {2} and report["summary"]["speakers"] == 2
+    assert {r["utterances"] for r in report["speakers"].values()} == {2}
     assert list(report["speakers"]["eve"]["held_out"]["bits"]) == ["<unk>", "nearest", "adapted"]
     content = (tmp_path / "o.npz").read_bytes()
     assert run(*command, "--overwrite") == 0

@@ -77,8 +77,8 @@ def test_from_votes_to_calibrated_intensity(release, tmp_path):
     files = ("--train-embeddings", tmp_path / "train/embeddings.npz", "--test-embeddings", tmp_path / "test/embeddings.npz")
     where = ("--train-manifest", manifest / "train", "--test-manifest", manifest / "test", "--bootstrap", "50")
     predictions = ("--predictions", tmp_path / "test/predictions.tsv")
-    for name, shrinkage in (("published", "none"), ("careful", "auto")):
-        assert run("tools/calibrate.py", *where, *files, *predictions, tmp_path / name, "--shrinkage", shrinkage) == 0
+    for name, options in (("published", ("--match", "mean", "--always")), ("careful", ())):
+        assert run("tools/calibrate.py", *where, *files, *predictions, tmp_path / name, *options) == 0
 
     before = read_predictions(tmp_path / "test/predictions.tsv")
     assert before.dims == ["intensity"] and sorted(before.ids) == sorted(splits["test"].ids)

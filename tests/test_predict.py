@@ -24,8 +24,8 @@ from emohubert.evaluation.inference import predict_split
 from emohubert.evaluation.predict import find_files, in_order, predict_files, windows
 from emohubert.evaluation.predictions import read_predictions
 from emohubert.pseudo_labels.benchmark import write_random_hubert
-from emohubert.speakers import calibration
-from emohubert.speakers.calibration import ClassCalibration, DimensionCalibration, RunningSpeaker, Settings
+from emohubert.speakers import pldc
+from emohubert.speakers.pldc import RunningSpeaker
 from emohubert.tasks.trained import load_trained
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
@@ -307,9 +307,9 @@ def fit(kind, names, width=48):
     vectors = from_utterances(speakers, rng.normal(size=(6, width)).repeat(8, axis=0) + 0.1 * rng.normal(size=(48, width)))
     if kind == "classes":
         labels = [names[(i % 8 + i // 8) % len(names) if i % 3 else i // 8 % len(names)] for i in range(48)]
-        return ClassCalibration.fit(vectors, speakers, labels, list(names), Settings("prior", 2, shrinkage="none", prior="em"))
-    labels = rng.normal(size=(6, len(names))).repeat(8, axis=0) + rng.normal(size=(48, len(names)))
-    return DimensionCalibration.fit(vectors, speakers, labels, list(names), Settings("mean", 2, shrinkage="none"))
+    else:
+        labels = rng.normal(size=(6, len(names))).repeat(8, axis=0) + rng.normal(size=(48, len(names)))
+    return pldc.fit(vectors, speakers, labels, list(names), "prior" if kind == "classes" else "mean", k=2, always=True)[0]
 
 
 @pytest.mark.parametrize("kind", ["classes", "dimensions"])
@@ -317,7 +317,7 @@ def test_calibration_is_that_of_a_running_speaker(corpus, tmp_path, capsys, kind
     """What the program prints is what RunningSpeaker gives, fed with the predictions and embeddings of tools/evaluate.py."""
     names = CLASSES if kind == "classes" else DIMENSIONS
     fitted = fit(kind, names)
-    calibration.save(tmp_path / "calibration.npz", fitted)
+    pldc.save(tmp_path / "calibration.npz", fitted)
     checkpoint = corpus / f"{kind}.pt"
     assert run("tools/evaluate.py", checkpoint, corpus / "manifest", "test", tmp_path / "test", "--embeddings", "--repeats", "2") == 0
     capsys.readouterr()
@@ -337,7 +337,7 @@ def test_calibration_is_that_of_a_running_speaker(corpus, tmp_path, capsys, kind
 
 
 def test_one_speaker_per_folder(corpus, tmp_path, capsys):
-    calibration.save(tmp_path / "calibration.npz", fit("classes", CLASSES))
+    pldc.save(tmp_path / "calibration.npz", fit("classes", CLASSES))
     for i, path in enumerate(test_files(corpus)[:4]):
         (tmp_path / f"speaker{i % 2}").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / f"speaker{i % 2}")
@@ -363,7 +363,7 @@ def test_one_speaker_per_folder(corpus, tmp_path, capsys):
     ],
 )
 def test_a_calibration_of_something_else_is_refused(corpus, tmp_path, capsys, fitted, expected):
-    calibration.save(tmp_path / "c.npz", fitted())
+    pldc.save(tmp_path / "c.npz", fitted())
     assert run("tools/predict.py", corpus / "classes.pt", corpus / "audio", "--calibration", tmp_path / "c.npz") == 2
     out, err = capsys.readouterr()
     assert out == "" and expected in err

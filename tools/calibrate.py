@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Calibrate predictions for speakers whom the model has not met (PLDC), without a label of theirs.
+"""Calibrate predictions for unseen speakers, without labels from them (PLDC, Tran, Yin & Soleymani 2023).
 
-For each speaker, the training speakers with the most similar mean embeddings are found, and the predictions are moved
-towards the labels of those: their mean (and standard deviation) for dimensions, their class frequencies for classes. How
-many neighbours are taken, and how far to go, is decided on the training speakers, left out one at a time, and on the
-predictions without their references; where neighbours say nothing about labels, nothing changes. --shrinkage none is the
-published method.
+For each speaker the K training speakers with the most similar mean embeddings are found. Their average label mean and standard
+deviation become those of the speaker's predictions: the mean alone, the standard deviation alone (best in the paper), or both; for
+classes their average class frequencies become the speaker's prior. Predictions of the unknown speaker (<unk>) stay as they are.
+
+Before that each training speaker is left out in turn and estimated from the others; unless that helps by more than chance,
+predictions stay as they are and the output says so (--always applies it regardless, as in the paper). With --train-predictions it
+has to raise the training speakers' CCC or UA; without, similar speakers have to be closer to a speaker's label distribution than
+the average of all others.
 
     OUT_DIR/predictions.tsv            calibrated
             metrics.json               scores after, metrics_before.json before
-            speakers.tsv               each speaker before and after, with neighbours; worse_speakers.tsv: those made worse
-            calibration.json           what was chosen, and why; calibration.npz: for tools/predict.py --calibration
-            figures/*.png              map of nearest speakers, before and after, gain against utterances
+            speakers.tsv               each speaker before and after, with the most similar training speakers
+            calibration.json           k, the guard, paired tests; calibration.npz: for tools/predict.py --calibration
+            figures/*.png              each speaker before and after
 
   tools/calibrate.py --train-manifest manifests/emodb/train --train-embeddings exp/train/embeddings.npz \\
       --test-embeddings exp/test/embeddings.npz --predictions exp/test/predictions.tsv exp/test_pldc
@@ -25,15 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
-from emohubert.core.files import Stamp, read_json, sha256
-from emohubert.corpus.manifest import read_split
-from emohubert.data.speaker_vectors import WEIGHTINGS
-from emohubert.evaluation.predictions import ClassPredictions, read_embeddings, read_predictions
-from emohubert.provenance import records
-from emohubert.speakers import calibration_report
-from emohubert.speakers.calibration import MATCHES, PRIORS, SHRINKAGES, Settings
 
-SHOWN = 10  # speakers made worse that are printed; worse_speakers.tsv has all
+MATCHES = ("mean", "std", "mean-std", "prior")
 
 
 def neighbours(text):
@@ -47,31 +43,25 @@ def neighbours(text):
 
 def split_of(path):
     """The Split that DIR/SPLIT names."""
+    from emohubert.corpus.manifest import read_split
+
     path = Path(path)
     return read_split(path.parent, path.name.removesuffix(".tsv"))
 
 
-def shown(score):
-    """A score with three digits; a dash where it is not defined."""
-    return "–" if score is None or score != score else f"{score:.3f}"
-
-
 def print_report(report):
-    """Before and after, and the speakers made worse."""
-    trust = " ".join(f"{value:.2g}" for value in report["trust"])
-    print(
-        f"{report['training_speakers']} training speakers, k = {report['k']}, neighbours trusted {trust}, strength {report['strength']:.2g}"
-    )
-    print(f"{'':24}{'before':>8}{'after':>8}   over speakers before → after")
-    for measure, s in report["scores"].items():
-        spread = [f"{shown(s[k]['mean'])} ± {shown(s[k]['std'])}" for k in ("speakers_before", "speakers_after")]
-        print(f"{measure[:23]:24}{shown(s['before']):>8}{shown(s['after']):>8}   {' → '.join(spread)}")
-    worse = report["worse"]
-    print(f"made worse: {len(worse)}" if worse else "no speaker was made worse")
-    for row in worse[:SHOWN]:
-        print(f"  {row['speaker']}  {row['measure']} {row['before']:.3f} → {row['after']:.3f}  ({row['utterances']} utterances)")
-    if len(worse) > SHOWN:
-        print(f"  … and {len(worse) - SHOWN} more in worse_speakers.tsv")
+    """Whether the calibration was applied, and the scores before and after."""
+    guard, shown = report["guard"], "–" if report["k"] is None else report["k"]
+    what = {"labels": "error of label statistics", "predictions": "score of predictions"}[guard["judged_by"]]
+    evidence = f"{guard['speakers']} training speakers left out in turn: gain in {what} {guard['gain']:+.3f} ± {guard['error']:.3f}"
+    verdict = "applied" if report["applied"] else "NOT applied: it does not help (--always applies it)"
+    if report["applied"] and not guard["helps"]:
+        verdict = "applied although it does not help (--always)"
+    print(f"PLDC, match {report['match']}, k = {shown}: {verdict}\n  {evidence}")
+    for measure, (before, after) in report["scores"].items():
+        print(f"  {measure[:23]:24}" + " → ".join("–" if v is None or v != v else f"{v:.3f}" for v in (before, after)))
+    if report["applied"]:
+        print(f"  lower after calibration: {', '.join(dict.fromkeys(speaker for speaker, _ in report['worse'])) or 'no speaker'}")
 
 
 @command
@@ -84,58 +74,50 @@ def main(argv=None):
     parser.add_argument("--train-embeddings", required=True, metavar="F", help="embeddings.npz of the training split")
     parser.add_argument("--test-embeddings", required=True, metavar="F", help="embeddings.npz of the predicted utterances")
     parser.add_argument("--predictions", required=True, metavar="F", help="predictions.tsv to calibrate")
-    parser.add_argument("--top-k", type=neighbours, metavar="K", help="number of nearest training speakers, or auto (the default)")
-    parser.add_argument("--match", choices=MATCHES, help="what is matched; default: mean for dimensions, prior for classes")
+    parser.add_argument("--top-k", type=neighbours, metavar="K", help="similar training speakers, or auto: leaving training speakers out")
+    parser.add_argument("--match", choices=MATCHES, help="what is matched; default: std for dimensions, prior for classes")
+    parser.add_argument("--always", action="store_true", help="apply it even where leaving out training speakers shows no gain")
     parser.add_argument(
-        "--weighting", choices=WEIGHTINGS, default="hard", help="of the neighbours: all alike, or the more similar the more"
-    )
-    parser.add_argument(
-        "--shrinkage", choices=SHRINKAGES, default="auto", help="auto: only as far as the data say; none: the published formulas"
-    )
-    parser.add_argument(
-        "--prior", choices=PRIORS, default="neighbours", help="class frequencies: the neighbours', or EM that starts from them"
-    )
-    parser.add_argument(
-        "--smoothing", type=float, default=1.0, metavar="A", help="utterances of average class frequencies added to each speaker's"
-    )
-    parser.add_argument(
-        "--train-predictions",
-        metavar="F",
-        help="predictions.tsv of the training speakers, by models that had not trained on them: k and strength are chosen by CCC or UA",
+        "--train-predictions", metavar="F", help="predictions.tsv of the training speakers, by models that had not trained on them"
     )
     parser.add_argument("--test-manifest", metavar="DIR/SPLIT", help="split of the predictions, to break scores down by its metadata")
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="draws of speakers for confidence intervals")
     parser.add_seed()
     parser.add_overwrite()
-    args = parser.parse_args(argv)
+    calibrate(parser.parse_args(argv))
+
+
+def calibrate(args):
+    """Make OUT_DIR, unless it is there and made from the same files with the same settings."""
+    from emohubert.core.files import Stamp, read_json, sha256
+    from emohubert.evaluation.predictions import ClassPredictions, read_embeddings, read_predictions
+    from emohubert.provenance import records
+    from emohubert.speakers import calibration_files
 
     predictions = read_predictions(args.predictions)
     train, test = split_of(args.train_manifest), split_of(args.test_manifest) if args.test_manifest else None
-    match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "mean")
-    settings = Settings(match, args.top_k, args.weighting, args.shrinkage, args.smoothing, args.prior)
-    inputs = [args.predictions, args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
-    for split in (train, test):
-        inputs += [p for s in ("tsv", "spk", "emo", "dim", "meta.tsv") if split and (p := split.directory / f"{split.name}.{s}").is_file()]
-    missing = [path for path in inputs if not Path(path).is_file()]
-    if missing:
+    match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "std")
+    used = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
+    inputs = [args.predictions, *used]
+    for split in filter(None, (train, test)):
+        inputs += [p for s in ("tsv", "spk", "emo", "dim", "meta.tsv") if (p := split.directory / f"{split.name}.{s}").is_file()]
+    if missing := [path for path in inputs if not Path(path).is_file()]:
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py … --embeddings")
-    used = {"settings": vars(settings), "bootstrap": args.bootstrap, "seed": args.seed, "inputs": {str(p): sha256(p) for p in inputs}}
-    files = [args.out_dir / name for name in (*calibration_report.FILES, "calibration.seen")]
-    stamp = Stamp(args.out_dir / "calibrate.stamp.json", used, files)
+    settings = {"match": match, "k": args.top_k, "always": args.always, "bootstrap": args.bootstrap, "seed": args.seed}
+    files = [args.out_dir / name for name in (*calibration_files.FILES, "calibration.seen")]
+    stamp = Stamp(args.out_dir / "calibrate.stamp.json", {**settings, "inputs": {str(p): sha256(p) for p in inputs}}, files)
     if stamp.is_current() and not args.overwrite:
         logger.info("%s is whole and made with the same settings; --overwrite makes it again", args.out_dir)
         print_report(read_json(args.out_dir / "calibration.json"))
         return
     stamp.clear()
-    train_predictions = read_predictions(args.train_predictions) if args.train_predictions else None
     embeddings = read_embeddings(args.train_embeddings)
-    fitted = calibration_report.fit(train, embeddings, predictions, settings, train_predictions, args.train_embeddings)
-    others = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
-    records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, others)
-    embeddings = read_embeddings(args.test_embeddings)
-    origin = calibration_report.origin_of(args.predictions)
-    report = calibration_report.save(
-        args.out_dir, fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origin
+    known = read_predictions(args.train_predictions) if args.train_predictions else None
+    fitted = calibration_files.fit(train, embeddings, predictions, match, args.top_k, known, args.always, args.train_embeddings)
+    records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, used)
+    embeddings, origin = read_embeddings(args.test_embeddings), calibration_files.origin_of(args.predictions)
+    report = calibration_files.save(
+        args.out_dir, *fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origin
     )
     stamp.write()
     print_report(report)

@@ -31,7 +31,7 @@ from emohubert.evaluation import scoring
 from emohubert.evaluation.inference import predict_split, speaker_setting
 from emohubert.evaluation.predictions import read_predictions
 from emohubert.provenance import records
-from emohubert.speakers.adaptation import NewSpeakers
+from emohubert.speakers.new_speakers import NewSpeakers
 from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.evaluate")

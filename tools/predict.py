@@ -37,9 +37,8 @@ from emohubert.evaluation.predict import (
     in_order,
     predict_files,
 )
-from emohubert.speakers import calibration
-from emohubert.speakers.adaptation import NewSpeakers
-from emohubert.speakers.calibration import calibrated, check_calibration
+from emohubert.speakers import pldc
+from emohubert.speakers.new_speakers import NewSpeakers
 from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.predict")
@@ -62,9 +61,9 @@ def predict(args, paths, out):
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
     if args.calibration:
-        fitted = calibration.load(args.calibration)
-        check_calibration(fitted, task, model, args.calibration)
-        found = calibrated(found, fitted, os.path.dirname if args.speaker == FOLDER else lambda path: ALL)
+        fitted = pldc.load(args.calibration)
+        pldc.check_calibration(fitted, task, model, args.calibration)
+        found = pldc.calibrated(found, fitted, os.path.dirname if args.speaker == FOLDER else lambda path: ALL)
     failed = 0
 
     def successful():

@@ -1,0 +1,232 @@
+"""From the files of a model to calibrated ones: what `tools/calibrate.py` reads and writes.
+
+The references of the predictions are read for the scores before and after, and for nothing else.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import InputError
+from ..core.files import make_folder, read_json, write_json, write_lines
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
+from ..data.speaker_vectors import from_utterances
+from ..evaluation import metrics, scoring
+from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, write_predictions
+from . import pldc
+from .calibration_figures import before_after
+
+logger = logging.getLogger("emohubert")
+FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json", "calibration.npz")
+_ORIGIN = ("checkpoint", "split", "setting", "speaker_embedding")
+_SHOWN_NEIGHBOURS = 5
+
+
+def training_labels(split, predictions):
+    """(speakers, labels) of a training split for `pldc.fit`: classes, or dimensions (n, dims).
+
+    Raises:
+        InputError: no speakers, or the labels are not there.
+    """
+    where = split.directory / split.name
+    if split.speakers is None:
+        raise InputError(f"{where}.spk: no such file; calibration needs the training speakers, make the manifest again")
+    if isinstance(predictions, ClassPredictions):
+        if not set(split.emotions or ()) & set(predictions.classes):
+            found = " ".join(sorted(set(split.emotions or ()) - {NO_EMOTION})[:10]) or "none"
+            raise InputError(f"{where}.emo: no class of {' '.join(predictions.classes)} (found: {found}); give the model's training split")
+        return split.speakers, split.emotions
+    if missing := [name for name in predictions.dims if name not in (split.dimensions or {})]:
+        found = " ".join(split.dimensions or {}) or "none"
+        raise InputError(f"{where}.dim: has no dimension {missing[0]} (found: {found}); give the model's training split")
+    return split.speakers, np.stack([split.dimensions[name] for name in predictions.dims], axis=1)
+
+
+def vectors_of(embeddings, ids, speakers, where):
+    """Speaker vectors from the embeddings of the listed utterances, and of no others; none of the unknown speaker.
+
+    Embeddings are found by utterance id, or where no id at all is known by speaker.
+
+    Args:
+        embeddings: Embeddings.
+        ids, speakers: of the utterances.
+        where: the file of the embeddings, for messages.
+
+    Raises:
+        InputError: no utterance and no speaker in common, or an utterance has two speakers.
+    """
+    speaker_of = dict(zip(ids, speakers, strict=True))
+    rows = [i for i, name in enumerate(embeddings.ids) if name in speaker_of]
+    for i in rows:
+        if embeddings.speakers[i] != speaker_of[embeddings.ids[i]]:
+            raise InputError(
+                f"{where}: the utterance “{embeddings.ids[i]}” is of the speaker “{embeddings.speakers[i]}”, elsewhere of "
+                f"“{speaker_of[embeddings.ids[i]]}”; make the embeddings again from the same manifest"
+            )
+    if not rows:
+        logger.warning("%s: the utterance ids are not those of the list, such as “%s”; taken by speaker", where, ids[0])
+        rows = [i for i, name in enumerate(embeddings.speakers) if name in set(speakers)]
+    rows = [i for i in rows if embeddings.speakers[i] != UNKNOWN_SPEAKER]
+    if not rows:
+        raise InputError(
+            f"{where}: holds none of the {len(speaker_of)} utterances, such as “{ids[0]}”, and none of their speakers; "
+            "make the embeddings with tools/evaluate.py --embeddings on the same split"
+        )
+    return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
+
+
+def fit(split, embeddings, predictions, match, k=None, training_predictions=None, always=False, where="training embeddings"):
+    """(Calibration, Guard) for a model, from its training split; of the predictions, only what they are of is used.
+
+    Args:
+        split: the training split, with `.spk` and `.dim` or `.emo`.
+        embeddings: Embeddings of (at least) that split.
+        predictions: to be calibrated.
+        match, k, always: as for `pldc.fit`.
+        training_predictions: predictions of the training speakers, or None.
+        where: file of the embeddings, for messages.
+
+    Raises:
+        InputError: the files do not belong together.
+    """
+    names = names_of(predictions)
+    if (match == "prior") != isinstance(predictions, ClassPredictions):
+        kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
+        raise InputError(f"--match {match}: the predictions are of {kind} ({' '.join(names)}); use {fitting}")
+    speakers, labels = training_labels(split, predictions)
+    vectors = vectors_of(embeddings, split.ids, speakers, where)
+    if seen := sorted(set(predictions.speakers) & set(speakers) - {UNKNOWN_SPEAKER}):
+        logger.warning("%d predicted speakers are training speakers (“%s”): their own labels calibrate them", len(seen), seen[0])
+    known = None
+    if training_predictions is not None:
+        if type(training_predictions) is not type(predictions) or names_of(training_predictions) != names:
+            raise InputError(f"--train-predictions are not of {' '.join(names)}; make them with the same model as --predictions")
+        parts = {name: training_predictions.take(rows) for name, rows in members(training_predictions.speakers).items()}
+        known = {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
+    fitted, guard = pldc.fit(vectors, speakers, labels, names, match, k, known, always)
+    if left_out := sorted(set(speakers) - set(fitted.speakers.ids) - {UNKNOWN_SPEAKER}):
+        logger.warning("%d training speakers (“%s”) have too few labels or no embedding and are left out", len(left_out), left_out[0])
+    return fitted, guard
+
+
+def calibrate(calibration, vectors, predictions):
+    """Calibrate predictions speaker by speaker; those of the unknown speaker stay. `vectors`: SpeakerVectors of all speakers."""
+    values, vector_of = values_of(predictions), dict(zip(vectors.ids, vectors.vectors, strict=True))
+    for name, rows in members(predictions.speakers).items():
+        if name != UNKNOWN_SPEAKER:
+            values[rows] = calibration(vector_of[name], values[rows])
+    return with_values(predictions, values)
+
+
+def save(directory, calibration, guard, embeddings, predictions, split=None, repeats=2000, seed=1, where="embeddings", origin=None):
+    """Calibrate, evaluate before and after, and write everything `tools/calibrate.py` promises.
+
+    Args:
+        directory: output folder, made if needed.
+        calibration, guard: of `fit`.
+        embeddings: Embeddings of the predicted utterances.
+        predictions: to be calibrated.
+        split: the manifest split of the predictions, for its metadata columns, or None.
+        repeats, seed: of the bootstrap over speakers.
+        where: file of the embeddings, for messages.
+        origin: what is known of the predictions (see `origin_of`): goes into both files of scores.
+
+    Returns:
+        The content of `calibration.json`: settings, `guard`, `scores` (measure → before, after), `paired` (tests), `worse`.
+    """
+    vectors = vectors_of(embeddings, predictions.ids, predictions.speakers, where)
+    if without := sorted(set(predictions.speakers) - set(vectors.ids) - {UNKNOWN_SPEAKER}):
+        raise InputError(
+            f"{where}: no embedding of the speaker “{without[0]}” ({len(without)} such speakers); make it on the split of the predictions"
+        )
+    widths = [v.vectors.shape[1] for v in (vectors, calibration.speakers)]
+    if widths[0] != widths[1]:
+        raise InputError(f"{where}: embeddings of width {widths[0]}, those of the training speakers have {widths[1]}; use one checkpoint")
+    after, directory = calibrate(calibration, vectors, predictions), make_folder(directory)
+    write_predictions(directory / "predictions.tsv", after)
+    pldc.save(directory / "calibration.npz", calibration)
+    scores = [scoring.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
+    write_json(directory / "metrics_before.json", {**(origin or {}), **scores[0]})
+    write_json(directory / "metrics.json", {**(origin or {}), "calibrated": calibration.applied, **scores[1]})
+    rows = speaker_table(calibration, vectors, *scores)
+    write_lines(directory / "speakers.tsv", ("\t".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows))
+    folder = make_folder(directory / "figures")
+    for measure in dict.fromkeys(row[1] for row in rows[1:]):
+        before_after(folder / f"before_after_{measure.replace(' ', '_')}.png", [row for row in rows[1:] if row[1] == measure], measure)
+    about = {name: getattr(calibration, name) for name in ("kind", "names", "match", "k", "applied")}
+    report = {
+        **about,
+        "training_speakers": len(calibration.speakers),
+        "guard": {**asdict(guard), "helps": guard.helps},
+        "scores": {name: [read(s) for s in scores] for name, read in measures(scores[0]).items()},
+        "paired": scoring.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if predictions.scored.any() else {},
+        "worse": [row[:2] for row in rows[1:] if row[4] < row[3] - 1e-9],
+    }
+    write_json(directory / "calibration.json", report)
+    return report
+
+
+def speaker_table(calibration, vectors, before, after):
+    """The rows of `speakers.tsv`, a header first: each speaker with references, and each measure, before and after."""
+    similarities, similar = calibration.similar(vectors.vectors)
+    rows = [("speaker", "measure", "utterances", "before", "after", "neighbours")]
+    for i, speaker in enumerate(vectors.ids):
+        named = " ".join(f"{calibration.speakers.ids[j]}:{similarities[i, j]:.4f}" for j in similar[i][:_SHOWN_NEIGHBOURS])
+        if speaker in before["per_speaker"]:
+            pair = [scores["per_speaker"][speaker] for scores in (before, after)]
+            rows += [(speaker, name, pair[0]["n"], *map(float, map(read, pair)), named) for name, read in measures(pair[0]).items()]
+    return rows
+
+
+def measures(scores):
+    """{name: function of scores → score} of the headline scores that `scoring.evaluate` gives, of all or of a speaker."""
+    if "dims" in scores:
+        return {f"CCC of {name}": lambda s, name=name: s["dims"][name]["ccc"] for name in scores["dims"]}
+    return {name: lambda s, name=name: s[name] for name in ("UA", "WA")}
+
+
+def origin_of(predictions):
+    """What the `metrics.json` beside a predictions file says of them: checkpoint, split, setting; {} without one."""
+    path = Path(predictions).with_name("metrics.json")
+    known = read_json(path) if path.is_file() else {}
+    return {key: known[key] for key in _ORIGIN if key in known}
+
+
+# --- both kinds of predictions ----------------------------------------------------------------------------------------
+
+
+def names_of(predictions):
+    """Names of the classes or dimensions."""
+    return predictions.classes if isinstance(predictions, ClassPredictions) else predictions.dims
+
+
+def members(speakers):
+    """{speaker: rows} of a list of speakers."""
+    import pandas as pd
+
+    return pd.Series(range(len(speakers))).groupby(np.asarray(speakers)).indices
+
+
+def values_of(predictions):
+    """A copy of the predicted dimensions (n, dims), or probabilities (n, classes) that sum to 1."""
+    if isinstance(predictions, DimensionPredictions):
+        return predictions.predicted.copy()
+    return predictions.probabilities / predictions.probabilities.sum(1, keepdims=True)
+
+
+def with_values(predictions, values):
+    """The same utterances with other predicted values."""
+    if isinstance(predictions, DimensionPredictions):
+        return DimensionPredictions(predictions.ids, predictions.speakers, predictions.dims, predictions.references, values)
+    return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values)
+
+
+def score(predictions):
+    """The mean CCC over dimensions, or UA, over the utterances with a reference; NaN where that is not defined."""
+    if isinstance(predictions, ClassPredictions):
+        scored = np.flatnonzero(predictions.scored)
+        return metrics.unweighted_accuracy([predictions.emotions[i] for i in scored], [predictions.predicted[i] for i in scored])
+    pairs = zip(predictions.references.T, predictions.predicted.T, predictions.scored.T, strict=True)
+    return float(np.mean([metrics.ccc(reference[ok], predicted[ok]) for reference, predicted, ok in pairs]))

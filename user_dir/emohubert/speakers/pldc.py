@@ -1,0 +1,330 @@
+"""PLDC: calibrating predictions for unseen speakers by the label distributions of the most similar training speakers.
+
+Personalised label distribution calibration (Tran, Yin & Soleymani 2023). A speaker's vector is the mean over utterances of the
+pooled features. μ̄ and σ̄ are the averages of the label means and label standard deviations of the k training speakers whose vectors
+have the highest cosine similarity, μ and σ the mean and standard deviation of the speaker's predictions ŷ:
+
+    mean      ŷ' = ŷ − μ + μ̄
+    std       ŷ' = (ŷ − μ) / σ · σ̄ + μ          the paper's best for the average over speakers
+    mean-std  ŷ' = (ŷ − μ) / σ · σ̄ + μ̄
+
+Classes: the average π of the similar speakers' class frequencies is the speaker's prior, and posteriors are rescaled by its ratio
+to the training frequencies π₀ (Saerens, Latinne & Decaestecker 2002):
+
+    prior     p'(c | x) ∝ p(c | x) · π(c) / π₀(c),   π(c) of one speaker with n labels: (n_c + π₀(c)) / (n + 1)
+
+The guard: training speakers are left out one at a time and estimated from the others; where this does not help by more than chance,
+predictions stay as they are. k is chosen in the same way.
+"""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from ..core.errors import InputError
+from ..corpus.manifest import UNKNOWN_SPEAKER
+from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
+from .neighbours import cosine, numbers_of_neighbours, ranking
+
+MATCHES = ("mean", "std", "mean-std", "prior")
+_CONSTANT = 1e-7
+"""Predictions that vary by less than this share of their mean, the resolution of float32, are constant."""
+
+
+def matched(predictions, match, target, base=None):
+    """One speaker's predictions with the label distribution of similar speakers: the equations above.
+
+    Args:
+        predictions: (n, dims), or posteriors (n, classes).
+        match: one of MATCHES.
+        target: μ̄ and σ̄ (2 × dims), or π (classes).
+        base: π₀ (classes); a class without training utterances keeps its posterior.
+
+    Returns:
+        (n, dims or classes). Constant predictions (σ = 0) are not scaled.
+    """
+    if match == "prior":
+        scaled = predictions * np.divide(target, base, out=np.ones_like(base), where=base > 0)
+        return scaled / scaled.sum(1, keepdims=True)
+    mean, std = predictions.mean(0), predictions.std(0)
+    target_mean, target_std = np.split(target, 2)
+    constant = std <= _CONSTANT * np.abs(mean)
+    deviation = np.where(constant, 0.0, predictions - mean)
+    if match != "mean":
+        deviation = deviation / np.where(constant, 1.0, std) * target_std
+    return deviation + (mean if match == "std" else target_mean)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Whether leaving out training speakers shows a gain.
+
+    Attributes:
+        judged_by: `labels` or `predictions` of the training speakers.
+        gain: mean over speakers of what is gained. Labels: of the squared error of the similar speakers' statistics, as a share of
+            that of the average of all others (dimensions), or KL divergence in nats (classes). Predictions: of CCC or UA.
+        error: standard error of the gain; calibrating helps if the gain exceeds it.
+        speakers: how many were left out.
+    """
+
+    judged_by: str
+    gain: float
+    error: float
+    speakers: int
+
+    @property
+    def helps(self):
+        """Whether calibrating should be applied."""
+        return self.gain > self.error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Training speakers and their label distributions. `fit` makes one; call it with a speaker's vector and predictions.
+
+    Attributes:
+        kind: `dimensions` or `classes`.
+        names: of the dimensions or classes.
+        match: one of MATCHES.
+        k: how many similar speakers are averaged.
+        speakers: SpeakerVectors of the training speakers.
+        values: label means and standard deviations (speakers, 2 × dims), or smoothed class frequencies (speakers, classes).
+        base: π₀ (classes); all zero for dimensions.
+        applied: False leaves every prediction as it is.
+    """
+
+    kind: str
+    names: list
+    match: str
+    k: int
+    speakers: SpeakerVectors
+    values: np.ndarray
+    base: np.ndarray
+    applied: bool = True
+
+    def similar(self, vectors):
+        """(similarities (n, speakers), rows (n, k) of the most similar training speakers) for vectors (n, width)."""
+        similarities = cosine(vectors, self.speakers.vectors)
+        return similarities, ranking(similarities)[:, : self.k]
+
+    def __call__(self, vector, predictions):
+        """Calibrate one speaker. vector: (width), predictions: (n, dims or classes) → the same shape."""
+        if not self.applied:
+            return predictions
+        target = self.values[self.similar(vector[None])[1][0]].mean(0)
+        return matched(predictions, self.match, target, self.base)
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def label_statistics(speakers, labels):
+    """Label means and standard deviations of the speakers with two or more labels in every dimension.
+
+    Args:
+        speakers: n ids.
+        labels: (n, dims); NaN where there is none.
+
+    Returns:
+        (ids, values (speakers, 2 × dims), π₀ (dims), which are 0 here).
+    """
+    import pandas as pd
+
+    groups = pd.DataFrame(labels).groupby(np.asarray(speakers))
+    several = (groups.count() > 1).all(axis=1).to_numpy()
+    means, stds = groups.mean(), groups.std(ddof=0)
+    return means.index[several].tolist(), np.hstack([means, stds])[several], np.zeros(means.shape[1])
+
+
+def class_frequencies(speakers, emotions, names):
+    """Smoothed class frequencies of the speakers with a label among `names`.
+
+    Returns:
+        (ids, values (speakers, classes), π₀ (classes)).
+    """
+    import pandas as pd
+
+    counts = pd.crosstab(np.asarray(speakers), np.asarray(emotions)).reindex(columns=names, fill_value=0)
+    counts = counts[counts.sum(axis=1) > 0]
+    base = counts.sum().to_numpy() / max(counts.to_numpy().sum(), 1)
+    values = (counts.to_numpy() + base) / (counts.to_numpy().sum(1, keepdims=True) + 1)
+    return counts.index.tolist(), values, base
+
+
+def fit(vectors, speakers, labels, names, match, k=None, predictions=None, always=False):
+    """A calibration from training speakers, and whether it helps them when each is left out.
+
+    Args:
+        vectors: SpeakerVectors of training speakers.
+        speakers: n ids, of training utterances; utterances of the unknown speaker are nobody's.
+        labels: (n, dims), NaN where there is none; for `prior` n classes, those not among `names` are not counted.
+        names: of the dimensions or classes.
+        match: one of MATCHES.
+        k: number of similar speakers; None chooses it.
+        predictions: {speaker: (predictions (m, dims or classes), score)} of training speakers, where they are known; `score` maps
+            such predictions to CCC or UA, higher is better. They should come from models that have not trained on the speaker.
+        always: apply the calibration even if it does not help.
+
+    Returns:
+        (Calibration, Guard).
+
+    Raises:
+        InputError: no training speaker has a vector and labels.
+    """
+    kind = "classes" if match == "prior" else "dimensions"
+    ids, values, base = class_frequencies(speakers, labels, names) if kind == "classes" else label_statistics(speakers, labels)
+    row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
+    kept = [name for name in vectors.ids if name in row]
+    if not kept:
+        raise InputError(
+            f"no training speaker has both embeddings and {'a label' if kind == 'classes' else 'two labels'} in {' '.join(names)}; "
+            "give the labels and the embeddings of the same training split"
+        )
+    fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
+    ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
+    if len(kept) < 2:
+        guard, best = Guard("labels", 0.0, 0.0, len(kept)), 0
+    else:
+        order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
+        targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
+        if predictions:
+            guard, best = _judge("predictions", *_losses_of_predictions(fitted, targets, predictions))
+        else:
+            guard, best = _judge("labels", *_losses_of_labels(fitted, targets))
+    return replace(fitted, k=k or ks[best] or 1, applied=always or guard.helps), guard
+
+
+def _losses_of_labels(fitted, targets):
+    """Errors (ks, speakers) of the similar speakers' label distribution, and (speakers) of that of all other speakers."""
+    own, dims = fitted.values, len(fitted.names)
+    others = (own.sum(0) - own) / (len(own) - 1)
+    if fitted.match == "prior":
+
+        def loss(target):  # KL divergence
+            return (own * np.log(np.divide(own, target, out=np.ones_like(own), where=own > 0))).sum(1)
+    else:
+        columns = {"mean": slice(dims), "std": slice(dims, None), "mean-std": slice(None)}[fitted.match]
+        usual = ((others - own) ** 2).mean(0)
+
+        def loss(target):
+            return ((target - own) ** 2 / np.where(usual > 0, usual, 1.0))[:, columns].mean(1)
+
+    return np.stack([loss(target) for target in targets]), loss(others)
+
+
+def _losses_of_predictions(fitted, targets, predictions):
+    """Negative scores (ks, speakers) of calibrated predictions of training speakers, and (speakers) of the predictions as they are."""
+    known = [(row, *predictions[name]) for row, name in enumerate(fitted.speakers.ids) if name in predictions]
+    before = np.array([-score(values) for _, values, score in known])
+    after = []
+    for target in targets:
+        after.append([-score(matched(values, fitted.match, target[row], fitted.base)) for row, values, score in known])
+    defined = np.isfinite(before) & np.isfinite(after).all(0)
+    return np.array(after)[:, defined], before[defined]
+
+
+def _judge(judged_by, losses, usual):
+    """(Guard, index of the best k); the gain of each speaker is with the k that is best for all others.
+
+    Args:
+        losses: (ks, speakers).
+        usual: (speakers), without calibration.
+    """
+    n, total = len(usual), losses.sum(1)
+    if n < 2:
+        return Guard(judged_by, 0.0, 0.0, n), 0
+    rest = (total[:, None] - losses).round(12)  # (ks, speakers); rounded, so that equals are equal
+    gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
+    return Guard(judged_by, float(gain.mean()), float(gain.std(ddof=1) / math.sqrt(n)), n), int(total.round(12).argmin())
+
+
+# --- one utterance at a time ------------------------------------------------------------------------------------------
+
+
+class RunningSpeaker:
+    """A speaker whose utterances come one at a time: each is calibrated by all received so far, itself included."""
+
+    def __init__(self, calibration):
+        self.calibration, self.predictions = calibration, []
+        self.vector = np.zeros(calibration.speakers.vectors.shape[1])
+
+    def add(self, embedding, prediction):
+        """Calibrate one more utterance. embedding: (width), prediction: (dims or classes) → the same shape."""
+        self.predictions.append(np.asarray(prediction, dtype=np.float64))
+        self.vector = self.vector + (np.asarray(embedding, dtype=np.float64) - self.vector) / len(self.predictions)
+        return self.calibration(self.vector, np.stack(self.predictions))[-1]
+
+
+def calibrated(predictions, calibration, speaker_of):
+    """Calibrate each part of each file by what was received of its speaker so far, itself included.
+
+    Args:
+        predictions: iterable of FilePrediction with embeddings, in their order; a window of a time line counts as an utterance.
+        calibration: see `check_calibration`.
+        speaker_of: path → name of the speaker.
+
+    Yields:
+        FilePrediction with calibrated values.
+    """
+    speakers = defaultdict(lambda: RunningSpeaker(calibration))
+    for prediction in predictions:
+        if prediction.error is not None:
+            yield prediction
+            continue
+        name = speaker_of(prediction.path)
+        running, values, heard = speakers[name], [], []
+        for embedding, value in zip(prediction.embeddings, prediction.values, strict=True):
+            values.append(running.add(embedding, value))
+            heard.append(len(running.predictions))
+        yield replace(prediction, values=np.stack(values), speaker=name, heard=heard)
+
+
+def check_calibration(calibration, task, model, where):
+    """Raise InputError unless a calibration is for what a checkpoint predicts, and for embeddings of its width.
+
+    Args:
+        calibration: of `load`.
+        task, model: from `load_trained`.
+        where: file of the calibration, for messages.
+    """
+    kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
+    remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
+    if calibration.kind != kind or calibration.names != list(names):
+        raise InputError(
+            f"{where}: calibrates the {calibration.kind} {' '.join(calibration.names)}, and the checkpoint predicts the {kind} "
+            f"{' '.join(names)}; {remedy}"
+        )
+    width = calibration.speakers.vectors.shape[1]
+    if width != model.pooling.width:
+        raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def save(path, calibration):
+    """Write a calibration as .npz, atomically: plain arrays, and its settings as a JSON text."""
+    about = {name: value for name, value in asdict(calibration).items() if name not in ("speakers", "values", "base")}
+    write(path, calibration.speakers, values=calibration.values, base=calibration.base, description=np.array(json.dumps(about)))
+
+
+def load(path):
+    """Read what `save` wrote; nothing in the file can run.
+
+    Raises:
+        InputError: missing, or not a whole calibration.
+    """
+    speakers = read(path)
+    values, base, description = read_arrays(path, ("values", "base", "description"), "a calibration").values()
+    try:
+        found = Calibration(speakers=speakers, values=values, base=base, **json.loads(str(description)))
+        columns = len(found.names) * (1 if found.kind == "classes" else 2)
+        whole = values.shape == (len(speakers), columns) and base.shape == (len(found.names),) and found.match in MATCHES
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: does not hold a calibration ({error}); make it again with tools/calibrate.py") from error
+    if not whole or found.k < 1 or not np.isfinite(values).all() or not np.isfinite(base).all():
+        raise InputError(f"{path}: the calibration is not whole; make it again with tools/calibrate.py")
+    return found
