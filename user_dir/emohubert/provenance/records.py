@@ -10,12 +10,12 @@ It holds the utterances themselves, so that it stays true when the manifest chan
 their content's fingerprint in the name: going on with the same data leaves one record, with other data two.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -43,15 +43,9 @@ _KINDS = ("checkpoint", "labels", "centroids", "predictions", "vectors")
 
 @dataclass(frozen=True)
 class Utterances:
-    """A list of utterances.
+    """A list of utterances: absolute root (links resolved), paths relative to it, lengths at 16 kHz, speakers, sessions ("": unknown).
 
-    Attributes:
-        root: folder of the audio, absolute, links resolved.
-        paths: relative to it.
-        n_samples: list of int, at 16 kHz.
-        speakers: `<unk>` where unknown.
-        sessions: "" where unknown.
-        digest: of all this.
+    `digest` is a hash of all this.
     """
 
     root: str
@@ -72,9 +66,9 @@ class Utterances:
     @cached_property
     def by_length(self):
         """Samples → indices of the utterances that are so long."""
-        found = {}
+        found = defaultdict(list)
         for i, n in enumerate(self.n_samples):
-            found.setdefault(n, []).append(i)
+            found[n].append(i)
         return found
 
     def file(self, index):
@@ -102,7 +96,7 @@ class Record:
 
 
 def source(kind, path, **facts):
-    """A source of something that is made: a file or folder, by its absolute path."""
+    """A source of something that is made: a file or folder (of a kind in `_KINDS`), by its absolute path."""
     return {"kind": kind, "path": os.path.abspath(path), **facts}
 
 
@@ -129,30 +123,21 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
         InputError: it cannot be written.
     """
     facts = {"role": role, **facts, "sources": list(sources)}
-    lines = list
-    if split is not None:
-        tsv, root = origin(split)  # not of a copy that is gone when the record is read
-        facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus")}
-        facts["root"] = os.path.realpath(root)
-        lines = _lines(split, indices)
-        facts["utterances"] = len(split) if indices is None else len(indices)
-    return _write(path, facts, lines, role if split is None else split.name)
+    if split is None:
+        return _write(path, facts, list, role)
+    tsv, root = origin(split)  # not of a copy that is gone when the record is read
+    facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus"), "root": os.path.realpath(root)}
+    indices = range(len(split)) if indices is None else indices
+    speakers, sessions = _speakers(split), (split.meta or {}).get("session") or [""] * len(split)
 
+    def rows():  # millions of them are never in memory together
+        return (f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}" for i in indices)
 
-def _lines(split, indices):
-    """A function that gives the lines of utterances anew: millions of them are never in memory together."""
-    speakers = _speakers(split)
-    sessions = (split.meta or {}).get("session") or [""] * len(split)
-
-    def lines():
-        for i in range(len(split)) if indices is None else indices:
-            yield f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}"
-
-    return lines
+    return _write(path, {**facts, "utterances": len(indices)}, rows, split.name)
 
 
 def _speakers(split):
-    """Who speaks, by `.spk`, whatever the split was read for: a model that is not told the speakers has heard them too."""
+    """Who speaks, by `.spk`, whatever the split was read for: a model without speaker inputs has been trained on them, too."""
     path = split.directory / f"{split.name}.spk"
     lines = read_column(path) if path.is_file() else []
     return lines if len(lines) == len(split) else split.speakers or [UNKNOWN_SPEAKER] * len(split)
@@ -162,13 +147,12 @@ def _cell(text):
     return re.sub(r"[\t\r\n]+", " ", str(text))
 
 
-def _write(path, facts, lines, name):
-    """Write the first line, the columns' names and what `lines()` gives, unless just this is there."""
+def _write(path, facts, rows, name):
+    """Write the first line, the columns' names and what `rows()` gives, unless just this is there."""
     first = json.dumps({"utterances": 0, **facts}, sort_keys=True, ensure_ascii=True)
 
     def content():
-        for line in chain((first, _COLUMNS), lines()):
-            yield f"{line}\n".encode("utf-8", "surrogateescape")
+        return (f"{line}\n".encode("utf-8", "surrogateescape") for line in chain((first, _COLUMNS), rows()))
 
     digest = hashlib.sha256()
     for line in content():
@@ -176,11 +160,9 @@ def _write(path, facts, lines, name):
     path = Path(path)
     if path.suffix != SUFFIX:
         path = make_folder(path) / f"{name}-{digest.hexdigest()[:12]}{SUFFIX}"
-    with contextlib.suppress(OSError):
-        if sha256(path) == digest.hexdigest():
-            return path
-    with atomic(path, "wb") as f:
-        f.writelines(content())
+    if not path.is_file() or sha256(path) != digest.hexdigest():
+        with atomic(path, "wb") as f:
+            f.writelines(content())
     return path
 
 
@@ -219,12 +201,7 @@ def read(path):
 
 
 def write_training(cfg, task):
-    """Record every split that a training has loaded, in `checkpoint.save_dir`.
-
-    Args:
-        cfg: fairseq's configuration.
-        task: with its datasets; those that are not speech of ours are left out.
-    """
+    """Record every split that a training has loaded, in `checkpoint.save_dir` (`cfg`: fairseq's, `task`: with its datasets)."""
     sources = [source("checkpoint", path) for path in _started_from(cfg)]
     sources += [source("labels", folder) for folder in task.label_folders]
     scheduler = (cfg.get("lr_scheduler") or {}).get("_name")
@@ -234,13 +211,9 @@ def write_training(cfg, task):
         "metric": cfg.checkpoint.best_checkpoint_metric,
         "validation_decides_when_to_stop": cfg.checkpoint.patience > 0 or scheduler == "reduce_lr_on_plateau",
     }
-    first = cfg.dataset.valid_subset.split(",")[0]
+    roles = {cfg.dataset.valid_subset.split(",")[0]: SELECTION, cfg.dataset.train_subset: TRAIN if task.label_names else PRETRAINING}
     for name, dataset in task.datasets.items():
-        if name == cfg.dataset.train_subset:
-            role = TRAIN if task.label_names else PRETRAINING
-        else:
-            role = SELECTION if name == first else WATCHED
-        write(cfg.checkpoint.save_dir, role, dataset.split, dataset.seen, sources, **facts)
+        write(cfg.checkpoint.save_dir, roles.get(name, WATCHED), dataset.split, dataset.seen, sources, **facts)
 
 
 def _started_from(cfg):
@@ -261,14 +234,12 @@ def write_evaluation(folder, checkpoint, split, ids, vectors=None):
         ids: of the predicted utterances, in the order of the split.
         vectors: file of embeddings of new speakers that were used, or None.
     """
-    predicted, indices = iter(ids), []
-    wanted = next(predicted, None)
+    predicted, indices = list(ids), []
     for i, name in enumerate(split.ids):
-        if name == wanted:
+        if len(indices) < len(predicted) and name == predicted[len(indices)]:
             indices.append(i)
-            wanted = next(predicted, None)
-    if wanted is not None:
-        raise InputError(f"{split.tsv}: the prediction of {wanted} is not of an utterance of this split; evaluate again")
+    if len(indices) < len(predicted):
+        raise InputError(f"{split.tsv}: the prediction of {predicted[len(indices)]} is not of an utterance of this split; evaluate again")
     sources = [source("checkpoint", checkpoint), *([source("vectors", vectors)] if vectors else [])]
     return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, indices, sources)
 
@@ -309,23 +280,14 @@ def write_fit(path, split, indices, sources, **facts):
 
 
 def write_shard_fit(path, shards, chosen):
-    """Record a fit on feature shards, whose own records say which recordings they hold.
-
-    Args:
-        path: of the centroids.
-        shards: FeatureShards, in order.
-        chosen: indices of the recordings in all shards.
-    """
+    """Record a fit on feature shards, whose own records say which recordings they hold; `chosen` are indices of recordings in all."""
     found = [read(beside(shard.path)) if beside(shard.path).is_file() else None for shard in shards]
     unknown = [str(s.path) for s, record in zip(shards, found, strict=True) if record is None or len(record.utterances) != len(s)]
     if unknown:
         return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, list, "")
-    rows = [row for record in found for row in zip(*_columns(record.utterances), strict=True)]
+    lists = [record.utterances for record in found]
+    rows = [row for u in lists for row in zip(u.paths, u.n_samples, u.speakers, u.sessions, strict=True)]
     sources = list({json.dumps(s, sort_keys=True): s for record in found for s in record.sources}.values())
     facts = {key: found[0].facts.get(key) for key in ("manifest", "corpus", "root")}
     facts |= {"role": CLUSTERING, "sources": sources, "utterances": len(chosen)}
     return _write(beside(path), facts, lambda: ("\t".join(map(str, rows[i])) for i in chosen), "")
-
-
-def _columns(utterances):
-    return utterances.paths, utterances.n_samples, utterances.speakers, utterances.sessions

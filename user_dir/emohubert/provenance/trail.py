@@ -1,0 +1,208 @@
+"""The trail of an evaluation: which records of what was seen lie behind it (see `audit`)."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..corpus.check import LEAKS
+from ..corpus.check import role as role_of_split
+from ..corpus.manifest import UNKNOWN_SPEAKER, read_table
+from . import records
+from .records import ADAPTATION, CALIBRATION, CLUSTERING, LABELS, PRETRAINING, SELECTION, TRAIN, WATCHED
+
+MEANING = {
+    TRAIN: "trained on with labels",
+    CALIBRATION: "calibrated with, labels included",
+    PRETRAINING: "pretrained on",
+    CLUSTERING: "in the fit of centroids or acoustic pieces",
+    ADAPTATION: "in the embedding of a new speaker",
+    SELECTION: "in the choice of the checkpoint",
+    WATCHED: "validated on",
+}
+"""Roles in which evaluated data can have been met, and what they mean."""
+UNKNOWN = "unknown"
+_OF_CHECKPOINT = (TRAIN, PRETRAINING, SELECTION, WATCHED)
+
+
+@dataclass(frozen=True)
+class Met:
+    """A record on the way back from an evaluation, what it was for (of `MEANING`), and what lies between, from the evaluation on."""
+
+    role: str
+    record: records.Record
+    via: tuple
+
+
+@dataclass
+class AuditedEvaluation:
+    """One evaluation and what its model had met.
+
+    Attributes:
+        name: folder, relative to the run.
+        record: of the evaluated utterances; None if there is none.
+        met: list of Met.
+        shared: (position in `met`, kind) → what is shared.
+        unknown: one line each: files outside of the run without a record.
+        problems: one line each: records that are missing or do not fit.
+        leaks: list of Leak.
+    """
+
+    name: str
+    record: records.Record | None = None
+    met: list = field(default_factory=list)
+    shared: dict = field(default_factory=dict)
+    unknown: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+    leaks: list = field(default_factory=list)
+
+    @property
+    def split(self):
+        """Name of the evaluated split; "" if unknown."""
+        return Path(self.record.facts.get("manifest", "")).stem if self.record else ""
+
+    @property
+    def is_test(self):
+        """False for a training or validation split, by its name: scores there are no test, and nothing can leak into them."""
+        return role_of_split(self.split) not in ("train", "valid")
+
+    def as_json(self, folder):
+        """Everything but leaks and problems."""
+        met = [
+            {
+                "role": m.role,
+                "record": relative(m.record.path, folder),
+                "via": list(m.via),
+                "utterances": len(m.record.utterances),
+                "labels": m.record.facts.get("labels") or [],
+                "shared": {kind: len(self.shared.get((i, kind), [])) for kind in LEAKS},
+            }
+            for i, m in enumerate(self.met)
+        ]
+        utterances = len(self.record.utterances) if self.record else None
+        return {"name": self.name, "split": self.split, "test": self.is_test, "utterances": utterances, "met": met}
+
+
+def relative(path, folder):
+    """A path below a folder, relative to it; any other as it is."""
+    relative = os.path.relpath(path, folder)
+    return str(path) if relative.startswith("..") else Path(relative).as_posix()
+
+
+class Trail:
+    """Follows records backwards, within a run's folder and out of it.
+
+    Attributes:
+        moved: recorded path → where it is now, for files of a run that was moved.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.moved = folder, {}
+        self._inside = Path(os.path.realpath(folder))
+        self._records, self._listed, self._tables = {}, {}, {}
+
+    def of(self, folder):
+        """The AuditedEvaluation of a folder with metrics.json."""
+        e, self._visited = AuditedEvaluation(relative(folder, self.folder)), set()
+        e.record = self._evaluation(e, folder, ())
+        e.met.sort(key=lambda met: list(MEANING).index(met.role))
+        return e
+
+    def _evaluation(self, e, folder, via):
+        """Follow what an evaluation was made from, calibrated ones to their predictions; returns the record of what was predicted."""
+        names = ["predictions"] if folder in self._visited else ["calibration", "predictions"]
+        self._visited.add(folder)
+        record = next((r for name in names if (r := self._record(folder / f"{name}{records.SUFFIX}"))), None)
+        if record is None:
+            self._end(e, folder, "evaluation")
+            return None
+        if record.role == CALIBRATION:
+            self._meet(e, CALIBRATION, record, (*via, relative(record.path, self.folder)))
+            predicted = [self._evaluation(e, self._found(s["path"]), via) for s in record.sources]
+            return predicted[0] if predicted else None
+        path, wanted = folder / "predictions.tsv", record.utterances.speakers
+        told = read_table(path).get("speaker", []) if path.is_file() else wanted
+        if len(told) != len(wanted) or any(a != b for a, b in zip(told, wanted, strict=True) if b != UNKNOWN_SPEAKER):
+            e.problems.append(f"{path}: not the utterances that {record.path.name} lists; evaluate again with --overwrite")
+        self._sources(e, record, via)
+        return record
+
+    def _sources(self, e, record, via):
+        for path in record.facts.get("unknown", []):
+            self._end(e, Path(path), "shard of features")
+        followers = {"checkpoint": self._checkpoint, "labels": self._labels, "centroids": self._file, "vectors": self._file}
+        for source in record.sources:
+            path = self._found(source["path"])
+            if source["kind"] in followers and (source["kind"], path) not in self._visited:
+                self._visited.add((source["kind"], path))
+                followers[source["kind"]](e, path, (*via, relative(path, self.folder)), source["kind"])
+
+    def _checkpoint(self, e, path, via, kind):
+        found = [r for r in self._in(path.parent) if r.role in _OF_CHECKPOINT]
+        if path.is_dir() or not any(r.role in (TRAIN, PRETRAINING) for r in found):
+            self._end(e, path, kind)
+            return
+        for record in found:
+            watched = path.name == "checkpoint_last.pt" and not record.facts.get("validation_decides_when_to_stop")
+            self._meet(e, WATCHED if watched and record.role == SELECTION else record.role, record, via)
+
+    def _labels(self, e, path, via, kind):
+        below = sorted({p.parent for p in path.glob(f"*/**/*{records.SUFFIX}")})  # of a folder of label sets
+        of_labels = [[r for r in self._in(folder) if r.role in (CLUSTERING, LABELS)] for folder in (path, *below)]
+        found = of_labels[0] or [r for rs in of_labels[1:] for r in rs]
+        if not found:
+            self._end(e, path, "folder of frame labels")
+        for record in found:
+            self._meet(e, record.role, record, via)
+
+    def _file(self, e, path, via, kind):
+        record = self._record(records.beside(path))
+        if record is None:
+            self._end(e, path, f"file of {kind}")
+        else:
+            self._meet(e, record.role, record, via)
+
+    def _meet(self, e, role, record, via):
+        if role != LABELS and not any(met.role == role and met.record is record for met in e.met):
+            e.met.append(Met(role, record, via))
+        if role != CALIBRATION:
+            self._sources(e, record, via)
+
+    def _end(self, e, path, what):
+        """The way ends here: within the run that is a problem."""
+        if Path(os.path.realpath(path)).is_relative_to(self._inside):
+            e.problems.append(
+                f"{path}: {what} without a record (*{records.SUFFIX}) of what it was made from; make it again, or allow it with --allow {UNKNOWN}"
+            )
+        else:
+            e.unknown.append(f"{path}: {what} without a record: made elsewhere, what it has seen is unknown")
+
+    def _found(self, recorded):
+        """Where a recorded path is now; a run that was moved as a whole is searched for the end of the path."""
+        path = Path(recorded)
+        if self._is_known(path):
+            return path
+        for first in range(1, len(path.parts) - 1):
+            candidate = self._inside.joinpath(*path.parts[first:])
+            if self._is_known(candidate):
+                self.moved[recorded] = str(candidate)
+                return self.folder.joinpath(*path.parts[first:])
+        return path
+
+    def _is_known(self, path):
+        return path.exists() or bool(self._in(path.parent))
+
+    def _in(self, folder):
+        """All records in a folder."""
+        if folder not in self._listed:
+            paths = sorted(folder.glob(f"*{records.SUFFIX}")) if folder.is_dir() else []
+            self._listed[folder] = [self._record(path) for path in paths]
+        return self._listed[folder]
+
+    def _record(self, path):
+        """A record, or None without one; read once, and equal lists of utterances kept once."""
+        if path not in self._records:
+            record = records.read(path) if path.is_file() else None
+            if record is not None:
+                record.utterances = self._tables.setdefault(record.utterances.digest, record.utterances)
+            self._records[path] = record
+        return self._records[path]
