@@ -561,3 +561,28 @@ def test_corpus_json_tells_what_was_made(recordings, tmp_path):
     corpus = json.loads((tmp_path / "m/corpus.json").read_text())
     assert corpus["corpus"] == "table" and corpus["counts"] == {".": {"train": 2, "valid": 2, "test": 2}}
     assert corpus["utterances"] == 6 and corpus["speakers"] == 3 and len(corpus["source_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("Train", "Validation", "TEST"), ["train", "valid", "test"]),
+        (("training set", "Dev", "Testing"), ["train", "valid", "test"]),
+        (("TRAIN", "devel", "Test_Seen"), ["train", "valid", "test_seen"]),
+    ],
+)
+def test_table_splits_in_capitals_or_long(names, splits, recordings, tmp_path):
+    ours = dict(zip(("train", "dev", "test"), names, strict=True))
+    write_table(recordings / "list.csv", [row | {"split": ours[row["split"]]} for row in ROWS])
+    assert run("manifests/table.py", recordings, tmp_path / "m") == 0 and splits_of(tmp_path / "m") == splits
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path):
+    noise(tmp_path / "corpus/a/one.wav")
+    noise(tmp_path / "corpus/b/two.wav")
+    noise(tmp_path / "elsewhere/three.wav")
+    for link, target in (("a/back", ".."), ("b/up", "../.."), ("a/b", "../b"), ("b/a", "../a"), ("c", "../elsewhere")):
+        (tmp_path / "corpus" / link).symlink_to(target)
+    found = build.find_audio(tmp_path / "corpus", left_out := build.LeftOut())
+    assert {"a/one.wav", "b/two.wav", "c/three.wav"} <= set(found) and len(found) <= 4
+    assert build.first_copies(found, left_out) and len(build.first_copies(found, left_out)) == 3

@@ -74,11 +74,7 @@ class Location:
     size: int | None = None
 
     def stat(self):
-        """(bytes, time of the last change in ns).
-
-        Raises:
-            OSError: no such file.
-        """
+        """(bytes, time of the last change in ns); OSError if there is no such file."""
         found = self.file.stat()
         return found.st_size if self.size is None else self.size, found.st_mtime_ns
 
@@ -130,11 +126,7 @@ def _stream(location):
 
 
 def probe(path):
-    """The AudioInfo of a file, after a check that the audio reaches as far as the header of a WAV or FLAC says.
-
-    Raises:
-        InputError: the file is missing, not audio, or shorter than its header promises.
-    """
+    """The AudioInfo of a file that reaches as far as its header says; InputError if it is missing, not audio, or shorter (WAV, FLAC)."""
     path = Path(path)
     with opened(path) as f:
         if f.format == "FLAC" and f.frames > 0:
@@ -153,11 +145,10 @@ def read(path, start=0, stop=None, n_samples=None):
         n_samples: if given, the length at 16 kHz that the file must have.
 
     Returns:
-        float32 array of shape (stop - start,), full scale ±1. Channels are averaged.
+        float32 (stop - start,), full scale ±1, channels averaged.
 
     Raises:
-        InputError: the file is missing, unreadable, truncated, or not of the expected length; it holds NaN or infinity; or
-            it does not reach from `start` to `stop`.
+        InputError: missing, unreadable, truncated, NaN or infinity in it, not `n_samples` long, or ending before `start`.
     """
     path = Path(path)
     with opened(path) as f:
@@ -186,13 +177,9 @@ def normalise(waveform):
 
 
 def content_of(path):
-    """Hash of a file's decoded samples at 16 bits, and its length at 16 kHz; a FLAC copy of a WAV file has the same hash.
+    """(hash of the decoded samples at 16 bits, or "" for digital silence; length at 16 kHz): the same for a WAV file and its FLAC copy.
 
-    Returns:
-        (hex digest, or "" if the file is digital silence, and the number of samples at 16 kHz)
-
-    Raises:
-        InputError: the file is missing, not audio, truncated, damaged, or holds NaN.
+    InputError if the file is missing, not audio, truncated, damaged, or holds NaN.
     """
     digest, frames, silent = hashlib.sha256(), 0, True
     try:
@@ -211,11 +198,7 @@ def content_of(path):
 
 
 def opened(path):
-    """A recording as a `soundfile.SoundFile`.
-
-    Raises:
-        InputError: the file is missing, empty, not audio, or a WAV that is shorter than its header promises.
-    """
+    """A recording as a `soundfile.SoundFile`; InputError if it is missing, empty, not audio, or a WAV shorter than its header says."""
     location = locate(path)
     if not location.file.is_file():
         raise InputError(f"{location.file}: no such audio file; restore it or remove it from the manifest")

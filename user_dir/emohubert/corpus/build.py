@@ -70,17 +70,10 @@ class LeftOut(defaultdict):
 
 
 def find_audio(folder, left_out, under=""):
-    """Relative paths (forward slashes, sorted) of all audio files below a folder; links are followed, but not to where the search was.
+    """Relative paths (forward slashes, sorted) of all audio files below a folder, or below `under` in it.
 
-    Hidden files and what macOS adds to archives (`._name`, `__MACOSX`) are left out.
-
-    Args:
-        folder: the folder.
-        left_out: LeftOut that takes the names of what is left out.
-        under: look only below this folder in it.
-
-    Raises:
-        InputError: no such folder.
+    Links are followed, but not back to where the search was. Hidden files and what macOS adds to archives (`._name`, `__MACOSX`) go to
+    `left_out`. InputError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,7 +105,7 @@ def first_copies(paths, left_out):
 
 
 def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
-    """Entries of all audio files that are named as the corpus names them; other files are left out.
+    """Entries of all audio files that are named as the corpus names them; other files go to `left_out`.
 
     Args:
         args: the parsed command line of `parser`; `classes`, if it has them, chooses.
@@ -120,11 +113,8 @@ def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
         pattern: regular expression of the names, without ending.
         entry: function of a path and the match of its name: an Utterance without length, or the reason (str) to leave it out.
         left_out: LeftOut so far.
-        like: an example of a name.
+        like: an example of a name, for the InputError if there is none.
         under: look only below this folder in the corpus folder.
-
-    Raises:
-        InputError: there is no such file, or none of a class.
     """
     entries, classes = [], getattr(args, "classes", None)
     for path in first_copies(find_audio(args.audio_dir, left_out, under), left_out):
@@ -144,11 +134,7 @@ def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
 
 
 def check_found(entries, folder, expected):
-    """Raise a helpful error when a folder held nothing of the corpus.
-
-    Raises:
-        InputError: `entries` is empty.
-    """
+    """InputError with a remedy if `entries` is empty: the folder holds nothing of the corpus."""
     if not entries:
         raise InputError(f"{folder}: holds no {expected}; give the folder of the corpus as AUDIO_DIR")
 
@@ -174,10 +160,7 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
         everything: write `all.*` as well.
         scales: dimension → {"min": …, "max": …, …}.
         left_out: LeftOut so far.
-        source: whatever else, beside options and entries, the manifests depend on (JSON-able).
-
-    Raises:
-        InputError: audio is damaged, or a split would be empty.
+        source: whatever else, beside options and entries, the manifests depend on (JSON values).
     """
     left_out = LeftOut() if left_out is None else left_out
     entries = _without_duplicates(entries, left_out)
@@ -210,21 +193,15 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
 
 
 def write_protocol(args, corpus, entries, folds, **more):
-    """`write` with the splits of --protocol, one of `PROTOCOLS`, and with `all.*` where there are several folds.
-
-    Args:
-        args, corpus, entries, more: as for `write`.
-        folds: as for `protocol_splits`.
-    """
+    """`write` with the splits of --protocol, one of `PROTOCOLS` (`folds`: as for `protocol_splits`); with `all.*` if there are several folds."""
     everything = args.protocol in ("folds", "leave-one-speaker-out")
     write(args, corpus, entries, lambda us: protocol_splits(us, args.protocol, args.seed, folds), everything=everything, **more)
 
 
 def measure(root, entries, left_out, skip_damaged=False, workers=4):
-    """Read every file's header and fill in n_samples; files without a single frame (under 400 samples) are left out.
+    """Fill in every entry's n_samples from its file's header; files without a single frame (under 400 samples) are left out.
 
-    Raises:
-        InputError: a file is damaged, unless `skip_damaged`.
+    InputError if a file is damaged, unless `skip_damaged`.
     """
     return _each_file(entries, lambda u: probe(Path(root) / u.path).n_samples, "reading headers", left_out, skip_damaged, workers)
 
@@ -232,11 +209,8 @@ def measure(root, entries, left_out, skip_damaged=False, workers=4):
 def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
     """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, and return the entries with the new paths and lengths.
 
-    A file that is already there is kept when it has the source's time of modification and the right length, unless `overwrite`.
-
-    Raises:
-        InputError: a file is damaged (unless `skip_damaged`), two files would get the same name, or what was written does
-            not read back with the right length.
+    A file that is there with the source's time of change and the right length is kept, unless `overwrite`. InputError if a file is damaged
+    (unless `skip_damaged`), two files would get one name, or a new file does not read back.
     """
     source, target = Path(source), make_folder(target)
     if source.resolve() == target.resolve():

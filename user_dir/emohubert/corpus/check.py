@@ -53,8 +53,8 @@ class Leak:
     Attributes:
         kind: of `LEAKS`.
         shared: speakers, sessions, or paths (`path = path` for audio under two names).
-        allowed: whether the user allowed it.
-        between: what shares it, {name: str}, such as two audio lists.
+        allowed: by the user.
+        between: what shares it, {name: value}, such as two audio lists.
         message: one line.
     """
 
@@ -116,7 +116,7 @@ def summary(split):
 
 
 def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
-    """Check manifest directories.
+    """Check manifest directories; returns a CheckReport. InputError if a folder holds no manifests at all.
 
     Args:
         directories: manifest directories, or corpus folders with fold*/ in them.
@@ -125,12 +125,6 @@ def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
         allow: leaks that are reported but no failure: a kind, or `kind:split` for those into one evaluation split.
         decode: decode every file; otherwise only headers are read, and audio is compared by its path.
         workers: threads.
-
-    Returns:
-        CheckReport.
-
-    Raises:
-        InputError: a folder holds no manifests at all.
     """
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))

@@ -15,16 +15,8 @@ STAGED = "staged.json"
 def write_unlabelled(directory, out, parts):
     """Write a manifest directory of some splits' audio, speakers and sessions, without anything that says a label.
 
-    Args:
-        directory: manifest directory.
-        out: folder to write.
-        parts: new split → names of the splits it is made of; a new split of none is not written.
-
-    Returns:
-        new split → utterances.
-
-    Raises:
-        InputError: a split is missing, or an utterance would be in the new directory twice.
+    `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written). Returns {new split: utterances}.
+    InputError if a split is missing, or an utterance would be in the new directory twice.
     """
     new, seen = {}, {}
     for name, sources in parts.items():
@@ -42,13 +34,9 @@ def write_unlabelled(directory, out, parts):
 
 
 def relocate(split, out, root, paths):
-    """Write a split whose audio is elsewhere now, with its sidecars and the utterances' ids as they are.
+    """Write a split (with `meta`) whose audio is elsewhere now, with its sidecars and the utterances' ids as they are.
 
-    Args:
-        split: a Split with `meta`.
-        out: folder to write.
-        root: folder of the audio there.
-        paths: the new paths, in the order of the split.
+    `out`: folder to write; `root`: new folder of the audio; `paths`: the new paths, in the order of the split.
     """
     out, meta = make_folder(out), f"{split.name}.meta.tsv"
     for old in sorted(split.directory.glob(f"{glob.escape(split.name)}.*")):

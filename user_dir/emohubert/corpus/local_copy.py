@@ -35,7 +35,7 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
         (the new manifest directory, files, files that were copied now).
 
     Raises:
-        InputError: there is no such split or no such file, not enough space, or the folder holds the manifest of something else.
+        InputError: no such split or file, not enough space, or the folder holds the manifest of something else.
     """
     directory, local = Path(directory), make_folder(local)
     every = [(d, s) for d in manifest_directories(directory) for s in splits_of(d)]

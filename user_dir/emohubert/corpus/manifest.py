@@ -54,16 +54,14 @@ class Utterance:
 
 @dataclass
 class Split:
-    """One split of a manifest directory, with the sidecars it has.
+    """One split of a manifest directory, with the sidecars it has (otherwise None).
 
     Attributes:
-        directory, name: where it was read from.
-        root: folder of the audio.
-        paths: relative paths, in order.
-        n_samples: int64 array.
-        speakers, emotions: lists of str, or None without the sidecar. (A long list of different str is a `Strings`.)
-        dimensions: name → float array (NaN: no value), or None.
-        meta: column → list of str, read when it is first asked for; or None.
+        directory, name, root: where it was read from; folder of the audio.
+        paths, n_samples: relative paths in order, and an int64 array.
+        speakers, emotions: lists of str. (A long list of different str is a `Strings`.)
+        dimensions: name → float array (NaN: no value).
+        meta: column → list of str, read when it is first asked for.
     """
 
     directory: Path
@@ -105,27 +103,19 @@ def _id_of(path):
 
 
 def read_column(path):
-    """Lines of a UTF-8 text file (any line ends, with or without a byte order mark): a list of shared str, or `Strings`.
-
-    Raises:
-        InputError: missing or not text.
-    """
+    """Lines of a UTF-8 text file (any line ends, byte order mark or not): a list of shared str, or `Strings`. InputError if it is not one."""
     with reading_text(path, _REMEDY):
         return compact(KeptFile(path).lines)
 
 
 def read_table(path):
-    """A TSV file with a header, as {column: list of str}.
-
-    Raises:
-        InputError: no header, duplicate columns, or a line with another number of columns.
-    """
+    """A TSV file with a header, as {column: list of str}; InputError as `Table`."""
     with reading_text(path, _REMEDY):
         return {name: list(column) for name, column in Table(path).items()}
 
 
 def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
-    """Read `{name}.tsv` and every sidecar that is there.
+    """Read `{name}.tsv` and every sidecar that is there; InputError if one is malformed or of another length than the audio list.
 
     Args:
         directory: the manifest directory.
@@ -133,9 +123,6 @@ def read_split(directory, name, speakers="spk", problems=None, sidecars=("speake
         speakers: suffix of the speaker sidecar; None ignores it.
         problems: a list that takes what is wrong with sidecars, which are then left out, instead of raising it.
         sidecars: attributes of the split that are wanted.
-
-    Raises:
-        InputError: a file is missing, empty, malformed, or of another length than the audio list.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -190,11 +177,7 @@ def splits_of(directory):
 
 
 def manifest_directories(directory):
-    """`directory` itself if it holds splits, and its `fold*` folders that do, in order.
-
-    Raises:
-        InputError: there is no split anywhere.
-    """
+    """`directory` itself if it holds splits, and its `fold*` folders that do, in order; InputError if there is none."""
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
@@ -210,10 +193,8 @@ def read_dictionary(path):
 
 
 def read_counts(path):
-    """Symbols of a fairseq dictionary file (`symbol count` lines), in order, with their counts: {symbol: int}.
-
-    Raises:
-        InputError: missing, empty, malformed, or a symbol listed twice.
+    """{symbol: count} of a fairseq dictionary file (`symbol count` lines), in order; InputError if it is malformed or empty, or a symbol
+    is there twice.
     """
     found = {}
     for number, line in enumerate(read_column(path), 1):
@@ -229,12 +210,9 @@ def read_counts(path):
 
 
 def write_splits(directory, root, splits):
-    """Write the splits of one manifest directory, and its dictionaries: those of `train`, or of the first split.
+    """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first.
 
-    Args:
-        directory: made if needed.
-        root: absolute folder of the audio.
-        splits: name → list of Utterance. All utterances of a split must know the same dimensions and meta columns.
+    All utterances of a split must know the same dimensions and meta columns. InputError if a split is empty, or a text cannot be written.
     """
     directory = make_folder(directory)
     for name, utterances in splits.items():
@@ -286,9 +264,7 @@ def write_corpus(directory, corpus, root, folds, everything=None, options=None, 
     """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`.
 
     Args:
-        directory: output folder.
-        corpus: name of the corpus.
-        root: folder of the audio.
+        directory, corpus, root: output folder, name of the corpus, folder of the audio.
         folds: name → {split → list of Utterance}; the name "" is the output folder itself.
         everything: the utterances of `all.*`, if it is wanted.
         options: the options the manifests were made with.

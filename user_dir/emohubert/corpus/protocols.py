@@ -19,17 +19,14 @@ SHARES = np.array([0.6, 0.2, 0.2])
 
 
 def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
-    """The splits of a protocol of `PROTOCOLS`.
+    """The splits of a protocol of `PROTOCOLS`: {fold → {split → list of Utterance}}; the fold is "" where there is only one.
 
     Args:
         utterances: list of Utterance.
         protocol: its name.
         seed: of every choice by chance.
-        folds: for "folds": list of lists of speakers; fold k tests the k-th, validates on the next, trains on the rest.
+        folds: for "folds", as for `speaker_folds`.
         group_of: utterance → group of its speaker that the choice of speakers balances (default: meta `sex`).
-
-    Returns:
-        fold → {split → list of Utterance}; the fold is "" where there is only one.
     """
     if protocol == "folds":
         return speaker_folds(utterances, folds)
@@ -40,20 +37,16 @@ def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
     group = {u.speaker: group_of(u) if group_of else u.meta.get("sex", "") for u in utterances}
     if protocol == "speaker-independent":
         train, valid, test = _choose_speakers(group, seed, 2)
-        return {"": {name: _of(utterances, s) for name, s in (("train", train), ("valid", valid), ("test", test))}}
+        return {"": {name: speakers_of(utterances, s) for name, s in (("train", train), ("valid", valid), ("test", test))}}
     if protocol == "both":
         rest, unseen = _choose_speakers(group, seed, 1)
-        seen = stratified_split(_of(utterances, rest), seed)
-        return {"": {"train": seen["train"], "valid": seen["valid"], "test": _of(utterances, unseen), "test_seen": seen["test"]}}
+        seen = stratified_split(speakers_of(utterances, rest), seed)
+        return {"": {"train": seen["train"], "valid": seen["valid"], "test": speakers_of(utterances, unseen), "test_seen": seen["test"]}}
     raise InputError(f"--protocol {protocol}: unknown; use one of {', '.join(PROTOCOLS)}")
 
 
 def leave_one_speaker_out(utterances):
-    """`fold1` … : each speaker, in the order of their ids, is test once; all others are train.
-
-    Raises:
-        InputError: there is only one speaker.
-    """
+    """`fold1` …: each speaker, in the order of their ids, is test once, all others are train; InputError if there is only one."""
     speakers = sorted({u.speaker for u in utterances})
     if len(speakers) < 2:
         raise InputError(f"{len(speakers)} speaker: to leave one out, two are needed; use another --protocol")
@@ -64,21 +57,16 @@ def leave_one_speaker_out(utterances):
 
 
 def speaker_folds(utterances, folds):
-    """Speaker-independent cross-validation: `fold1` … in order.
+    """Speaker-independent cross-validation, `fold1` …: fold k tests the k-th list of speakers, validates on the next, trains on the rest.
 
-    Args:
-        utterances: list of Utterance.
-        folds: list of at least three lists of speakers; fold k tests the k-th, validates on the next, trains on the rest.
-
-    Raises:
-        InputError: fewer than three folds have utterances, or a speaker is in none or in several.
+    InputError if fewer than three lists have utterances, or a speaker is in none or in several.
     """
     listed = Counter(s for fold in folds for s in fold)
     twice = [s for s, n in listed.items() if n > 1]
     missing = sorted({u.speaker for u in utterances} - set(listed))
     if twice or missing:
         raise InputError(f"speaker {(twice or missing)[0]} is in {'several folds' if twice else 'no fold'}; correct the folds")
-    groups = [g for g in (_of(utterances, set(fold)) for fold in folds) if g]
+    groups = [g for g in (speakers_of(utterances, set(fold)) for fold in folds) if g]
     if len(groups) < 3:
         raise InputError(f"{len(groups)} of {len(folds)} folds have utterances, three are needed; use another --protocol")
     result = {}
@@ -90,15 +78,9 @@ def speaker_folds(utterances, folds):
 
 
 def balanced_folds(group, k, seed):
-    """Divide speakers into `k` lists of nearly equal size with nearly equal shares of each group, by chance.
+    """Divide speakers (`group`: speaker → group, such as the sex) by chance into `k` lists of nearly equal size, each group alike.
 
-    Args:
-        group: speaker → group, such as the sex.
-        k: number of folds.
-        seed: of the choice.
-
-    Raises:
-        InputError: k is out of range.
+    InputError if k is out of range.
     """
     if not 3 <= k <= len(group):
         raise InputError(f"{k} folds of {len(group)} speakers: give from 3 to {len(group)}")
@@ -108,15 +90,11 @@ def balanced_folds(group, k, seed):
 
 
 def stratified_split(utterances, seed):
-    """60 % train, 20 % valid, 20 % test of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
+    """60/20/20 % of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
 
     Minimisation (Pocock & Simon 1975): the utterances, shuffled within speaker and class, go one by one where they least
     disturb the proportions of the speaker, the class, the speaker's class, and the whole. Each speaker's first one goes
     to the training part, so that training knows every speaker.
-
-    Args:
-        utterances: list of Utterance.
-        seed: of every draw.
     """
     rng = np.random.default_rng([seed, 12])
     shuffled = [utterances[i] for i in rng.permutation(len(utterances))]
@@ -149,5 +127,6 @@ def _choose_speakers(group, seed, parts):
     return [set(order[parts * size :]), *chosen]
 
 
-def _of(utterances, speakers):
+def speakers_of(utterances, speakers):
+    """The utterances of some speakers."""
     return [u for u in utterances if u.speaker in speakers]

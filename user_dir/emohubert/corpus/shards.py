@@ -108,8 +108,7 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
     makes what is missing.
 
     Args:
-        directory: manifest directory.
-        out: folder of the new one; the shards are in it.
+        directory, out: manifest directory, and folder of the new one with the shards in it.
         shard_bytes: a shard is closed before it would be larger.
         jobs: shards that are written at once.
         overwrite: write all shards again.
@@ -118,8 +117,7 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
         (recordings, shards, shards that were written now).
 
     Raises:
-        InputError: a recording is missing, damaged, of another length than the manifest says, or packed already; there is not
-            enough space.
+        InputError: a recording is missing, damaged, of another length than the manifest says, or packed already; a full disk.
     """
     directory, out = Path(directory), make_folder(out)
     if out.resolve() == directory.resolve():

@@ -13,21 +13,13 @@ import numpy as np
 
 from ..core.errors import InputError
 
-_SMALL = 1 << 20
-"""Files of up to so many bytes are kept in memory; larger ones are kept open."""
-_BLOCK = 1 << 20
-"""Bytes of a text file that are handled at once."""
-_MOST_ALIKE = 1 << 14
-"""Distinct values that a column may have before it is looked at whether most of its lines are distinct."""
-_LINES = 1 << 14  # that `Strings` decodes at once
+_SMALL = 1 << 20  # files of up to so many bytes are kept in memory; larger ones are kept open
+_BLOCK = 1 << 20  # bytes of a text file that are handled at once
+_LINES = 1 << 14  # that `Strings` decodes at once, and distinct values from which on `compact` looks whether lines repeat at all
 
 
 class Strings(Sequence):
-    """A list of str that cannot be changed, in one buffer; equal to a list or Strings of the same str. A slice is a list.
-
-    Args:
-        blocks: iterable of lists of bytes, UTF-8.
-    """
+    """A list of str that cannot be changed, in one buffer, from an iterable of lists of bytes (UTF-8). A slice is a list."""
 
     __hash__ = None
 
@@ -68,13 +60,12 @@ def offsets_of(lengths):
 def compact(blocks):
     """The smallest column of lines: a list of shared str, or Strings where most lines are distinct.
 
-    Args:
-        blocks: a function that gives an iterable of lists of bytes; it is called again if most lines are distinct.
+    `blocks` is a function that gives an iterable of lists of bytes; it is called again if most lines are distinct.
     """
     shared, lines = {}, []
     for block in blocks():
         lines += [shared.get(line) or shared.setdefault(line, line.decode()) for line in block]
-        if len(shared) > max(_MOST_ALIKE, len(lines) // 2):
+        if len(shared) > max(_LINES, len(lines) // 2):
             return Strings(blocks())
     return lines
 
@@ -84,9 +75,6 @@ class KeptFile:
 
     A small file is in memory, a large one is kept open, and opened again where this is pickled. Reading does not move a
     position, so that threads and forked processes can share one.
-
-    Raises:
-        OSError: the file cannot be opened.
     """
 
     def __init__(self, path):
@@ -111,11 +99,7 @@ class KeptFile:
         return self._state[0]
 
     def read(self, start, stop):
-        """Bytes [start, stop).
-
-        Raises:
-            InputError: the file was written to, or, in another process, replaced.
-        """
+        """Bytes [start, stop); InputError if the file was written to, or, in another process, replaced."""
         if self._data is not None:
             return self._data[start:stop]
         parts, stop = [], min(stop, self.size)
@@ -147,11 +131,7 @@ class KeptFile:
             yield b"".join(rest)
 
     def lines(self):
-        """Lists of lines as bytes, without line ends (Windows ones included) and without the byte order mark of Windows editors.
-
-        Raises:
-            UnicodeDecodeError: the file is not UTF-8 text.
-        """
+        """Lists of lines as bytes, without any line ends and byte order mark; UnicodeDecodeError if the file is not UTF-8 text."""
         done = 0
         for number, block in enumerate(self.blocks()):
             text = block.removeprefix(b"\xef\xbb\xbf") if number == 0 else block
@@ -180,9 +160,7 @@ class KeptFile:
 class Table(Mapping):
     """A TSV file with a header, {column: list of str, or Strings}: checked at once, but a column is read when it is first asked for.
 
-    Raises:
-        OSError, UnicodeDecodeError: it cannot be read, or is not UTF-8 text.
-        InputError: no header, duplicate columns, or a line with another number of columns.
+    InputError if there is no header, two columns have one name, or a line has another number of columns.
     """
 
     def __init__(self, path):

@@ -52,13 +52,11 @@ class Voice:
     Attributes:
         id, sex: such as "s03" and "female".
         f0: habitual pitch in Hz.
-        tract: factor on all formants (1: adult man; larger: shorter vocal tract).
-        formants: seven factors near 1, one per formant.
+        tract, formants: factor on all formants (1: adult man; larger: shorter vocal tract), and seven factors near 1, one per formant.
         tilt: corner frequency of the source's low-pass, as a factor.
         jitter: standard deviation of the pitch from cycle to cycle, relative.
-        breath: level of aspiration against voicing, in dB.
-        tempo, level: factor on the syllable rate; habitual level in dB.
-        expressiveness: factor on everything that emotion changes.
+        breath, level: aspiration against voicing, and habitual level, in dB.
+        tempo, expressiveness: factors on the syllable rate, and on everything that emotion changes.
     """
 
     id: str
@@ -152,7 +150,7 @@ def draw_lexicon(seed, words=48):
 
 
 def synthesise(voice, emotion, seconds, lexicon, rng):
-    """One utterance.
+    """One utterance: float32, round(seconds × 16000) samples, peak below 1.
 
     Args:
         voice: a Voice.
@@ -160,12 +158,6 @@ def synthesise(voice, emotion, seconds, lexicon, rng):
         seconds: length, 0.3 or more.
         lexicon: words as `draw_lexicon` gives them.
         rng: numpy Generator: words, prosody and noise.
-
-    Returns:
-        float32 array of round(seconds × 16000) samples, peak below 1.
-
-    Raises:
-        InputError: the length is too short.
     """
     if seconds < 0.3:
         raise InputError(f"{seconds} s is too short for an utterance; give 0.3 s or more")

@@ -10,14 +10,9 @@ from ..core.files import reading_text
 
 
 def read_text(path, errors="strict"):
-    """A text file of a corpus, UTF-8 with or without a byte-order mark, any line ends.
+    """A text file of a corpus, UTF-8 with or without a byte-order mark, any line ends; InputError if it is missing or no such text.
 
-    Args:
-        path: the file.
-        errors: "replace" where only the ASCII part matters.
-
-    Raises:
-        InputError: missing, or not such text.
+    `errors="replace"` where only the ASCII part matters.
     """
     with reading_text(path, "give its place in the options, or complete the corpus folder"):
         return Path(path).read_bytes().decode("utf-8-sig", errors)
@@ -26,11 +21,8 @@ def read_text(path, errors="strict"):
 def read_delimited(path):
     """A CSV or TSV file with a header; the delimiter (tab, comma, semicolon or |) is the one that the header has most of.
 
-    Returns:
-        (column names, list of (line number, {column: text})); texts are stripped, empty lines skipped.
-
-    Raises:
-        InputError: missing, not text, without a line of data, or a line with another number of columns.
+    Returns (column names, list of (line number, {column: text})); texts are stripped, empty lines skipped. InputError if the file is missing,
+    not text, without a line of data, or has a line with another number of columns.
     """
     text = read_text(path)
     header = text.split("\n", 1)[0]
@@ -52,11 +44,7 @@ def read_delimited(path):
 
 
 def need_columns(path, columns, needed):
-    """Raise an error that names what a table lacks.
-
-    Raises:
-        InputError: one of `needed` is not among the columns.
-    """
+    """InputError that names what a table lacks, if one of `needed` is not among its columns."""
     for name in needed:
         if name not in columns:
             raise InputError(f"{path}:1: has no column “{name}” (it has {', '.join(columns)}); use the file of the release")

@@ -76,16 +76,13 @@ def check_allowed(item):
 
 
 def audit(folder, allow=(), decode=True, workers=4):
-    """Audit every evaluation below a folder.
+    """Audit every evaluation below a run's folder; returns an AuditReport.
 
     Args:
         folder: of the run.
         allow: see `check_allowed`.
         decode: compare the audio's content too, where a name differs and the length does not; otherwise names only.
         workers: threads that read audio.
-
-    Returns:
-        AuditReport.
 
     Raises:
         InputError: no such folder, no evaluation in it, or a damaged record.
@@ -187,12 +184,9 @@ def _same_length(one, other):
 
 
 def _contents(pairs, workers, notes):
-    """File → hash of its content ("": silence, None: cannot be read), as far as `_shared` will ask for it: files of one length.
+    """File → hash of its content ("": silence, None: cannot be read), as far as `_shared` will ask for it of pairs of records.
 
-    Args:
-        pairs: of records.
-        workers: threads.
-        notes: list that takes sentences about files that cannot be compared.
+    `notes` takes sentences about files that cannot be compared.
     """
 
     def content(path):

@@ -78,14 +78,9 @@ class Utterances:
 
 @dataclass
 class Record:
-    """A record that was read.
+    """A record that was read: its path, its role (of `ROLES`), and Utterances.
 
-    Attributes:
-        path: of the record.
-        role: of `ROLES`.
-        sources: list of {"kind": checkpoint, labels, centroids, predictions or vectors, "path": absolute path}.
-        facts: everything else of the first line: `labels` that were read, `manifest`, `corpus`, `made`, …
-        utterances: Utterances.
+    `sources`: list of {"kind": of `_KINDS`, "path": absolute}; `facts`: everything else of line 1 (`labels` that were read, `manifest`, …).
     """
 
     path: Path
@@ -106,7 +101,7 @@ def beside(path):
 
 
 def write(path, role, split=None, indices=None, sources=(), **facts):
-    """Write a record, unless exactly this one is there.
+    """Write a record, unless exactly this one is there; returns its path.
 
     Args:
         path: of the record; a folder: a name with the fingerprint in it is chosen there.
@@ -115,12 +110,6 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
         indices: which utterances of the split, in order; by default all.
         sources: from `source`.
         facts: JSON values.
-
-    Returns:
-        path of the record.
-
-    Raises:
-        InputError: it cannot be written.
     """
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
@@ -167,11 +156,7 @@ def _write(path, facts, rows, name):
 
 
 def read(path):
-    """Read a record.
-
-    Raises:
-        InputError: missing, damaged, or not a record.
-    """
+    """Read a record; InputError if it is missing, damaged, or none."""
     try:
         content = Path(path).read_bytes().decode("utf-8", "surrogateescape")
         first, _, body = content.partition("\n")
@@ -225,14 +210,9 @@ def _started_from(cfg):
 
 
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):
-    """Record what was predicted, as `predictions.seen`.
+    """Record what was predicted by a checkpoint, as `predictions.seen` in the folder of `predictions.tsv`.
 
-    Args:
-        folder: of `predictions.tsv`.
-        checkpoint: that predicted.
-        split: the `manifest.Split`.
-        ids: of the predicted utterances, in the order of the split.
-        vectors: file of embeddings of new speakers that were used, or None.
+    `ids` are those of the predicted utterances, in the order of the split; `vectors` is a file of embeddings of new speakers, or None.
     """
     predicted, indices = list(ids), []
     for i, name in enumerate(split.ids):
@@ -250,8 +230,7 @@ def write_calibration(folder, predictions, split, ids, used):
     Args:
         folder: of the calibrated `predictions.tsv`.
         predictions: file that was calibrated.
-        split: the training split.
-        ids: of its utterances that have an embedding.
+        split, ids: the training split, and which of its utterances have an embedding.
         used: other files of evaluations that were used: embeddings, predictions of training speakers.
     """
     known = set(ids)
@@ -262,13 +241,9 @@ def write_calibration(folder, predictions, split, ids, used):
 
 
 def write_adaptation(vectors, checkpoint, split, label_dir=None):
-    """Record the audio that embeddings of new speakers were made from, beside their file.
+    """Record the audio of new speakers (`split`) that their embeddings were made from with a checkpoint, beside the file of `vectors`.
 
-    Args:
-        vectors: file of the embeddings.
-        checkpoint: that they were made with.
-        split: of the new speakers.
-        label_dir: folder of frame labels that were used, or None.
+    `label_dir`: folder of frame labels that were used, or None.
     """
     sources = [source("checkpoint", checkpoint), *([source("labels", label_dir)] if label_dir else [])]
     return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), sources)

@@ -42,8 +42,7 @@ class AuditedEvaluation:
         record: of the evaluated utterances; None if there is none.
         met: list of Met.
         shared: (position in `met`, kind) → what is shared.
-        unknown: one line each: files outside of the run without a record.
-        problems: one line each: records that are missing or do not fit.
+        unknown, problems: one line each: files outside of the run without a record; records that are missing or do not fit.
         leaks: list of Leak.
     """
 
@@ -89,11 +88,7 @@ def relative(path, folder):
 
 
 class Trail:
-    """Follows records backwards, within a run's folder and out of it.
-
-    Attributes:
-        moved: recorded path → where it is now, for files of a run that was moved.
-    """
+    """Follows records backwards; `moved`: recorded path → where it is now, for files of a run that was moved."""
 
     def __init__(self, folder):
         self.folder, self.moved = folder, {}

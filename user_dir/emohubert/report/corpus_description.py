@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ..core.files import Stamp, make_folder, sha256, write_json, write_lines
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 MOST_ODD = 0.1
 """A column that differs within no more than this share of the speakers is named in the log: there may be a mistake in it."""
-
 MOST_VALUES = 12
 """Properties of speakers with more values than this are counted in figures only."""
 
@@ -29,86 +29,65 @@ class Corpus:
 
     Attributes:
         name: of the corpus.
-        sources: list of (Split, indices of the utterances that are met there first): together, all of them in order.
-        utterances: list of dicts: `id`, `path`, `seconds`, `speaker`, `emotion`, `places` ({"split" or fold: splits it is in}),
-            `dimensions` ({name: value}) and `meta` ({column: text}).
+        splits: list of Split.
+        table: DataFrame of the utterances: `id`, `path`, `seconds`, the splits they are in (`split`, and a column for each fold),
+            `speaker`, `emotion`, dimensions (NaN: unknown), metadata (text); and `source` and `row`, where they are in `splits`.
+        places, dimensions, meta: names → columns of the table.
     """
 
     name: str
-    sources: list
-    utterances: list
-
-    def names(self, kind):
-        """Names in `places`, `dimensions` or `meta` of all utterances, in the order of their first appearance."""
-        return list(dict.fromkeys(name for u in self.utterances for name in u[kind]))
+    splits: list
+    table: pd.DataFrame
+    places: dict
+    dimensions: dict
+    meta: dict
 
     @property
-    def speakers(self):
-        """Speaker → utterances, sorted by speaker; unknown speakers are nobody."""
-        found = {}
-        for u in self.utterances:
-            if u["speaker"] != UNKNOWN_SPEAKER:
-                found.setdefault(u["speaker"], []).append(u)
-        return dict(sorted(found.items()))
+    def known(self):
+        """The utterances of known speakers."""
+        return self.table[self.table["speaker"] != UNKNOWN_SPEAKER]
 
 
 def read(directory):
-    """Read all splits of a manifest directory and of its folds.
+    """Read all splits of a manifest directory and of its folds as a Corpus.
 
-    Returns:
-        A Corpus.
-
-    Raises:
-        InputError: there is no split, or one cannot be read.
+    Where both a dimension and a metadata column are called, say, intensity, the column of the latter has `meta_` before its name.
     """
-    directory, known, sources = Path(directory), {}, []
+    directory, splits, places, dimensions, meta = Path(directory), [], {}, {}, {}
     for folder in manifest_directories(directory):
         place = "split" if folder == directory else folder.name
         for name in splits_of(folder):
-            split, new = read_split(folder, name), []
-            for i, path in enumerate(split.paths):
-                if path not in known:
-                    new.append(i)
-                    known[path] = _utterance(split, i)
-                known[path]["places"].setdefault(place, []).append(name)
-            if new:
-                sources.append((split, np.array(new)))
-    return Corpus(read_corpus(directory).get("corpus", directory.resolve().name), sources, list(known.values()))
+            splits.append((place, read_split(folder, name)))
+            places[place] = place
+    for _, split in splits:
+        dimensions |= {name: name for name in split.dimensions or {}}
+    taken = {"id", "path", "seconds", "speaker", "emotion", *places, *dimensions}
+    for _, split in splits:
+        meta |= {name: f"meta_{name}" if name in taken else name for name in split.meta or {} if name != "id"}
+    frames = [_frame(number, place, split, meta) for number, (place, split) in enumerate(splits)]
+    header = ["id", "path", "seconds", *places, "speaker", "emotion", *dimensions, *meta.values(), "source", "row"]
+    table = pd.concat(frames, ignore_index=True)[header]
+    text = [*places, *meta.values()]
+    table[text] = table[text].fillna("")
+    among = {place: table.groupby("path", sort=False)[place].agg(lambda names: "+".join(filter(None, names))) for place in places}
+    table = table.drop_duplicates("path").assign(**{place: column.to_numpy() for place, column in among.items()})
+    return Corpus(read_corpus(directory).get("corpus", directory.resolve().name), [s for _, s in splits], table, places, dimensions, meta)
 
 
-def _utterance(split, i):
-    return {
-        "id": split.ids[i],
-        "path": split.paths[i],
-        "seconds": int(split.n_samples[i]) / SAMPLE_RATE,
-        "speaker": split.speakers[i] if split.speakers else UNKNOWN_SPEAKER,
-        "emotion": split.emotions[i] if split.emotions else NO_EMOTION,
-        "places": {},
-        "dimensions": {name: float(values[i]) for name, values in (split.dimensions or {}).items()},
-        "meta": {name: column[i] for name, column in (split.meta or {}).items() if name != "id"},
-    }
+def _frame(number, place, split, meta):
+    columns = {"id": list(split.ids), "path": list(split.paths), "seconds": split.n_samples / SAMPLE_RATE, place: split.name}
+    columns |= {"speaker": list(split.speakers or [UNKNOWN_SPEAKER] * len(split))}
+    columns |= {"emotion": list(split.emotions or [NO_EMOTION] * len(split)), **(split.dimensions or {})}
+    columns |= {meta[name]: list(column) for name, column in (split.meta or {}).items() if name != "id"}
+    return pd.DataFrame({**columns, "source": number, "row": np.arange(len(split))})
 
 
 def utterance_table(corpus):
-    """All that is known of every utterance, one column each.
-
-    Columns are `id path seconds`, the splits it is in (`split`, and one for each fold), `speaker emotion`, dimensions and metadata;
-    where a name is taken, as both a dimension and metadata may be called intensity, the later has `meta_` before it. What is
-    not known is empty.
-
-    Returns:
-        (header, rows), lists of str.
-    """
-    places, dimensions = corpus.names("places"), corpus.names("dimensions")
-    header = ["id", "path", "seconds", *places, "speaker", "emotion", *dimensions]
-    meta = corpus.names("meta")
-    header += [f"meta_{name}" if name in header else name for name in meta]
-    rows = []
-    for u in corpus.utterances:
-        levels = [u["dimensions"].get(name, np.nan) for name in dimensions]
-        row = [u["id"], u["path"], f"{u['seconds']:.4f}", *("+".join(u["places"].get(p, [])) for p in places), u["speaker"], u["emotion"]]
-        rows.append([*row, *("" if np.isnan(v) else f"{v:.6g}" for v in levels), *(u["meta"].get(name, "") for name in meta)])
-    return header, rows
+    """All that is known of every utterance, one column each, as lists of str (header, rows); what is not known is empty."""
+    table = corpus.table.drop(columns=["source", "row"])
+    formats = {"seconds": "{:.4f}"} | dict.fromkeys(corpus.dimensions, "{:.6g}")
+    table = table.assign(**{name: table[name].map(form.format, na_action="ignore").fillna("") for name, form in formats.items()})
+    return list(table.columns), table.to_numpy().tolist()
 
 
 def speaker_metadata(corpus):
@@ -117,20 +96,21 @@ def speaker_metadata(corpus):
     A column in which hardly anybody has two is named in the log, since there may be a mistake in it.
 
     Returns:
-        column → {speaker: value, or "" if it is not known}; numbers where all that are known are numbers.
+        name → {speaker: value, or "" if it is not known}; numbers where all that are known are numbers.
     """
-    speakers, found = corpus.speakers, {}
-    for column in corpus.names("meta"):
-        values = {s: Counter(v for u in us if (v := u["meta"].get(column, ""))) for s, us in speakers.items()}
-        several = [s for s, counts in values.items() if len(counts) > 1]
-        if several and len(several) <= MOST_ODD * len(speakers):
-            example = ", ".join(f"{value} {n}×" for value, n in values[several[0]].most_common(3))
+    found, speakers = {}, sorted(corpus.known["speaker"].unique())
+    for name, column in corpus.meta.items():
+        known = corpus.known[corpus.known[column] != ""].groupby("speaker")[column]
+        several = known.nunique().loc[lambda n: n > 1]
+        if 0 < len(several) <= MOST_ODD * len(speakers):
+            counts = Counter(known.get_group(several.index[0]))
+            example = ", ".join(f"{value} {n}×" for value, n in counts.most_common(3))
             logger.warning(
                 "%s differs within %d of %d speakers (%s: %s) and is not taken as a property of speakers; correct the manifest",
-                *(column, len(several), len(speakers), several[0], example),
+                *(name, len(several), len(speakers), several.index[0], example),
             )
-        if not several and any(values.values()):
-            found[column] = _numbers({s: next(iter(counts), "") for s, counts in values.items()})
+        if several.empty and len(known):
+            found[name] = _numbers(dict.fromkeys(speakers, "") | known.first().to_dict())
     return found
 
 
@@ -149,6 +129,10 @@ def _number(text):
     return int(number) if number == int(number) else number
 
 
+def _counts(column):
+    return {value: int(n) for value, n in column[column != ""].value_counts().sort_index().items()}
+
+
 def speaker_table(corpus, metadata, vectors=None):
     """What is known of each speaker.
 
@@ -163,16 +147,15 @@ def speaker_table(corpus, metadata, vectors=None):
     """
     mfcc = {} if vectors is None else dict(zip(vectors.ids, vectors.vectors, strict=True))
     table = {}
-    for speaker, utterances in corpus.speakers.items():
-        places = {p: Counter(split for u in utterances for split in u["places"].get(p, [])) for p in corpus.names("places")}
-        levels = {d: [u["dimensions"].get(d, np.nan) for u in utterances] for d in corpus.names("dimensions")}
+    for speaker, rows in corpus.known.groupby("speaker"):
+        splits = {place: _counts(rows[place].str.split("+").explode()) for place in corpus.places}
         table[speaker] = {
-            "utterances": len(utterances),
-            "seconds": round(sum(u["seconds"] for u in utterances), 3),
-            "classes": dict(sorted(Counter(u["emotion"] for u in utterances).items())),
-            "splits": {p: dict(counts) for p, counts in places.items() if counts},
-            "dimensions": {d: round(float(np.nanmean(v)), 6) for d, v in levels.items() if not np.isnan(v).all()},
-            "metadata": {column: values[speaker] for column, values in metadata.items()},
+            "utterances": len(rows),
+            "seconds": round(float(rows["seconds"].sum()), 3),
+            "classes": _counts(rows["emotion"]),
+            "splits": {place: counts for place, counts in splits.items() if counts},
+            "dimensions": {d: round(float(mean), 6) for d, mean in rows[list(corpus.dimensions)].mean().dropna().items()},
+            "metadata": {name: values[speaker] for name, values in metadata.items()},
         }
         if speaker in mfcc:
             table[speaker]["mfcc"] = [round(float(x), 6) for x in mfcc[speaker]]
@@ -180,45 +163,30 @@ def speaker_table(corpus, metadata, vectors=None):
 
 
 def voices(corpus, workers=None):
-    """Mean MFCCs of every speaker who is known; utterances under one frame are counted in the log.
-
-    Returns:
-        SpeakerVectors, or None without a speaker.
-
-    Raises:
-        InputError: audio that cannot be read.
-    """
-    speakers, means, short = [], [], 0
-    for split, indices in corpus.sources:
-        named = np.array([i for i in indices if split.speakers and split.speakers[i] != UNKNOWN_SPEAKER], dtype=np.int64)
-        long = named[split.n_samples[named] >= RECEPTIVE_FIELD]
-        short += len(named) - len(long)
-        if len(long):
-            speakers += [split.speakers[i] for i in long]
-            means.append(speaker_vectors.mfcc_means(split, workers, long))
-    if short:
-        logger.warning("%d utterances are shorter than one frame and not in the means of MFCCs", short)
-    return speaker_vectors.from_utterances(speakers, np.concatenate(means)) if means else None
+    """SpeakerVectors: mean MFCCs of every known speaker, None without one; utterances under one frame are counted in the log."""
+    known = corpus.known
+    long = known[known["seconds"] * SAMPLE_RATE >= RECEPTIVE_FIELD]
+    if len(long) < len(known):
+        logger.warning("%d utterances are shorter than one frame and not in the means of MFCCs", len(known) - len(long))
+    means = [speaker_vectors.mfcc_means(corpus.splits[source], workers, rows["row"]) for source, rows in long.groupby("source")]
+    return speaker_vectors.from_utterances(long["speaker"].tolist(), np.concatenate(means)) if means else None
 
 
 def summary(corpus, metadata):
     """Counts of the whole corpus, JSON values with a `title`, as reports show them."""
-    seconds = np.array([u["seconds"] for u in corpus.utterances])
-    unknown = sum(u["speaker"] == UNKNOWN_SPEAKER for u in corpus.utterances)
-    known = {column: Counter("unknown" if v == "" else str(v) for v in values.values()) for column, values in metadata.items()}
+    table, seconds = corpus.table, corpus.table["seconds"]
+    known = {name: Counter("unknown" if v == "" else str(v) for v in values.values()) for name, values in metadata.items()}
+    lengths = {"shortest": seconds.min(), "median": seconds.median(), "longest": seconds.max()}
     return {
         "title": f"The corpus {corpus.name}",
-        "utterances": len(seconds),
+        "utterances": len(table),
         "hours": round(float(seconds.sum()) / 3600, 4),
-        "seconds": {
-            name: round(float(v), 3)
-            for name, v in zip(("shortest", "median", "longest"), np.percentile(seconds, [0, 50, 100]), strict=True)
-        },
-        "classes": dict(sorted(Counter(u["emotion"] for u in corpus.utterances).items())),
-        "splits": {p: dict(Counter(s for u in corpus.utterances for s in u["places"].get(p, []))) for p in corpus.names("places")},
-        "speakers": len(corpus.speakers),
-        "utterances of unknown speakers": unknown,
-        **{f"speakers by {column}": dict(sorted(counts.items())) for column, counts in known.items() if len(counts) <= MOST_VALUES},
+        "seconds": {name: round(float(v), 3) for name, v in lengths.items()},
+        "classes": _counts(table["emotion"]),
+        "splits": {place: _counts(table[place].str.split("+").explode()) for place in corpus.places},
+        "speakers": corpus.known["speaker"].nunique(),
+        "utterances of unknown speakers": len(table) - len(corpus.known),
+        **{f"speakers by {name}": dict(sorted(counts.items())) for name, counts in known.items() if len(counts) <= MOST_VALUES},
     }
 
 
@@ -233,9 +201,6 @@ def write(directory, out, workers=None, overwrite=False):
 
     Returns:
         (the content of `summary.json`, paths of what was written), or None where nothing was to be done.
-
-    Raises:
-        InputError: as `read` and `voices`; or the folder cannot be written to.
     """
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]

@@ -28,22 +28,21 @@ def draw(directory, corpus, metadata, vectors):
 
     Args:
         directory: output folder, which exists.
-        corpus: `description.Corpus`.
-        metadata: of `description.speaker_metadata`.
+        corpus, metadata: of `corpus_description.read` and `speaker_metadata`.
         vectors: SpeakerVectors of mean MFCCs, or None.
     """
     for path in directory.glob("*.png"):
         path.unlink()
-    paths = [lengths(directory / "lengths.png", [u["seconds"] for u in corpus.utterances])]
-    place, *others = corpus.names("places")
-    if others and all(u["places"].get(place) == ["all"] for u in corpus.utterances):  # all.* beside folds says nothing
+    paths = [lengths(directory / "lengths.png", corpus.table["seconds"])]
+    place, *others = corpus.places
+    if others and (corpus.table[place] == "all").all():  # all.* beside folds says nothing
         place = others[0]
-    labelled = [(u["emotion"], "+".join(u["places"].get(place, ["elsewhere"]))) for u in corpus.utterances]
+    labelled = list(zip(corpus.table["emotion"], corpus.table[place].replace("", "elsewhere"), strict=True))
     paths.append(classes(directory / "classes.png", labelled, "" if place == "split" else place))
     several = {c: list(v.values()) for c, v in metadata.items() if len(set(v.values())) > 1}
     columns = {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}  # and no names
     if columns:
-        paths.append(demographics(directory / "demographics.png", columns, len(corpus.speakers)))
+        paths.append(demographics(directory / "demographics.png", columns, corpus.known["speaker"].nunique()))
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
         return paths
@@ -65,15 +64,7 @@ def _is_numeric(values):
 
 
 def lengths(path, seconds):
-    """Histogram of clip lengths with the median; the longest half percent is summed up at the right.
-
-    Args:
-        path: of the PNG.
-        seconds: of every clip.
-
-    Returns:
-        The path, as every function here.
-    """
+    """Histogram of clip lengths (seconds) with the median, the longest half percent left out; returns the path, as every function here."""
     seconds = np.asarray(seconds, dtype=np.float64)
     limit = float(np.percentile(seconds, 99.5))
     shown = seconds[seconds <= limit]
@@ -96,13 +87,7 @@ def lengths(path, seconds):
 
 
 def classes(path, labelled, fold=""):
-    """Utterances of every class, a bar each, the parts in each split one after the other.
-
-    Args:
-        path: of the PNG.
-        labelled: list of (class, split).
-        fold: whose splits these are; "" without folds.
-    """
+    """Utterances of every class, a bar each, the parts in each split one after the other; `labelled`: list of (class, split)."""
     counts = Counter(labelled)
     order = {"train": 0, "valid": 1, "test": 2}
     splits = sorted({s for _, s in counts}, key=lambda s: (order.get(s, 3), s))
@@ -134,13 +119,7 @@ def classes(path, labelled, fold=""):
 
 
 def demographics(path, columns, speakers):
-    """Speakers by what is known of them: bars for words, a histogram for numbers with many values.
-
-    Args:
-        path: of the PNG.
-        columns: name → a value for each speaker; "" is unknown.
-        speakers: how many there are.
-    """
+    """Speakers by what is known of them (`columns`: name → values, "": unknown): bars for words, histograms for numbers with many values."""
     counted = {name: Counter(values) for name, values in columns.items()}
     numeric = {n: len(c) > MOST_BARS and _is_numeric(c) for n, c in counted.items()}
     bars = {name: [] if numeric[name] else _bars(counts) for name, counts in counted.items()}
@@ -182,14 +161,7 @@ def _bars(counts):
 
 
 def voices(path, projected, values, name):
-    """A map of speakers: principal components of their standardised mean MFCCs.
-
-    Args:
-        path: of the PNG.
-        projected: of `figures.project`.
-        values: a list of str, or a float array, one for each speaker.
-        name: of the values.
-    """
+    """A map of speakers: principal components of their mean MFCCs (`figures.project`), coloured by `values` (str or float array)."""
     places, chosen, axis_names = projected
     coloured = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
     return figures.embedding_map(path, places, coloured, name, axis_names, of=len(values), what="Voices (mean MFCCs)")
