@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.report import corpus_description
 
 
 @cli.command
@@ -31,6 +30,8 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=0, help="threads that read audio; 0: one for each core")
     parser.add_overwrite()
     args = parser.parse_args(argv)
+    from emohubert.report import corpus_description  # slow to import
+
     written = corpus_description.write(args.manifest_dir, args.out_dir, args.workers or None, args.overwrite)
     if written is None:
         print(f"{args.out_dir}: already there, made from the same manifests (--overwrite makes it again)")

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.corpus.shards import pack
-from emohubert.pseudo_labels.options import positive_int
 
 
 @cli.command
@@ -23,8 +22,8 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory, or a corpus folder with fold*/ in it")
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder for the shards and the manifest that lists them")
-    parser.add_argument("--shard-mb", type=positive_int, default=1000, metavar="MB", help="most megabytes (10⁶ bytes) of a shard")
-    parser.add_argument("--jobs", type=positive_int, default=4, help="shards that are written at once")
+    parser.add_argument("--shard-mb", type=cli.positive_int, default=1000, metavar="MB", help="most megabytes (10⁶ bytes) of a shard")
+    parser.add_argument("--jobs", type=cli.positive_int, default=4, help="shards that are written at once")
     parser.add_overwrite()
     args = parser.parse_args(argv)
     recordings, shards, written = pack(args.manifest_dir, args.out_dir, args.shard_mb * 1_000_000, args.jobs, args.overwrite)

@@ -130,3 +130,14 @@ def in_threads(function, items, description, unit, workers):
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from progress(pool.map(function, items), description, total=len(items), unit=unit)
+
+
+def positive_int(text):
+    """An int of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"“{text}” is not a whole number of at least 1")
+    return value

@@ -9,7 +9,6 @@ tilt, breath and formants smoothly (directions after Banse & Scherer 1996); the 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from ..core.errors import InputError
 from .audio import SAMPLE_RATE
@@ -203,6 +202,8 @@ def _style(voice, emotion, rng):
 
 def _articulation(style, lexicon, frames, rng):
     """Control tracks at the rate of the filter: formants (frames, 7), f0, voicing, noise, its centre and bandwidth."""
+    from scipy.ndimage import gaussian_filter1d  # slow to import
+
     phones, accents = _phones(style, lexicon, frames * _HOP / SAMPLE_RATE, rng)
     durations = np.array([p[-1] for p in phones])
     ends = np.round(np.cumsum(durations) / durations.sum() * frames).astype(int)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..core.cli import positive_int
 from ..core.device import check_precision, choose_device
 from ..core.errors import InputError
 from .features import EncoderFeatures, MfccFeatures
@@ -9,17 +10,6 @@ from .kmeans import METRICS
 from .prosody import ProsodyFeatures
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def positive_int(text):
-    """An int of at least 1, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"“{text}” is not a whole number of at least 1")
-    return value
 
 
 def positive_float(text):
