@@ -287,11 +287,11 @@ def test_the_report_shows_table_picture_and_the_largest_fall(tmp_path):
     robustness.draw(tmp_path / "robustness" / "robustness.png", content)
     path, made, _ = report.write(tmp_path)
     page = path.read_text()
-    assert 'white noise 0 dB</span></td><td class="n">0.500</td><td class="n">-0.300 [-0.350, -0.250]</td>' in page
+    assert '0.500</td><td data-name="change" class="n">-0.300</td><td data-name="interval" class="n">[-0.350, -0.250]</td>' in page
     assert "99 utterances of 5 speakers, m/test.tsv." in page
     assert page.count("data:image/png") == 1
     told = [f for f in warnings.of_run(made) if f.kind.startswith("robustness")]
-    assert [f.level for f in told] == ["look"]
+    assert [f.level for f in told] == ["warning"]
     assert (
         told[0].message
         == "UA falls most with white noise 0 dB: 0.800 → 0.500; in 1 of 2 conditions the interval of the change lies below zero."

@@ -1,4 +1,4 @@
-"""The curves in a training log of fairseq."""
+"""A training log of fairseq: the configuration and the curves in it."""
 
 import json
 import re
@@ -9,10 +9,39 @@ import numpy as np
 from ..core.errors import InputError
 
 
+def read_training_config(path):
+    """The configuration that fairseq logs when a training starts; of a resumed training, the last.
+
+    Args:
+        path: such as `hydra_train.log`.
+
+    Returns:
+        Nested dict, as `.hydra/config.yaml` would hold it, with fairseq's defaults; {} when the log has none.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    import yaml
+
+    written = [line for line in _lines(path) if "[fairseq_cli.train][INFO] - {" in line]
+    try:
+        # a Python dict but for enumerations, which stand there without quotes: YAML, where None is a word
+        config = yaml.load(written[-1].partition(" - ")[2], Loader=yaml.CSafeLoader) if written else {}
+    except yaml.YAMLError:
+        return {}
+    return _none_for_word(config)
+
+
+def _none_for_word(value):
+    if isinstance(value, dict):
+        return {key: _none_for_word(v) for key, v in value.items()}
+    return None if value == "None" else value
+
+
 def read_training_log(path):
     """The curves in a fairseq log: `log_format=json` lines, and the end-of-epoch lines of the other formats.
 
-    A run that was resumed logs some updates twice; the later line counts.
+    A resumed run logs some updates twice; the later line counts.
 
     Args:
         path: such as `hydra_train.log`.
@@ -24,19 +53,14 @@ def read_training_log(path):
     Raises:
         InputError: the file cannot be read.
     """
-    try:
-        with Path(path).open(encoding="utf-8", errors="replace") as f:
-            rows = [row for line in f if (row := _log_row(line))]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the log of a training run") from error
     curves = {}
-    for split, update, values in rows:
+    for split, update, values in filter(None, map(_log_row, _lines(path))):
         for name, value in values.items():
             curves.setdefault(name, {}).setdefault(split, {})[update] = value
-    arrays = {}
-    for name, splits in curves.items():
-        arrays[name] = {s: (np.array(sorted(p)), np.array([p[u] for u in sorted(p)])) for s, p in splits.items()}
-    return arrays
+    return {
+        name: {s: tuple(np.array(column) for column in zip(*sorted(points.items()), strict=True)) for s, points in splits.items()}
+        for name, splits in curves.items()
+    }
 
 
 def chosen_update(curves):
@@ -48,9 +72,17 @@ def chosen_update(curves):
     return None
 
 
+def _lines(path):
+    try:
+        with Path(path).open(encoding="utf-8", errors="replace") as f:
+            yield from f
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the log of a training run") from error
+
+
 def _log_row(line):
     """(split, update, {name: value}) of one log line, or None."""
-    start = line.rfind('{"epoch"')  # a resumed run goes on in the line that a killed one left unfinished
+    start = line.rfind('{"epoch"')  # a resumed run continues in the line that a killed one left unfinished
     if start >= 0:
         try:
             stats = json.loads(line[start:])
