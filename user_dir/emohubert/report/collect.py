@@ -63,14 +63,14 @@ class EvaluationFolder:
         return "dims" not in self.scores
 
     def headline(self):
-        """The scores that systems are compared by: name → (value, [low, high] of its confidence interval, or None)."""
-        names, intervals = {"UA": "UA", "WA": "WA", "macro F1": "macro_f1"}, self.scores.get("ci", {})
+        """The scores that systems are compared by: name → (value, ends of its confidence interval, or [])."""
+        intervals = self.scores.get("ci", {})
         if self.is_classification:
-            found = {label: (self.scores[name], intervals.get(name)) for label, name in names.items()}
+            found = {name.replace("_f1", " F1"): (self.scores[name], intervals.get(name, [])) for name in ("UA", "WA", "macro_f1")}
         else:
             of = intervals.get("dims", {})
-            found = {f"CCC {name}": (values["ccc"], of.get(name, {}).get("ccc")) for name, values in self.scores["dims"].items()}
-        return {name: (value, ci if _is_interval(ci) else None) for name, (value, ci) in found.items()}
+            found = {f"CCC {name}": (values["ccc"], of.get(name, {}).get("ccc", [])) for name, values in self.scores["dims"].items()}
+        return {name: (value, ci if fits(ci, [NUMBER]) and not any(map(math.isnan, ci)) else []) for name, (value, ci) in found.items()}
 
 
 @dataclass
@@ -143,10 +143,6 @@ def fits(value, shape):
     if "*" in shape:
         return all(fits(v, shape["*"]) for v in value.values())
     return all(fits(value[k.rstrip("?")], s) if k.rstrip("?") in value else k.endswith("?") for k, s in shape.items())
-
-
-def _is_interval(value):
-    return fits(value, [NUMBER]) and len(value) == 2 and not any(map(math.isnan, value))
 
 
 def _checked(path, value, shape):
@@ -222,13 +218,9 @@ def _add_training(run, folder, names):
         return
     curves = [run.read(folder / name, read_training_log) or {} for name in names if name.endswith(".log")]
     if config.is_file():
-        found, source = run.read(config, _read_yaml, dict), ".hydra/config.yaml"
+        found, source = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict), ".hydra/config.yaml"
     else:
         found, source = run.read(log, read_training_config), log.name
     training = TrainingFolder(run.name_of(folder), found or {}, max(curves, key=len, default={}), source)
     if training.config or training.curves:
         run.trainings.append(training)
-
-
-def _read_yaml(path):
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))

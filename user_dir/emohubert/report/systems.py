@@ -87,6 +87,5 @@ def _interval(run, system, score):
         own = e.headline()
         pairs = [(values, own.get(s.removesuffix(" %"), [math.nan])[0] * _scale(s)) for s, values in system["scores"].items()]
         if system.get("utterances") == e.scores["n"] and all(len(v) == 1 and math.isclose(v[0], value) for v, value in pairs):
-            found = own[score.removesuffix(" %")][1]
-            return [_scale(score) * v for v in found if abs(v) < _DRAWN] if found else []
+            return [_scale(score) * v for v in own[score.removesuffix(" %")][1] if abs(v) < _DRAWN]
     return []

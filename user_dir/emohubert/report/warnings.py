@@ -91,7 +91,7 @@ def _of_classes(evaluation):
     references = {name: sum(row) for name, row in zip(scores["classes"], scores["confusion"], strict=True)}
     predicted = {name: sum(column) for name, column in zip(scores["classes"], zip(*scores["confusion"], strict=True), strict=True)}
     chance, (ua, interval) = 1 / sum(n > 0 for n in references.values()), evaluation.headline()["UA"]
-    if min([ua, *(interval or [])]) <= chance < 1:
+    if min([ua, *interval]) <= chance < 1:
         yield "problem", "chance", f"Not above chance: UA {ua:.3f}{_begins(interval)}; always predicting one class gives {chance:.3f}."
     for name, n in references.items():
         if n and not predicted[name]:
