@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Manifests of CREMA-D (Cao et al. 2014, https://github.com/CheyneyComputerScience/CREMA-D).
+"""Manifests of CREMA-D (https://github.com/CheyneyComputerScience/CREMA-D), Open Database License.
 
 91 actors speak twelve sentences in six emotions, some at three levels of intensity; 7 442 clips, 16 kHz. AUDIO_DIR is the
 release: AudioWAV/, SentenceFilenames.csv, VideoDemographics.csv, processedResults/tabulatedVotes.csv (the CSV files may lie
@@ -7,6 +7,9 @@ anywhere below AUDIO_DIR or --metadata). File names: actor, sentence, intended e
 
 The crowd that only heard the clips gives: the class of --labels crowd; the shares of its votes as soft labels (dimensions
 soft_CLASS); and the mean level it perceived, 0–100, as the dimension intensity, 0–1.
+
+H. Cao, D. G. Cooper, M. K. Keutmann, R. C. Gur, A. Nenkova, R. Verma, “CREMA-D: Crowd-sourced Emotional Multimodal Actors
+Dataset”, IEEE Transactions on Affective Computing 5(4), 2014.
 """
 
 import re

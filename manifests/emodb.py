@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Manifests of EmoDB, the Berlin Database of Emotional Speech (Burkhardt et al. 2005, http://emodb.bilderbar.info).
+"""Manifests of EmoDB, the Berlin Database of Emotional Speech (http://emodb.bilderbar.info), freely available for research.
 
 Ten actors (five women, five men) speak ten German sentences in seven emotions; 535 utterances, 16 kHz. AUDIO_DIR is the
 release (its folder wav/ or the one above) or any folder with files of those names, such as 03a01Wa.wav: speaker, text,
 emotion letter, version. Subsets work. Five speaker-independent folds of one woman and one man each.
+
+F. Burkhardt, A. Paeschke, M. Rolfes, W. Sendlmeier, B. Weiss, “A database of German emotional speech”, Interspeech 2005.
 """
 
 import re

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Manifests of IEMOCAP (Busso et al. 2008, https://sail.usc.edu/iemocap).
+"""Manifests of IEMOCAP (https://sail.usc.edu/iemocap), licensed by the University of Southern California on request.
 
 Five sessions of one woman and one man each, scripted and improvised dialogues, 10 039 turns. AUDIO_DIR is the folder that
 holds Session1 … Session5; labels come from dialog/EmoEvaluation/*.txt. The standard four classes are angry, happy (excited
 counts as happy), neutral and sad: 5 531 utterances. Dimensions are rated 1–5 and written as 0–1.
+
+C. Busso et al., “IEMOCAP: Interactive emotional dyadic motion capture database”, Language Resources and Evaluation 42, 2008.
 """
 
 import re

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Manifests of MSP-Podcast (Lotfian & Busso 2019, https://www.lab-msp.com/MSP/MSP-Podcast.html).
+"""Manifests of MSP-Podcast (https://www.lab-msp.com/MSP/MSP-Podcast.html), licensed by the University of Texas at Dallas on request.
 
 Spontaneous speech from podcasts, 16 kHz. AUDIO_DIR is the release: Audios/ and Labels/labels_consensus.csv (in versions up
 to 1.10: labels_concensus.csv). The partitions are those of the release: train, valid (Development, once Validation), test1,
 test2, test3. Dimensions are rated 1–7 and written as 0–1. Speakers that the release does not know are written as <unk>.
+
+R. Lotfian, C. Busso, “Building naturalistic emotionally balanced speech corpus by retrieving emotional speech from existing
+podcast recordings”, IEEE Transactions on Affective Computing 10(4), 2019.
 """
 
 import sys

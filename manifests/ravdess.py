@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Manifests of RAVDESS speech (Livingstone & Russo 2018, https://zenodo.org/records/1188976).
+"""Manifests of RAVDESS speech (https://zenodo.org/records/1188976), CC BY-NC-SA 4.0.
 
 24 actors (odd numbers men, even numbers women) speak two sentences in eight emotions at two intensities, twice; 1 440
 clips. AUDIO_DIR is the release (Actor_NN/*.wav, 48 kHz) or any folder with files of those names, such as
 03-01-05-02-01-01-24.wav: modality, channel, emotion, intensity, statement, repetition, actor. Only audio-only speech
 (03-01) is taken: songs and videos are left out. Six folds of four actors, two women and two men each.
+
+S. R. Livingstone, F. A. Russo, “The Ryerson Audio-Visual Database of Emotional Speech and Song”, PLoS ONE 13(5), 2018.
 """
 
 import re

@@ -94,6 +94,25 @@ def utterance(row, where, dimensions, scale, root):
     return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta)
 
 
+def read_entries(args, table, rows, dimensions, left_out):
+    """(list of Utterance without length, id → split) of the rows; a second line of an utterance must say the same."""
+    entries, split_of, line_of = [], {}, {}
+    for number, row in rows:
+        entry = utterance(row, f"{table}:{number}", dimensions, args.scale, args.audio_dir)
+        split = split_name(row.get("split", ""))
+        if args.protocol == "table" and (not split or not all(c.isalnum() or c in "_-" for c in split)):
+            raise InputError(f"{table}:{number}: “{row['split']}” is not the name of a split; use train, valid or test")
+        first, other = line_of.setdefault(entry.id, (number, row))
+        if other != row:
+            raise InputError(f"{table}:{number}: {entry.path} is in line {first} already, with other values; remove one of the lines")
+        if first != number:
+            left_out["listed twice"].append(entry.path)
+            continue
+        split_of[entry.id] = split
+        entries.append(entry)
+    return entries, split_of
+
+
 @command
 def main(argv=None):
     parser = build.parser(
@@ -103,16 +122,10 @@ def main(argv=None):
         own_protocols={"table": "the splits of the table"},
     )
     parser.add_argument("--table", type=Path, metavar="FILE", help="the table (default: the only CSV or TSV file in AUDIO_DIR)")
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="OURS=THEIRS",
-        help="names of the columns in the table, such as path=filename emotion=label",
-    )
-    parser.add_argument(
-        "--dimensions", nargs="+", metavar="NAME", help=f"columns with numbers (default: those of {', '.join(USUAL)} that are there)"
-    )
+    columns_help = "names of the columns in the table, such as path=filename emotion=label"
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=columns_help)
+    dimensions_help = f"columns with numbers (default: those of {', '.join(USUAL)} that are there)"
+    parser.add_argument("--dimensions", nargs="+", metavar="NAME", help=dimensions_help)
     parser.add_argument("--scale", type=float, nargs=2, metavar=("MIN", "MAX"), help="scale of the dimensions; MIN..MAX becomes 0..1")
     args = parser.parse_args(argv)
     if args.scale and not args.scale[0] < args.scale[1]:
@@ -132,21 +145,7 @@ def main(argv=None):
             f"{table}:1: has neither a column “emotion” nor dimensions (it has {', '.join(columns)}); use --columns or --dimensions"
         )
     left_out = build.LeftOut()
-    entries, split_of, line_of = [], {}, {}
-    for number, row in rows:
-        entry = utterance(row, f"{table}:{number}", dimensions, args.scale, args.audio_dir)
-        split = split_name(row.get("split", ""))
-        if args.protocol == "table" and (not split or not all(c.isalnum() or c in "_-" for c in split)):
-            raise InputError(f"{table}:{number}: “{row['split']}” is not the name of a split; use train, valid or test")
-        if entry.id in line_of:
-            first, other = line_of[entry.id]
-            if other != row:
-                raise InputError(f"{table}:{number}: {entry.path} is in line {first} already, with other values; remove one of the lines")
-            left_out["listed twice"].append(entry.path)
-            continue
-        line_of[entry.id] = number, row
-        split_of[entry.id] = split
-        entries.append(entry)
+    entries, split_of = read_entries(args, table, rows, dimensions, left_out)
 
     def splits(measured):
         if args.protocol != "table":

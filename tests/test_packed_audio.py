@@ -182,14 +182,14 @@ def test_only_the_bytes_that_are_needed_are_read(tmp_path, monkeypatch, ending):
     n = write_audio(tmp_path / "audio" / f"long.{ending}", 16_000, 1, 300, "PCM_16")
     write_splits(tmp_path / "m", tmp_path / "audio", {"train": [Utterance(f"long.{ending}", n, "s")]})
     pack(tmp_path / "m", tmp_path / "packed")
-    split, read, preadv = read_split(tmp_path / "packed", "train"), [], os.preadv
+    split, read, readinto = read_split(tmp_path / "packed", "train"), [], audio._Part.readinto
     size = audio.locate(split.audio(0)).size
 
     def counted(*arguments):
-        read.append(preadv(*arguments))
+        read.append(readinto(*arguments))
         return read[-1]
 
-    monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(audio._Part, "readinto", counted)
     samples = audio.read(split.audio(0), 2_000_000, 2_016_000, n)
     assert len(samples) == 16_000 and 32_000 / 2 < sum(read) < min(size / 5, 1_000_000)
 

@@ -90,35 +90,23 @@ def locate(path):
     return Location(Path(found[1]), int(found[2]), int(found[3])) if found else Location(Path(path))
 
 
-class _Part(io.RawIOBase):
+class _Part(io.FileIO):
     """A part of a file as a file of its own, for reading."""
 
     def __init__(self, location):
-        self._file, self._location, self._position = location.file.open("rb", buffering=0), location, 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
+        super().__init__(location.file)
+        self._start, self._size = location.start, location.size
+        self.seek(0)
 
     def tell(self):
-        return self._position
+        return super().tell() - self._start
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self._position = max(offset + (0, self._position, self._location.size)[whence], 0)
-        return self._position
+        base = (0, self.tell() if whence == os.SEEK_CUR else 0, self._size)[whence]
+        return super().seek(self._start + max(base + offset, 0)) - self._start
 
     def readinto(self, buffer):
-        wanted = max(min(len(buffer), self._location.size - self._position), 0)
-        n = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._location.start + self._position)
-        self._position += n
-        return n
-
-    def close(self):
-        if not self.closed:
-            self._file.close()
-        super().close()
+        return super().readinto(memoryview(buffer)[: max(self._size - self.tell(), 0)])
 
 
 def _stream(location):

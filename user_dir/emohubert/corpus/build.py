@@ -81,7 +81,8 @@ def find_audio(folder, left_out, under=""):
     found, searched, top = [], set(), (folder / under).resolve()
     for where, folders, files in os.walk(folder / under, followlinks=True):
         searched.add(os.path.realpath(where))
-        for name in sorted(folders):
+        folders.sort()
+        for name in folders[:]:
             path = Path(where, name)
             if path.is_symlink() and (os.path.realpath(path) in searched or top.is_relative_to(path.resolve())):
                 folders.remove(name)

@@ -142,11 +142,11 @@ def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
     contents = _check_audio(report, decode, workers)
     for member in members:
         for split in member.splits.values():
-            _check_lists(report, split)
-            _check_scales(report, split, member.corpus.get("label_scales") or {})
-        _check_dictionary(report, member, "emo", "class", "emotions", NO_EMOTION)
-        _check_dictionary(report, member, "spk", "speaker", "speakers", UNKNOWN_SPEAKER)
-    _check_labels(report, label_dirs)
+            report.errors += _list_errors(split)
+            report.errors += _scale_errors(split, member.corpus.get("label_scales") or {})
+        report.errors += _dictionary_errors(member, "emo", "class", "emotions", NO_EMOTION)
+        report.errors += _dictionary_errors(member, "spk", "speaker", "speakers", UNKNOWN_SPEAKER)
+    report.errors += _label_errors([m for m in members if m.given == 0], label_dirs)
     _find_leaks(report, contents, set(allow))
     return report
 
@@ -193,26 +193,26 @@ def _check_audio(report, decode, workers):
     return contents
 
 
-def _check_lists(report, split):
+def _list_errors(split):
     """No utterance twice in a split, ids unique, no audio without a frame."""
     for what, names in (("path", split.paths), ("id", split.ids)):
         first = {}
         again = [i for i, name in enumerate(names) if first.setdefault(name, i) != i]
         if again:
-            report.errors.append(
+            yield (
                 f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already "
                 f"({len(again)} such lines); remove them from the list and its sidecars"
             )
             break
     short = np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)
     if len(short):
-        report.errors.append(
+        yield (
             f"{split.where(short[0])}: {split.n_samples[short[0]]} samples are not enough for a frame ({RECEPTIVE_FIELD}); "
             f"{len(short)} such lines; remove them"
         )
 
 
-def _check_dictionary(report, member, kind, what, attribute, ignored):
+def _dictionary_errors(member, kind, what, attribute, ignored):
     """Classes of all splits, or speakers of training splits, are in the dictionary."""
     used = [s for s in member.splits.values() if getattr(s, attribute) and (kind == "emo" or role(s.name) == "train")]
     used = [s for s in used if set(getattr(s, attribute)) != {ignored}]
@@ -222,66 +222,63 @@ def _check_dictionary(report, member, kind, what, attribute, ignored):
     try:
         known = {*read_dictionary(path), ignored}
     except InputError as error:
-        report.errors.append(str(error))
+        yield str(error)
         return
     for split in used:
         values = getattr(split, attribute)
         unknown = [i for i, value in enumerate(values) if value not in known]
         if unknown:
-            report.errors.append(
+            yield (
                 f"{split.where(unknown[0], kind)}: the {what} “{values[unknown[0]]}” is not in {path} ({len(unknown)} such lines); "
                 "correct the line, or make the manifest again"
             )
 
 
-def _check_scales(report, split, scales):
+def _scale_errors(split, scales):
     """Values of the dimensions lie on the scales that corpus.json states."""
     for name, values in (split.dimensions or {}).items():
         low, high = (scales.get(name, {}).get(end) for end in ("min", "max"))
-        if low is None or high is None:
-            continue
-        outside = np.flatnonzero((values < low) | (values > high))
+        outside = [] if low is None or high is None else np.flatnonzero((values < low) | (values > high))
         if len(outside):
-            report.errors.append(
+            yield (
                 f"{split.where(outside[0], 'dim')}: {name} is {values[outside[0]]:g}, but its scale in corpus.json is {low} to {high} "
                 f"({len(outside)} such lines); correct the line or the scale"
             )
 
 
-def _check_labels(report, label_dirs):
-    """Every label file below the folders fits the split it is for."""
+def _label_errors(members, label_dirs):
+    """Every label file below the folders fits the split of these members that it is for."""
     for given in map(Path, label_dirs):
-        if not given.is_dir():
-            report.errors.append(f"{given}: no such label folder; make it with tools/make_labels.py")
-            continue
         folders = sorted({p.parent for pattern in ("*.km", "dict.km.txt") for p in given.rglob(pattern)})
-        if not folders:
-            report.errors.append(f"{given}: holds no label file (SPLIT.km); make them with tools/make_labels.py")
+        if not given.is_dir():
+            yield f"{given}: no such label folder; make it with tools/make_labels.py"
+        elif not folders:
+            yield f"{given}: holds no label file (SPLIT.km); make them with tools/make_labels.py"
         for folder in folders:
-            try:
-                _check_label_folder(report, folder)
-            except InputError as error:
-                report.errors.append(str(error))
+            yield from _label_folder_errors(members, folder)
 
 
-def _check_label_folder(report, folder):
-    members = [m for m in report.members if m.given == 0]
+def _label_folder_errors(members, folder):
     member = next((m for m in members if m.fold and m.fold in folder.parts), None)
     member = member or next((m for m in members if any(role(s) for s in m.splits)), members[0])
     if member.fold and member.fold not in folder.parts:
-        raise InputError(f"{folder}: no telling which fold these labels are for; give one fold instead of {member.directory.parent}")
-    symbols = read_dictionary(folder / "dict.km.txt")
+        yield f"{folder}: no telling which fold these labels are for; give one fold instead of {member.directory.parent}"
+        return
+    try:
+        symbols = read_dictionary(folder / "dict.km.txt")
+    except InputError as error:
+        yield str(error)
+        return
     for name, split in member.splits.items():
         if role(name) == "train" and not (folder / f"{name}.km").is_file():
-            report.errors.append(f"{folder / name}.km: no such label file, but {split.tsv} lists audio; make the labels")
+            yield f"{folder / name}.km: no such label file, but {split.tsv} lists audio; make the labels"
     for path in sorted(folder.glob("*.km")):
-        split = member.splits.get(path.stem)
         try:
-            if split is None:
+            if path.stem not in member.splits:
                 raise InputError(f"{path}: {member.directory} has no readable split {path.stem}; give the manifest of these labels")
-            read_frame_labels(path, symbols, split.n_samples)
+            read_frame_labels(path, symbols, member.splits[path.stem].n_samples)
         except InputError as error:
-            report.errors.append(str(error))
+            yield str(error)
 
 
 def _find_leaks(report, contents, allow):

@@ -115,8 +115,8 @@ class Trail:
             predicted = [self._evaluation(e, self._found(s["path"]), via) for s in record.sources]
             return predicted[0] if predicted else None
         path, wanted = folder / "predictions.tsv", record.utterances.speakers
-        told = read_table(path).get("speaker", []) if path.is_file() else wanted
-        if len(told) != len(wanted) or any(a != b for a, b in zip(told, wanted, strict=True) if b != UNKNOWN_SPEAKER):
+        listed = read_table(path).get("speaker", []) if path.is_file() else wanted
+        if len(listed) != len(wanted) or any(a != b for a, b in zip(listed, wanted, strict=True) if b != UNKNOWN_SPEAKER):
             e.problems.append(f"{path}: not the utterances that {record.path.name} lists; evaluate again with --overwrite")
         self._sources(e, record, via)
         return record
