@@ -115,13 +115,18 @@ if stage 6 "embeddings for the test speakers from their unlabelled audio" fold g
     for_runs evaluate_embedded
 fi
 
+FORMS=$([[ -n $TARGET ]] && echo "mean std mean-std" || echo prior)
 calibrate() {
-    local fold=$1 seed=$2 dir=$OUT/papt_pldc/fold$1/seed$2 split
+    local fold=$1 seed=$2 dir=$OUT/papt_pldc/fold$1/seed$2 split form files
     for split in train test; do
         tool tools/evaluate "$(checkpoint_of "$fold" "$seed")" "$manifests/fold$fold" "$split" "$dir/$split" --embeddings
     done
-    tool tools/calibrate --train-manifest "$manifests/fold$fold/train" --train-embeddings "$dir/train/embeddings.npz" \
-        --test-embeddings "$dir/test/embeddings.npz" --predictions "$dir/test/predictions.tsv" --test-manifest "$manifests/fold$fold/test" "$dir/pldc"
+    files=(--train-manifest "$manifests/fold$fold/train" --train-embeddings "$dir/train/embeddings.npz"
+        --test-embeddings "$dir/test/embeddings.npz" --predictions "$dir/test/predictions.tsv" --test-manifest "$manifests/fold$fold/test")
+    tool tools/calibrate "${files[@]}" "$dir/pldc"
+    for form in $FORMS; do
+        tool tools/calibrate "${files[@]}" --match "$form" --always "$dir/pldc_$form"
+    done
 }
 if stage 7 "label distributions of unseen speakers calibrated (PLDC)" fold gpu; then
     for_runs calibrate
@@ -129,7 +134,11 @@ fi
 
 systems=("PAPT, unknown speaker=papt_inductive")
 per_run() {
+    local form
     systems+=("PAPT + PLDC=papt_pldc/fold$1/seed$2/pldc")
+    for form in $FORMS; do
+        systems+=("PAPT + PLDC, $form always=papt_pldc/fold$1/seed$2/pldc_$form")
+    done
     ! wanted nearest || systems+=("PAPT, nearest speakers=papt_nearest/fold$1/seed$2")
     ! wanted adapted || systems+=("PAPT, adapted=papt_adapted/fold$1/seed$2")
 }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -485,8 +486,17 @@ def test_second_run_skips_and_other_settings_do_not(files, tmp_path, capsys):
 
 
 def test_program_with_training_predictions(files, tmp_path):
+    """Given, or beside the training embeddings; a file of other utterances beside them is not taken."""
+    beside = tmp_path / "d" / "predictions.tsv"
+    shutil.copy(files["d"]["--predictions"], beside)
+    assert run_calibrate(files["d"], "--match", "mean", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"]["judged_by"] == "labels"
     train = ["--train-predictions", tmp_path / "d" / "train_predictions.tsv"]
     assert run_calibrate(files["d"], "--match", "mean", *train, tmp_path / "out") == 0
+    given = (tmp_path / "out" / "calibration.json").read_text()
+    shutil.copy(tmp_path / "d" / "train_predictions.tsv", beside)
+    assert run_calibrate(files["d"], "--match", "mean", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "calibration.json").read_text() == given
     guard = json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"]
     assert guard["judged_by"] == "predictions" and guard["speakers"] == 20 and guard["gain"] > guard["error"] and guard["helps"]
 
@@ -504,7 +514,7 @@ def test_program_with_training_predictions(files, tmp_path):
         ({"--test-embeddings": "PART"}, "no embedding of the speaker “test004” (2 such speakers)"),
         ({"--test-embeddings": "SWAPPED"}, "is of the speaker"),
         ({"--train-manifest": "CLASSES"}, "has no dimension arousal"),
-        ({"--train-predictions": "CLASSES"}, "not of arousal"),
+        ({"--train-predictions": "CLASSES"}, "no predictions of arousal"),
     ],
     ids=str,
 )

@@ -5,10 +5,10 @@ For each speaker the K training speakers with the most similar mean embeddings a
 deviation become those of the speaker's predictions: the mean alone, the standard deviation alone (best in the paper), or both; for
 classes their average class frequencies become the speaker's prior. Predictions of the unknown speaker (<unk>) stay as they are.
 
-Before that each training speaker is left out in turn and estimated from the others; unless that helps by more than chance,
-predictions stay as they are and the output says so (--always applies it regardless, as in the paper). With --train-predictions it
-has to raise the training speakers' CCC or UA; without, similar speakers have to be closer to a speaker's label distribution than
-the average of all others.
+Before that each training speaker is left out in turn and calibrated by the others: unless that raises their CCC or UA by more than
+chance, predictions stay as they are and the output says so (--always applies it regardless, as in the paper). That takes the
+predictions of the training split, predictions.tsv beside the training embeddings; without them, the similar speakers have to be
+closer to a speaker's label distribution than the average of all others.
 
     OUT_DIR/predictions.tsv            calibrated
             metrics.json               scores after, metrics_before.json before
@@ -52,8 +52,8 @@ def split_of(path):
 def print_report(report):
     """Whether the calibration was applied, and the scores before and after."""
     guard, shown = report["guard"], "–" if report["k"] is None else report["k"]
-    what = {"labels": "error of label statistics", "predictions": "score of predictions"}[guard["judged_by"]]
-    evidence = f"{guard['speakers']} training speakers left out in turn: gain in {what} {guard['gain']:+.3f} ± {guard['error']:.3f}"
+    what = {"labels": "label statistics come closer by", "predictions": "scores of their predictions rise by"}[guard["judged_by"]]
+    evidence = f"leaving out {guard['speakers']} training speakers in turn: {what} {guard['gain']:.3f} ± {guard['error']:.3f}"
     verdict = "applied" if report["applied"] else "NOT applied: it does not help (--always applies it)"
     if report["applied"] and not guard["helps"]:
         verdict = "applied although it does not help (--always)"
@@ -78,7 +78,7 @@ def main(argv=None):
     parser.add_argument("--match", choices=MATCHES, help="what is matched; default: std for dimensions, prior for classes")
     parser.add_argument("--always", action="store_true", help="apply it even where leaving out training speakers shows no gain")
     parser.add_argument(
-        "--train-predictions", metavar="F", help="predictions.tsv of the training speakers, by models that had not trained on them"
+        "--train-predictions", metavar="F", help="predictions of the training split (default: predictions.tsv beside its embeddings)"
     )
     parser.add_argument("--test-manifest", metavar="DIR/SPLIT", help="split of the predictions, to break scores down by its metadata")
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="draws of speakers for confidence intervals")
@@ -98,7 +98,8 @@ def calibrate(args):
     train, test = split_of(args.train_manifest), split_of(args.test_manifest) if args.test_manifest else None
     match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "std")
     used = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
-    inputs = [args.predictions, *used]
+    beside = Path(args.train_embeddings).with_name("predictions.tsv")
+    inputs = [args.predictions, *used, *([beside] if beside.is_file() else [])]
     for split in filter(None, (train, test)):
         inputs += [p for s in ("tsv", "spk", "emo", "dim", "meta.tsv") if (p := split.directory / f"{split.name}.{s}").is_file()]
     if missing := [path for path in inputs if not Path(path).is_file()]:
@@ -112,7 +113,7 @@ def calibrate(args):
         return
     stamp.clear()
     embeddings = read_embeddings(args.train_embeddings)
-    known = read_predictions(args.train_predictions) if args.train_predictions else None
+    known = calibration_files.predictions_of_training(args.train_predictions, args.train_embeddings, predictions, train)
     fitted = calibration_files.fit(train, embeddings, predictions, match, args.top_k, known, args.always, args.train_embeddings)
     records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, used)
     embeddings, origin = read_embeddings(args.test_embeddings), calibration_files.origin_of(args.predictions)

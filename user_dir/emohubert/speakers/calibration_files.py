@@ -14,7 +14,7 @@ from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from ..data.speaker_vectors import from_utterances
 from ..evaluation import metrics, scoring
-from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, write_predictions
+from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from . import pldc
 from .calibration_figures import before_after
 
@@ -77,6 +77,27 @@ def vectors_of(embeddings, ids, speakers, where):
     return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
 
 
+def predictions_of_training(path, embeddings, predictions, split):
+    """Predictions of the training utterances, or None.
+
+    Args:
+        path: file of them; None: `predictions.tsv` beside the file of the training embeddings, if it holds such predictions.
+        embeddings: file of the training embeddings.
+        predictions: to be calibrated: of the same classes or dimensions.
+        split: the training split.
+    """
+    where = Path(embeddings).with_name("predictions.tsv") if path is None else Path(path)
+    if path is None and not where.is_file():
+        return None
+    found, ids = read_predictions(where), set(split.ids)
+    rows = [i for i, name in enumerate(found.ids) if name in ids]
+    if type(found) is type(predictions) and names_of(found) == names_of(predictions) and rows:
+        return found.take(rows)
+    if path is None:
+        return None
+    raise InputError(f"{where}: no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}; use one model and split")
+
+
 def fit(split, embeddings, predictions, match, k=None, training_predictions=None, always=False, where="training embeddings"):
     """(Calibration, Guard) for a model, from its training split; of the predictions, only what they are of is used.
 
@@ -85,7 +106,7 @@ def fit(split, embeddings, predictions, match, k=None, training_predictions=None
         embeddings: Embeddings of (at least) that split.
         predictions: to be calibrated.
         match, k, always: as for `pldc.fit`.
-        training_predictions: predictions of the training speakers, or None.
+        training_predictions: of `predictions_of_training`.
         where: file of the embeddings, for messages.
 
     Raises:
@@ -101,8 +122,6 @@ def fit(split, embeddings, predictions, match, k=None, training_predictions=None
         logger.warning("%d predicted speakers are training speakers (“%s”): their own labels calibrate them", len(seen), seen[0])
     known = None
     if training_predictions is not None:
-        if type(training_predictions) is not type(predictions) or names_of(training_predictions) != names:
-            raise InputError(f"--train-predictions are not of {' '.join(names)}; make them with the same model as --predictions")
         parts = {name: training_predictions.take(rows) for name, rows in members(training_predictions.speakers).items()}
         known = {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
     fitted, guard = pldc.fit(vectors, speakers, labels, names, match, k, known, always)

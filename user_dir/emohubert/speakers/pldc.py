@@ -13,7 +13,7 @@ to the training frequencies π₀ (Saerens, Latinne & Decaestecker 2002):
 
     prior     p'(c | x) ∝ p(c | x) · π(c) / π₀(c),   π(c) of one speaker with n labels: (n_c + π₀(c)) / (n + 1)
 
-The guard: training speakers are left out one at a time and estimated from the others; where this does not help by more than chance,
+The guard: training speakers are left out one at a time and calibrated by the others; where this does not help by more than chance,
 predictions stay as they are. k is chosen in the same way.
 """
 
@@ -165,7 +165,8 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
         match: one of MATCHES.
         k: number of similar speakers; None chooses it.
         predictions: {speaker: (predictions (m, dims or classes), score)} of training speakers, where they are known; `score` maps
-            such predictions to CCC or UA, higher is better. They should come from models that have not trained on the speaker.
+            such predictions to CCC or UA, higher is better. A model that has trained on these speakers follows their labels
+            already, so that the gain for unseen speakers is greater.
         always: apply the calibration even if it does not help.
 
     Returns:
