@@ -32,10 +32,10 @@ from emohubert.speakers.adaptation import (
     SpeakerFitter,
     Utterance,
     adapt,
+    best_k,
     choose_utterances,
     make,
     nearest,
-    nearest_average,
     run_length,
     utterance_means,
 )
@@ -235,37 +235,21 @@ def test_speakers_of_one_utterance_keep_it_and_nobody_is_nobody(manifest):
 # --- the nearest training speakers ------------------------------------------------------------------------------------
 
 
-def test_layer_and_number_of_neighbours_are_those_that_give_the_training_speakers_embeddings():
-    angles = np.linspace(0, np.pi, 12)
-    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    ids = [f"s{i:02d}" for i in range(12)]
-    table = dict(zip(ids, circle @ [[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]], strict=True))
-    training = {1: from_utterances(ids, np.random.default_rng(0).normal(size=(12, 5))), 2: from_utterances(ids, circle)}
-    average = nearest_average(training, table)
-    assert average["layer"] == 2 and average["k"] <= 3 and average["error"] < 0.2
-    assert nearest_average({1: training[1]}, table)["error"] > 0.6
-
-
-def test_average_by_hand():
-    """a's nearest is b, b's is a, c's is b; with k = 2 everybody gets the mean of the others."""
+def test_the_number_of_neighbours_is_the_one_that_gives_the_training_speakers_embeddings():
+    """a's nearest is b, b's is a, c's is b; with two neighbours everybody gets the mean of the others."""
     vectors = from_utterances(["a", "b", "c"], [[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-    table = {"a": np.array([1.0, 0.0]), "b": np.array([3.0, 2.0]), "c": np.array([0.0, 8.0])}
-    found = nearest_average({6: vectors}, table, k=1)
-    others = [(1.5 - 1) ** 2 + 5**2, (0.5 - 3) ** 2 + (4 - 2) ** 2, 2**2 + (1 - 8) ** 2]
-    assert found["error"] == pytest.approx(((4 + 4) + (4 + 4) + (9 + 36)) / sum(others)) and (found["layer"], found["k"]) == (6, 1)
-    assert nearest_average({6: vectors}, table, k=2)["error"] == pytest.approx(1)
+    assert best_k(vectors, np.array([[1.0, 0.0], [3.0, 2.0], [0.0, 8.0]])) == 1  # squared distances 8 + 8 + 45; 25.25 + 10.25 + 53
+    assert best_k(vectors, np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 0.0]])) == 2  # 9 + 9 + 9; 2.25 + 9 + 2.25
 
 
-def test_similarity_is_of_features_heard_as_the_unknown_speaker(corpus, spread):
-    encoder, split = load_encoder(spread), read_split(corpus / "manifest", "train")
-    found = utterance_means(encoder, split, [3, 0, 7], [1, 2])
-    model = build_encoder(read_pretrained(spread)).eval()
+def test_similarity_is_of_features_with_the_unknown_speaker(corpus, spread):
+    found = utterance_means(load_encoder(spread), read_split(corpus / "manifest", "train"), [3, 0, 7])
+    model, split = build_encoder(read_pretrained(spread)).eval(), read_split(corpus / "manifest", "train")
     for row, index in enumerate([3, 0, 7]):
         wave = torch.from_numpy(read(split.audio(index)))
         with torch.no_grad():
-            features, _ = model.layer_features(wave[None], [len(wave)], [1, 2], speaker=torch.tensor([0]))
-        for layer in (1, 2):
-            np.testing.assert_allclose(found[layer][row], features[layer][0].double().mean(0).numpy(), atol=1e-5)
+            features, _ = model.layer_features(wave[None], [len(wave)], [2], speaker=torch.tensor([0]))
+        np.testing.assert_allclose(found[row], features[2][0].double().mean(0).numpy(), atol=1e-5)
 
 
 def test_a_fine_tuned_checkpoint_averages_its_own_table(corpus, manifest, finetuned):
@@ -273,19 +257,15 @@ def test_a_fine_tuned_checkpoint_averages_its_own_table(corpus, manifest, finetu
     new, report = make(finetuned, split, "nearest", train, k=2)
     task, model = load_trained(finetuned)
     rows = dict(zip(task.speakers, model.backbone.speaker_conditioning.embedding.weight[1:].detach().numpy(), strict=True))
-    found = report["settings"]["nearest"]
-    assert new.speakers.ids == list(NEW) and new.method == "nearest" and (found["speakers"], found["k"]) == (4, 2)
+    assert new.speakers.ids == list(NEW) and new.method == "nearest" and report["settings"]["nearest"] == {"k": 2, "speakers": 4}
     encoder = load_encoder(finetuned)
-    known = utterance_means(encoder, train, range(len(train)), [found["layer"]])[found["layer"]]
-    training = from_utterances(train.speakers, known)
+    training = from_utterances(train.speakers, utterance_means(encoder, train, range(len(train))))
     for name, vector in zip(NEW, new.speakers.vectors, strict=True):
         own = [i for i, s in enumerate(split.speakers) if s == name]
-        mean = utterance_means(encoder, split, own, [found["layer"]])[found["layer"]].mean(0)
-        closest = cosine_similarity(mean[None], training.vectors)[0].argsort()[-2:]
+        closest = cosine_similarity(utterance_means(encoder, split, own).mean(0)[None], training.vectors)[0].argsort()[-2:]
         np.testing.assert_allclose(vector, np.mean([rows[training.ids[j]] for j in closest], axis=0), atol=1e-9)
     train.speakers = ["<unk>" if s == "anna" else s for s in train.speakers]
-    _, found = nearest(encoder, train, split, own)
-    assert found["speakers"] == 3  # the unknown speaker is nobody's neighbour
+    assert nearest(encoder, train, split, own)[1]["speakers"] == 3  # the unknown speaker is nobody's neighbour
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """An embedding for a speaker outside the table of a speaker-conditioned model, from unlabelled audio.
 
 - `nearest`: the average of the embeddings of the k most similar training speakers. A speaker's vector is the mean over utterances of
-  the mean over frames of a layer's features, computed with the unknown speaker's embedding. Layer and k are those that best give
-  the training speakers' own embeddings, each left out in turn.
+  the mean over frames of the last layer, computed with the unknown speaker's embedding. k is the one that best gives the training
+  speakers' own embeddings, each left out in turn.
 - `adapted`: the most probable embedding e = c + L z by the masked-prediction loss of the speaker's audio, everything else frozen. The
   prior is that of eigenvoices (Kuhn et al. 2000): c is the nearest average, L Lᵀ the covariance of the training embeddings, shrunk
   towards a multiple of the identity (Chen et al. 2010). z minimises
@@ -53,53 +53,27 @@ _LEAST_SPREAD = 1e-3
 # --- the average of the most similar training speakers ----------------------------------------------------------------
 
 
-def utterance_means(encoder, split, indices, layers, **options):
-    """{layer: float64 (utterances, width)}: mean over frames of each utterance's features, with the unknown speaker's embedding.
+def utterance_means(encoder, split, indices, **options):
+    """Mean over frames of the last layer's features, with the unknown speaker's embedding: float64 (utterances, width).
 
     Args:
         encoder: from `load_encoder`.
         split: a manifest `Split`.
         indices: of utterances, a frame or longer.
-        layers: 1-based.
         options: batch_seconds and workers of `EncoderFeatures`.
     """
-    source, sums = EncoderFeatures(encoder, layers, **options), {}
+    source, sums = EncoderFeatures(encoder, [encoder.n_layers], **options), {}
 
     def consume(extracted):
-        piece = extracted.piece
-        sums[piece.utterance, piece.first] = {name: values.double().sum(0).cpu().numpy() for name, values in extracted.features.items()}
+        (values,) = extracted.features.values()
+        sums[extracted.piece.utterance, extracted.piece.first] = values.double().sum(0).cpu().numpy()
 
     for _ in progress(source.extract(replace(split, speakers=None), indices, consume), f"features of {split.name}", unit="pieces"):
         pass
-    order = {index: row for row, index in enumerate(indices)}
-    means = {layer: np.zeros((len(order), encoder.width)) for layer in source.layers.values()}
+    order, means = {index: row for row, index in enumerate(indices)}, np.zeros((len(indices), encoder.width))
     for (index, _), found in sorted(sums.items()):
-        for name, layer in source.layers.items():
-            means[layer][order[index]] += found[name] / n_frames(int(split.n_samples[index]))
+        means[order[index]] += found / n_frames(int(split.n_samples[index]))
     return means
-
-
-def nearest_average(training, table, k=None):
-    """The layer and k whose averages come nearest to the training speakers' own embeddings, each speaker left out in turn.
-
-    Args:
-        training: {layer: SpeakerVectors}, all of the same speakers, two or more.
-        table: {speaker: embedding}.
-        k: or the given one.
-
-    Returns:
-        {"layer", "k", "speakers", "error"}: the error is a share of that of the average of all others.
-    """
-    ids = next(iter(training.values())).ids
-    rows, best = np.stack([table[name] for name in ids]).astype(np.float64), None
-    usual = (((rows.sum(0) - rows) / (len(ids) - 1) - rows) ** 2).sum(1).mean()
-    for layer, vectors in training.items():
-        order = ranking(cosine(vectors.vectors, vectors.vectors), leave_one_out=True)
-        for amount in [k] if k else numbers_of_neighbours(len(ids) - 1):
-            error = float(((rows[order[:, :amount]].mean(1) - rows) ** 2).sum(1).mean() / usual) if usual else 1.0
-            if best is None or error < best["error"] - 1e-12:
-                best = {"layer": layer, "k": amount, "speakers": len(ids), "error": error}
-    return best
 
 
 def nearest(encoder, train, split, indices, k=None, **options):
@@ -113,7 +87,7 @@ def nearest(encoder, train, split, indices, k=None, **options):
         options: of `utterance_means`.
 
     Returns:
-        ({speaker: embedding}, what `nearest_average` found).
+        ({speaker: embedding}, {"k", "speakers": how many there were to choose from}).
     """
     table = table_of(encoder.model, encoder.path)
     known = [i for i in whole_frames(train) if train.speakers and train.speakers[i] in table and train.speakers[i] != UNKNOWN_SPEAKER]
@@ -121,13 +95,24 @@ def nearest(encoder, train, split, indices, k=None, **options):
         raise InputError(
             f"{train.tsv}: fewer than 2 of its speakers are in the table of {encoder.path}; give its training split (--train-split DIR/SPLIT)"
         )
-    means = utterance_means(encoder, train, known, list(range(1, encoder.n_layers + 1)), **options)
-    training = {layer: from_utterances([train.speakers[i] for i in known], values) for layer, values in means.items()}
-    found = nearest_average(training, table, k)
-    means = utterance_means(encoder, split, indices, [found["layer"]], **options)[found["layer"]]
-    new, training = from_utterances([split.speakers[i] for i in indices], means), training[found["layer"]]
-    order = ranking(cosine(new.vectors, training.vectors))[:, : found["k"]]
-    return {name: np.mean([table[training.ids[j]] for j in row], axis=0) for name, row in zip(new.ids, order, strict=True)}, found
+    training = from_utterances([train.speakers[i] for i in known], utterance_means(encoder, train, known, **options))
+    new = from_utterances([split.speakers[i] for i in indices], utterance_means(encoder, split, indices, **options))
+    rows = np.stack([table[name] for name in training.ids]).astype(np.float64)
+    k = best_k(training, rows) if k is None else k
+    order = ranking(cosine(new.vectors, training.vectors))[:, :k]
+    return dict(zip(new.ids, rows[order].mean(1), strict=True)), {"k": k, "speakers": len(rows)}
+
+
+def best_k(training, rows):
+    """The k whose averages come nearest to the training speakers' own embeddings, each speaker left out in turn.
+
+    Args:
+        training: SpeakerVectors, two or more.
+        rows: (speakers, width) their embeddings.
+    """
+    order = ranking(cosine(training.vectors, training.vectors), leave_one_out=True)
+    errors = {k: round(float(((rows[order[:, :k]].mean(1) - rows) ** 2).sum()), 12) for k in numbers_of_neighbours(len(rows) - 1)}
+    return min(errors, key=errors.get)
 
 
 def table_of(model, path):
