@@ -7,14 +7,8 @@ from .files import atomic
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito's eight; the yellow, pale on white, comes last, and markers have a thin dark edge for it."""
-
-
 MARKERS = "os^DvP*X"
-
-
 GREY = "#9A9A9A"
-
-
 STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -28,14 +22,8 @@ STYLE = {
     "legend.fontsize": 9,
     "figure.facecolor": "white",
 }
-
-
-WIDTH = 5.4
-
-
+WIDTH = 5.4  # inches
 DPI = 150
-
-
 MOST_LABELLED = 40
 """More bars than this get no names: they are sorted, and the lowest and highest are named."""
 

@@ -171,7 +171,7 @@ def discover(folder):
     for here, folders, names in os.walk(folder):
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)
         _add_evaluation(run, Path(here), names)
-        _add_training(run, Path(here), sorted(names))
+        _add_training(run, Path(here), names)
         for name in sorted(names):
             for store, shape in (found for pattern, found in _FILES.items() if re.fullmatch(pattern, name)):
                 path = Path(here, name)
@@ -216,11 +216,11 @@ def _add_training(run, folder, names):
     config, log = folder / ".hydra" / "config.yaml", folder / "hydra_train.log"
     if not config.is_file() and log.name not in names:
         return
-    curves = [run.read(folder / name, read_training_log) or {} for name in names if name.endswith(".log")]
+    curves = run.read(log, read_training_log) if log.name in names else {}
     if config.is_file():
         found, source = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict), ".hydra/config.yaml"
     else:
         found, source = run.read(log, read_training_config), log.name
-    training = TrainingFolder(run.name_of(folder), found or {}, max(curves, key=len, default={}), source)
+    training = TrainingFolder(run.name_of(folder), found or {}, curves or {}, source)
     if training.config or training.curves:
         run.trainings.append(training)

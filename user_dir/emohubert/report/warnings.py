@@ -96,11 +96,9 @@ def _of_classes(evaluation):
     for name, n in references.items():
         if n and not predicted[name]:
             yield "problem", f"never {name}", f"“{name}” is never predicted, though it is the class of {count(n, 'utterance')}."
-    if few := [f"“{name}” {n}" for name, n in references.items() if 0 < n < FEW_OF_CLASS]:
-        message = f"Classes with fewer than {FEW_OF_CLASS} utterances weigh as much in UA as the others: {', '.join(few)}."
-        yield "warning", "few of a class", message
-    if absent := [f"“{name}”" for name, n in references.items() if not n]:
-        yield "note", "absent", f"No reference has {', '.join(absent)}: not part of UA."
+    if few := [f"“{name}” {n}" for name, n in references.items() if n < FEW_OF_CLASS]:
+        message = f"Classes with fewer than {FEW_OF_CLASS} utterances weigh as much in UA as the others, those without any not at all: "
+        yield "warning", "few of a class", f"{message}{', '.join(few)}."
     if scores.get("ece", 0) > 0.15:
         yield "warning", "ece", f"The probabilities are poorly calibrated: expected calibration error {scores['ece']:.2f}."
 
@@ -173,14 +171,9 @@ def _of_robustness(content):
 
 def _of_curves(training):
     curves = training.curves
-    if not curves:
-        yield "note", "no log", "No training log with curves was found; common.log_format=json writes one."
-        return
     yield from _of_masked_prediction(curves)
     chosen, last = chosen_update(curves), training.last_update()
     losses = [values for split, (_, values) in curves.get("loss", {}).items() if split != "train"]
-    if not losses and chosen is None:
-        yield "note", "no validation", "No validation was logged: the last checkpoint is the result."
     for values in (values for values in losses if len(values) > 2):
         if chosen and chosen[1] == last:
             yield "warning", "improving", f"Validation ({chosen[0]}) was best at the very last update, {last}: longer training may help."
