@@ -1,34 +1,17 @@
 """fairseq's own simple_kmeans scripts, as installed, made importable: what our files and labels are compared with."""
 
 import sys
-import types
 from pathlib import Path
 
 import fairseq
-import numpy as np
 import soundfile
 import torch
 
 SCRIPTS = Path(fairseq.__file__).parent / "examples" / "hubert" / "simple_kmeans"
 
 
-class _NpyAppendArray:
-    """Stands in for the package npy_append_array, which the scripts need and which only appends to a .npy file."""
-
-    def __init__(self, path):
-        self.path, self.parts = path, []
-
-    def append(self, array):
-        self.parts.append(array)
-        np.save(self.path, np.concatenate(self.parts))
-
-
 def load(name):
     """A script as a module, its audio reading replaced (it needs a torchaudio that no longer exists)."""
-    if "npy_append_array" not in sys.modules:
-        stand_in = types.ModuleType("npy_append_array")
-        stand_in.NpyAppendArray = _NpyAppendArray
-        sys.modules["npy_append_array"] = stand_in
     if str(SCRIPTS) not in sys.path:
         sys.path.insert(0, str(SCRIPTS))
     module = __import__(name)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from emohubert.core.errors import InputError
 from emohubert.corpus import frame_labels, string_columns
 from emohubert.corpus.audio import n_frames
-from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
+from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels, state_hop
 from emohubert.corpus.manifest import read_dictionary, read_split
 from emohubert.corpus.string_columns import KeptFile
 
@@ -263,6 +263,34 @@ def test_a_label_rate_that_is_neither(tmp_path):
     lengths = [16_000, 32_000]
     for hop in (80, 240, 640):
         assert "x.km:1: " in error_of(write(tmp_path / "x.km", random_rows(lengths, hop)), SYMBOLS, lengths)
+
+
+# ------------------------------------------------------------------------------------------------------- the stated hop
+
+
+@pytest.mark.parametrize("hop", HOPS)
+def test_a_stated_hop_decides_where_counts_fit_both(tmp_path, hop):
+    """One frame at a hop of 320, two at 160; both hops allow two labels."""
+    state_hop(tmp_path, hop)
+    assert read_frame_labels(write(tmp_path / "x.km", [[1, 2]]), SYMBOLS, [560]).hop == hop
+
+
+@pytest.mark.parametrize("hop", HOPS)
+def test_labels_that_contradict_the_stated_hop(tmp_path, hop):
+    lengths = [16_000, 32_000]
+    path = write(tmp_path / "x.km", random_rows(lengths, hop))
+    assert read_frame_labels(path, SYMBOLS, lengths).hop == hop
+    state_hop(tmp_path, 480 - hop)
+    message = error_of(path, SYMBOLS, lengths)
+    assert re.search(rf"x\.km:1: .* at a hop of {480 - hop}, which frames\.km\.json states; 2 of 2 lines do not fit", message)
+    state_hop(tmp_path, hop)
+    assert read_frame_labels(path, SYMBOLS, lengths).hop == hop
+
+
+@pytest.mark.parametrize("content", ['{"sample_rate": 16000, "hop": 640}', '{"sample_rate": 8000, "hop": 160}', "[]", "{", '{"hop": 320}'])
+def test_a_hop_that_is_not_one(tmp_path, content):
+    (tmp_path / "frames.km.json").write_text(content)
+    assert "frames.km.json: " in error_of(write(tmp_path / "x.km", [[1, 2]]), SYMBOLS, [720])
 
 
 # ------------------------------------------------------------------------------------------------------------ size

@@ -12,6 +12,7 @@ from scripts import run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
+from emohubert.pseudo_labels import stages
 from emohubert.pseudo_labels.centroid_files import write_joblib
 from emohubert.pseudo_labels.feature_shards import merge_labels, shard_range
 from emohubert.pseudo_labels.kmeans import KMeans, fit
@@ -72,6 +73,14 @@ def test_features_and_lengths_are_fairseqs_bit_for_bit(features, stock_features)
         assert (features / f"{name}.len").read_bytes() == (stock_features / f"{name}.len").read_bytes()
 
 
+def test_features_are_written_in_windows_of_bounded_memory(manifest, features, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_WINDOW_BYTES", 4 * 39 * 100)
+    assert run("tools/dump_features.py", manifest, "train", tmp_path, "--mfcc", "--nshard", N, "--rank", 1) == 0
+    for ending in ("npy", "len"):
+        name = f"train_1_{N}.{ending}"
+        assert (tmp_path / "mfcc" / name).read_bytes() == (features / name).read_bytes()
+
+
 def test_fairseqs_scripts_run_on_our_features(features, tmp_path):
     simple_kmeans.load("learn_kmeans").learn_kmeans(
         str(features), "train", N, str(tmp_path / "km.bin"), 8, 0, -1, "k-means++", 100, 10_000, 0.0, 2, 0.0, 100
@@ -95,6 +104,7 @@ def test_our_stages_run_on_fairseqs_features(stock_features, tmp_path):
     for rank in range(N):
         assert run("tools/dump_labels.py", stock_features, "train", tmp_path / "km.npz", N, rank, tmp_path / "ours") == 0
         stock.dump_label(str(stock_features), "train", str(tmp_path / "km.bin"), N, rank, str(tmp_path / "stock"))
+        assert not (tmp_path / "ours" / "frames.km.json").exists()  # fairseq's features do not say their hop
         name = f"train_{rank}_{N}.km"
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "stock" / name).read_bytes()
 
@@ -114,7 +124,9 @@ def test_stages_give_the_labels_of_make_labels(manifest, features, tmp_path):
     path, lines = merge_labels(tmp_path / "lab", "train", N, 13)
     assert lines == 13
     assert path.read_bytes() == (whole / "train.km").read_bytes()
-    assert (tmp_path / "lab" / "dict.km.txt").read_bytes() == (whole / "dict.km.txt").read_bytes()
+    for name in ("dict.km.txt", "frames.km.json"):
+        assert (tmp_path / "lab" / name).read_bytes() == (whole / name).read_bytes()
+    assert json.loads((whole / "frames.km.json").read_text()) == {"sample_rate": 16_000, "hop": 160}
 
 
 def test_missing_shards_are_named(features, tmp_path, capsys):

@@ -27,7 +27,7 @@ from emohubert.corpus.shards import member_name, pack
 from emohubert.data.speech import SpeechDataset
 from emohubert.pretrained.safe_files import load_state
 from emohubert.provenance import records
-from emohubert.pseudo_labels.features import audio_fingerprint
+from emohubert.pseudo_labels.recordings import audio_fingerprint
 
 FORMATS = [  # name, rate, channels, seconds, subtype
     ("speech/a.wav", 16_000, 1, 1.3, "PCM_16"),

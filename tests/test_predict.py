@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from corpus import CLASSES, make_corpus
+from random_hubert import write_random_hubert
 from scripts import load, run
 from training import TINY
 
@@ -23,7 +24,6 @@ from emohubert.evaluation import predict as prediction
 from emohubert.evaluation.inference import predict_split
 from emohubert.evaluation.predict import find_files, in_order, predict_files, windows
 from emohubert.evaluation.predictions import read_predictions
-from emohubert.pseudo_labels.benchmark import write_random_hubert
 from emohubert.speakers import pldc
 from emohubert.speakers.pldc import RunningSpeaker
 from emohubert.tasks.trained import load_trained

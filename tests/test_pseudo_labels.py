@@ -15,6 +15,7 @@ import torch
 from corpus import make_corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_hubert import write_random_hubert
 from scripts import ROOT, load, run
 from training import SERVER, TINY
 
@@ -25,10 +26,10 @@ from emohubert.corpus.manifest import read_split
 from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make
-from emohubert.pseudo_labels.benchmark import write_random_hubert
 from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, pieces
 from emohubert.pseudo_labels.kmeans import KMeans
-from emohubert.pseudo_labels.make import LabelMaker, agreement, choose_recordings
+from emohubert.pseudo_labels.make import LabelMaker, agreement
+from emohubert.pseudo_labels.recordings import choose_recordings
 
 SMALL = {**TINY, "encoder_layers": 4}
 LARGE = {**SMALL, "extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True}
@@ -213,7 +214,7 @@ def test_what_is_written(labels, manifest, checkpoint):
         f"L{layer}/km{k}/{name}"
         for layer in (2, 4)
         for k in (5, 9)
-        for name in ("train.km", "valid.km", "test.km", "dict.km.txt", "kmeans.npz", "kmeans.npz.seen")
+        for name in ("train.km", "valid.km", "test.km", "dict.km.txt", "frames.km.json", "kmeans.npz", "kmeans.npz.seen")
     )
     split, encoder = read_split(manifest, "test"), load_encoder(checkpoint)
     features = extract(EncoderFeatures(encoder, [4]), split)
@@ -338,7 +339,7 @@ def test_whole_sets_are_skipped_and_what_changed_is_made_again(manifest, checkpo
 def test_labels_of_other_centroids_do_not_stay_behind(manifest, checkpoint, tmp_path):
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])
     before = label_files(tmp_path)
-    assert len(before) == 6 + 6
+    assert len(before) == 7 + 7
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], seed=2, splits=["train"], pieces=[9])
     assert sorted(p for p in label_files(tmp_path) if p.endswith(".km")) == ["L2/km5-pieces9/train.km", "L2/km5/train.km"]
     make_labels(manifest, tmp_path, checkpoint, clusters=[5], layers=[2], pieces=[9])

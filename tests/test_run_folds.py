@@ -12,6 +12,7 @@ import pytest
 import scripts
 import training
 from corpus import CLASSES, make_corpus
+from random_hubert import write_random_hubert
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from emohubert.core.errors import InputError
@@ -20,7 +21,6 @@ from emohubert.corpus.manifest import read_split
 from emohubert.evaluation import cross_validation, scoring
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pretrained.safe_files import load_state
-from emohubert.pseudo_labels.benchmark import write_random_hubert
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
 

@@ -18,9 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import options
-from emohubert.pseudo_labels.stages import dump_features
 
 
 @cli.command
@@ -30,10 +28,13 @@ def main(argv=None):
     parser.add_argument("split", metavar="SPLIT", help="split, such as train")
     parser.add_argument("feat_dir", metavar="FEAT_DIR", help="folder of the features")
     options.add_features(parser)
-    parser.add_argument("--nshard", type=options.positive_int, default=1, metavar="N", help="number of shards")
+    parser.add_argument("--nshard", type=cli.positive_int, default=1, metavar="N", help="number of shards")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which shard, from 0")
     parser.add_overwrite()
     args = parser.parse_args(argv)
+    from emohubert.models.load import load_encoder
+    from emohubert.pseudo_labels.stages import dump_features
+
     features = options.features(args, load_encoder)
     for path in dump_features(args.manifest_dir, args.split, args.feat_dir, features, args.nshard, args.rank, args.overwrite):
         print(path)

@@ -16,8 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.pseudo_labels import options
-from emohubert.pseudo_labels.stages import dump_labels
 
 
 @cli.command
@@ -26,11 +24,13 @@ def main(argv=None):
     parser.add_argument("feat_dir", metavar="FEAT_DIR", help="folder of the shards of one kind of features, such as features/L9")
     parser.add_argument("split", metavar="SPLIT", help="split, such as train")
     parser.add_argument("km_path", metavar="KM_PATH", help="the centroids")
-    parser.add_argument("nshard", metavar="N", type=options.positive_int, help="number of shards")
+    parser.add_argument("nshard", metavar="N", type=cli.positive_int, help="number of shards")
     parser.add_argument("rank", metavar="R", type=int, help="which shard, from 0")
     parser.add_argument("lab_dir", metavar="LAB_DIR", help="folder of the labels")
     parser.add_overwrite()
     args = parser.parse_args(argv)
+    from emohubert.pseudo_labels.stages import dump_labels
+
     print(dump_labels(args.feat_dir, args.split, args.km_path, args.nshard, args.rank, args.lab_dir, args.overwrite))
 
 

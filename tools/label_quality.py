@@ -21,9 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.core.files import make_folder, write_json
-from emohubert.corpus.manifest import read_split
-from emohubert.pseudo_labels import quality
 
 
 @cli.command
@@ -34,6 +31,10 @@ def main(argv=None):
     parser.add_argument("split", metavar="SPLIT", help="split, such as train")
     parser.add_argument("--out", metavar="DIR", help="folder of the results (default: LAB_DIR)")
     args = parser.parse_args(argv)
+    from emohubert.core.files import make_folder, write_json
+    from emohubert.corpus.manifest import read_split
+    from emohubert.pseudo_labels import quality
+
     split = read_split(args.manifest_dir, args.split)
     folders = quality.label_sets(args.lab_dir, split.name)
     targets = quality.targets_of(split)

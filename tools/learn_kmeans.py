@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.pseudo_labels import options
-from emohubert.pseudo_labels.stages import learn_kmeans
 
 
 @cli.command
@@ -22,14 +21,16 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("feat_dir", metavar="FEAT_DIR", help="folder of the shards of one kind of features, such as features/L9")
     parser.add_argument("split", metavar="SPLIT", help="split to fit on, such as train")
-    parser.add_argument("nshard", metavar="N", type=options.positive_int, help="number of shards; all must be there")
+    parser.add_argument("nshard", metavar="N", type=cli.positive_int, help="number of shards; all must be there")
     parser.add_argument("km_path", metavar="KM_PATH", help="the centroids, a .npz file")
-    parser.add_argument("--clusters", type=options.positive_int, required=True, metavar="K", help="number of clusters")
+    parser.add_argument("--clusters", type=cli.positive_int, required=True, metavar="K", help="number of clusters")
     parser.add_argument("--joblib", metavar="PATH", help="write a scikit-learn joblib file too")
     options.add_kmeans(parser)
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
+    from emohubert.pseudo_labels.stages import learn_kmeans
+
     model = learn_kmeans(
         args.feat_dir,
         args.split,

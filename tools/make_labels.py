@@ -22,9 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.models.load import load_encoder
 from emohubert.pseudo_labels import options
-from emohubert.pseudo_labels.make import LabelMaker, agreement
 
 
 @cli.command
@@ -36,7 +34,7 @@ def main(argv=None):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--clusters",
-        type=options.positive_int,
+        type=cli.positive_int,
         nargs="+",
         metavar="K",
         help="numbers of clusters: a set of labels for each",
@@ -47,7 +45,7 @@ def main(argv=None):
     options.add_kmeans(parser)
     parser.add_argument(
         "--pieces",
-        type=options.positive_int,
+        type=cli.positive_int,
         nargs="+",
         metavar="N",
         help="numbers of acoustic pieces (SentencePiece over the clusters): a set of labels for each",
@@ -55,6 +53,9 @@ def main(argv=None):
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
+    from emohubert.models.load import load_encoder
+    from emohubert.pseudo_labels.make import LabelMaker, agreement
+
     features = options.features(args, load_encoder)
     maker = LabelMaker(
         args.manifest_dir,

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.corpus.manifest import read_split
-from emohubert.pseudo_labels import options
 from emohubert.pseudo_labels.feature_shards import merge_labels
 
 
@@ -23,7 +22,7 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("lab_dir", metavar="LAB_DIR", help="folder of the label shards")
     parser.add_argument("split", metavar="SPLIT", help="split, such as train")
-    parser.add_argument("nshard", metavar="N", type=options.positive_int, help="number of shards")
+    parser.add_argument("nshard", metavar="N", type=cli.positive_int, help="number of shards")
     parser.add_argument("--manifest-dir", metavar="DIR", help="check the number of lines against this manifest")
     args = parser.parse_args(argv)
     utterances = len(read_split(args.manifest_dir, args.split)) if args.manifest_dir else None

@@ -37,6 +37,26 @@ def command(main):
     return wrapped
 
 
+def positive_int(text):
+    """An int of at least 1, for argparse."""
+    return _positive(int, text, "a whole number of at least 1")
+
+
+def positive_float(text):
+    """A finite float above 0, for argparse."""
+    return _positive(float, text, "a number above 0")
+
+
+def _positive(kind, text, what):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"“{text}” is not {what}")
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults and says `error: …` in one line, with exit status 2, on bad usage."""
 
@@ -130,14 +150,3 @@ def in_threads(function, items, description, unit, workers):
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from progress(pool.map(function, items), description, total=len(items), unit=unit)
-
-
-def positive_int(text):
-    """An int of at least 1, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"“{text}” is not a whole number of at least 1")
-    return value

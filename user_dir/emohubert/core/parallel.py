@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 
 def cores():
@@ -14,7 +15,33 @@ def cores():
 @functools.cache
 def pool(workers):
     """The process's pool of so many threads; kept, because every new thread takes memory in BLAS that never comes back."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="labels")
+    return ThreadPoolExecutor(workers, thread_name_prefix="emohubert")
+
+
+def as_finished(function, jobs, workers=None, budget=None):
+    """Yield `function(job)` for each job, in the order of finishing.
+
+    Args:
+        function: is called in several threads at once.
+        jobs: list of (job, size).
+        workers: threads; by default one for each core.
+        budget: most size of the jobs that run at once; a larger job runs alone. No limit by default.
+    """
+    workers = workers or cores()
+    waiting, running = deque(jobs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job, size = waiting[0]
+                if running and budget is not None and sum(running.values()) + size > budget:
+                    break
+                running[pool(workers).submit(function, job)] = size
+                waiting.popleft()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                yield future.result()
+    finally:
+        wait(running)
 
 
 @contextlib.contextmanager

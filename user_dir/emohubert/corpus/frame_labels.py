@@ -2,6 +2,9 @@
 
 A label file has one line per utterance and one label per label frame; label frames come every 320 samples (HuBERT's own
 frames) or every 160 (MFCCs). Model frame t takes label t (hop 320) or 2t (hop 160), as fairseq's `forward_targets` does.
+
+The hop is stated in a file beside the labels, `frames.km.json` for `*.km`: `{"sample_rate": 16000, "hop": 320}`. Labels of fairseq's
+scripts come without it; their hop is the one that fits the numbers of labels.
 """
 
 from dataclasses import dataclass
@@ -10,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from .audio import HOP, n_frames
+from ..core.files import read_json, write_json
+from .audio import HOP, SAMPLE_RATE, n_frames
 from .string_columns import KeptFile, offsets_of
 
 LABEL_HOPS = (HOP, HOP // 2)
@@ -190,18 +194,38 @@ class _Parser:
         return np.array([self._table.get(token, -1) for token in text.split()], dtype=self.kind)
 
 
+def state_hop(folder, hop):
+    """Write the hop of the `.km` files of a folder beside them, unless it stands there."""
+    path, content = _hop_file(Path(folder) / "train.km"), {"sample_rate": SAMPLE_RATE, "hop": hop}
+    if not path.is_file() or read_json(path) != content:
+        write_json(path, content)
+
+
+def _hop_file(path):
+    return path.with_name(f"frames{path.suffix}.json")
+
+
 def _hop(path, counts, n_samples):
-    """The label hop under which every line fits its audio."""
-    audible = n_samples >= HOP + HOP  # shorter ones fit several hops
-    scores = {hop: np.abs(counts - n_frames(n_samples, hop))[audible].sum() for hop in LABEL_HOPS}
-    hop = min(scores, key=scores.get)
+    """The label hop, stated or found; InputError if a line does not fit its audio."""
+    stated = _hop_file(path)
+    if stated.is_file():
+        content = read_json(stated)
+        hops = [hop for hop in LABEL_HOPS if content == {"sample_rate": SAMPLE_RATE, "hop": hop}]
+        if not hops:
+            raise InputError(
+                f"{stated}: must say sample_rate {SAMPLE_RATE} and hop {' or '.join(map(str, LABEL_HOPS))}; make the labels again"
+            )
+        (hop,) = hops
+    else:
+        audible = n_samples >= HOP + HOP  # shorter ones fit several hops
+        hop = min(LABEL_HOPS, key=lambda hop: np.abs(counts - n_frames(n_samples, hop))[audible].sum())
     expected = n_frames(n_samples, hop)
-    short = counts < expected - n_samples // _STOCK_CHUNK
-    long = counts > expected + _MOST_EXTRA
-    if (short | long).any():
-        i = int(np.argmax(short | long))
+    wrong = (counts < expected - n_samples // _STOCK_CHUNK) | (counts > expected + _MOST_EXTRA)
+    if wrong.any():
+        i = int(np.argmax(wrong))
         raise InputError(
-            f"{path}:{i + 1}: {counts[i]} labels, but the audio ({n_samples[i]} samples) has {expected[i]} frames at a hop of {hop}; "
-            f"{int((short | long).sum())} of {len(counts)} lines do not fit; make the labels again from this manifest"
+            f"{path}:{i + 1}: {counts[i]} labels, but the audio ({n_samples[i]} samples) has {expected[i]} frames at a hop of {hop}"
+            f"{f', which {stated.name} states' if stated.is_file() else ''}; "
+            f"{int(wrong.sum())} of {len(counts)} lines do not fit; make the labels again from this manifest"
         )
     return hop

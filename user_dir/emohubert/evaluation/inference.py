@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +12,7 @@ from ..core.batching import by_length
 from ..core.cli import progress
 from ..core.device import exact_arithmetic
 from ..core.errors import InputError
-from ..core.parallel import cores, pool
+from ..core.parallel import as_finished
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION
 from .predictions import DimensionPredictions, from_probabilities, known_references
@@ -86,10 +84,10 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
 
     with exact_arithmetic(device):
         if padded:
-            for items, failed in _in_threads(read, jobs, workers or cores(), _READ_AHEAD * budget):
+            for items, failed in as_finished(read, jobs, workers, _READ_AHEAD * budget):
                 yield from failed + forward(items)
         else:
-            for found in _in_threads(read_and_forward, jobs, workers or cores(), budget):
+            for found in as_finished(read_and_forward, jobs, workers, budget):
                 yield from found
 
 
@@ -108,23 +106,6 @@ def _outcome(dataset, index, values, embedding):
     if np.isfinite(values).all() and np.isfinite(embedding).all():
         return Outcome(index, values, embedding)
     return Outcome(index, error=InputError(f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"))
-
-
-def _in_threads(function, jobs, workers, budget):
-    """`function(job)` for all (job, samples), in threads, in the order of finishing; at most `budget` samples at once, or one job."""
-    waiting, running = deque(jobs), {}
-    try:
-        while waiting or running:
-            in_flight = sum(running.values())
-            while waiting and len(running) < workers and (not running or in_flight + waiting[0][1] <= budget):
-                job, samples = waiting.popleft()
-                running[pool(workers).submit(function, job)] = samples
-                in_flight += samples
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                del running[future]
-                yield future.result()
-    finally:
-        wait(running)
 
 
 def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None):

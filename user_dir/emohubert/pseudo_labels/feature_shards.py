@@ -5,14 +5,12 @@
 `get_shard_range`. Ours come with `.json`, which says what the features are; fairseq's do not have it.
 """
 
-import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import atomic, read_json, write_lines
+from ..core.files import append, atomic, read_json
 
 
 def shard_range(total, nshard, rank):
@@ -49,26 +47,23 @@ class FeatureShard:
 
     def __init__(self, folder, split, rank, nshard):
         self.path = shard_path(folder, split, rank, nshard, "npy")
-        lengths = self.path.with_suffix(".len")
+        lengths, description = self.path.with_suffix(".len"), self.path.with_suffix(".json")
         again = f"run tools/dump_features.py again for --nshard {nshard} --rank {rank}"
         for path in (self.path, lengths):
             if not path.is_file():
                 raise InputError(f"{path}: shard {rank} of {nshard} is missing (not made yet, or interrupted); {again}")
         try:
             self.features = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            self.lengths = np.array(lengths.read_text(encoding="utf-8").split(), dtype=np.int64)
         except (ValueError, EOFError, OSError) as error:
-            raise InputError(f"{self.path}: damaged or cut off ({str(error).splitlines()[0][:120]}); {again}") from error
+            damaged = lengths if hasattr(self, "features") else self.path
+            raise InputError(f"{damaged}: damaged or cut off ({str(error).splitlines()[0][:120]}); {again}") from error
         if not isinstance(self.features, np.ndarray) or self.features.ndim != 2 or self.features.dtype != np.float32:
             raise InputError(f"{self.path}: not a (frames × width) array of float32; {again}")
-        lines = lengths.read_text(encoding="utf-8", errors="replace").split()
-        if not all(line.isdecimal() for line in lines):
-            raise InputError(f"{lengths}: holds something else than numbers of frames; {again}")
-        self.lengths = np.array(lines, dtype=np.int64)
-        if self.lengths.sum() != len(self.features):
+        if self.lengths.min(initial=0) < 0 or self.lengths.sum() != len(self.features):
             raise InputError(
                 f"{self.path}: {len(self.features)} frames, but {lengths.name} adds up to {self.lengths.sum()} (interrupted?); {again}"
             )
-        description = self.path.with_suffix(".json")
         self.description = read_json(description).get("settings", {}).get("features") if description.is_file() else None
 
     def __len__(self):
@@ -86,15 +81,10 @@ def read_shards(folder, split, nshard):
     Raises:
         InputError: a shard is missing or damaged (all missing ones are named), or two differ in kind.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder of features; make them with tools/dump_features.py")
-    missing = [str(r) for r in range(nshard) if not all(shard_path(folder, split, r, nshard, e).is_file() for e in ("npy", "len"))]
-    if missing:
-        raise InputError(
-            f"{folder}: {len(missing)} of {nshard} shards of “{split}” are missing or interrupted: "
-            f"{' '.join(missing)}; run tools/dump_features.py with --nshard {nshard} for each of these --rank"
-        )
+    remedy = f"run tools/dump_features.py with --nshard {nshard} for each of these --rank"
+    _require(folder, split, nshard, ("npy", "len"), "shards", "missing or interrupted", remedy)
     shards = [FeatureShard(folder, split, rank, nshard) for rank in range(nshard)]
     for shard in shards[1:]:
         if shard.description != shards[0].description or shard.features.shape[1] != shards[0].features.shape[1]:
@@ -102,32 +92,10 @@ def read_shards(folder, split, nshard):
     return shards
 
 
-@contextlib.contextmanager
-def feature_writer(path, frames, width):
-    """Write a `.npy` file of known size in any order; yields `put(first_frame, features)`, safe in several threads.
-
-    Nothing is kept in memory, and the file gets its name when it is whole.
-    """
-    with atomic(path, "wb") as f:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (frames, width)}
-        np.lib.format.write_array_header_2_0(f, header)
-        f.flush()
-        start = f.tell()
-        os.ftruncate(f.fileno(), start + 4 * frames * width)
-
-        def put(first_frame, features):
-            data = memoryview(np.ascontiguousarray(features, dtype=np.float32)).cast("B")
-            position = start + 4 * first_frame * width
-            while data:
-                written = os.pwrite(f.fileno(), data, position)
-                data, position = data[written:], position + written
-
-        yield put
-
-
-def label_line(labels):
-    """A line of a `.km` file, without its end."""
-    return " ".join(map(str, labels.tolist()))
+def _require(folder, split, nshard, endings, what, state, remedy):
+    missing = [str(r) for r in range(nshard) if not all(shard_path(folder, split, r, nshard, e).is_file() for e in endings)]
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} of {nshard} {what} of “{split}” are {state}: {' '.join(missing)}; {remedy}")
 
 
 def merge_labels(folder, split, nshard, utterances=None):
@@ -144,35 +112,22 @@ def merge_labels(folder, split, nshard, utterances=None):
     Raises:
         InputError: shards are missing or interrupted; all of them are named.
     """
-    folder = Path(folder)
-    paths = [shard_path(folder, split, rank, nshard, "km") for rank in range(nshard)]
-    missing = [str(rank) for rank, path in enumerate(paths) if not path.is_file()]
-    if missing:
-        raise InputError(
-            f"{folder}: {len(missing)} of {nshard} label shards of “{split}” are missing: {' '.join(missing)}; "
-            f"run tools/dump_labels.py again for each of these ranks"
-        )
-    lines = 0
-    with atomic(folder / f"{split}.km", "wb") as out:
-        for rank, path in enumerate(paths):
-            count, ended = 0, True
+    _require(folder, split, nshard, ("km",), "label shards", "missing", "run tools/dump_labels.py again for each of these ranks")
+    total, merged = 0, Path(folder) / f"{split}.km"
+    with atomic(merged, "wb") as out:
+        for rank in range(nshard):
+            path = shard_path(folder, split, rank, nshard, "km")
+            append(path, out)
             with path.open("rb") as f:
-                while block := f.read(1 << 20):
-                    out.write(block)
-                    count += block.count(b"\n")
-                    ended = block.endswith(b"\n")
+                count, ended = 0, False
+                for line in f:
+                    count, ended = count + 1, line.endswith(b"\n")
             stamp = path.with_suffix(".km.json")
-            known = read_json(stamp).get("settings", {}).get("utterances") if stamp.is_file() else None
+            expected = read_json(stamp).get("settings", {}).get("utterances") if stamp.is_file() else None
             if utterances is not None:
                 first, last = shard_range(utterances, nshard, rank)
-                known = last - first
-            if not ended or count == 0 or count != (known or count):
-                raise InputError(f"{path}: {count} lines{f' of {known}' if known else ''}, interrupted; dump this shard again")
-            lines += count
-    return folder / f"{split}.km", lines
-
-
-def write_dictionary(path, model):
-    """`dict.km.txt` of centroids: each cluster with its frames in the fit, or 1 where they are unknown."""
-    counts = np.ones(len(model), dtype=np.int64) if model.sizes is None else np.maximum(model.sizes, 1)
-    write_lines(path, [f"{i} {n}" for i, n in enumerate(counts)])
+                expected = last - first
+            if not ended or count != (expected or count):
+                raise InputError(f"{path}: {count} lines{f' of {expected}' if expected else ''}, interrupted; dump this shard again")
+            total += count
+    return merged, total

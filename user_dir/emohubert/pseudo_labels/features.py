@@ -9,8 +9,6 @@ rounding of float32, and `Extracted.alone` gives the latter where the last bit d
 
 import os
 import threading
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +18,7 @@ import torchaudio
 from ..core.batching import by_length
 from ..core.device import autocast, exact_arithmetic
 from ..core.errors import InputError
-from ..core.files import fingerprint
-from ..core.parallel import cores, one_thread, pool
+from ..core.parallel import as_finished, one_thread
 from ..corpus import audio
 from ..provenance import records
 
@@ -29,6 +26,7 @@ MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
 NOISE = 1e-5
 """Relative precision to which float32 features of a padded batch are known; about ten times what is measured."""
+_READ_AHEAD = 3  # batches that are being read or wait for a GPU
 _CONTEXT_SECONDS = 5.0
 """Context that a piece of a long recording gets on each side and that is not kept."""
 
@@ -108,7 +106,7 @@ class MfccFeatures:
     device = torch.device("cpu")
 
     def __init__(self, workers=None, max_chunk_seconds=100.0):
-        self.workers = workers or cores()
+        self.workers = workers
         self.settings = {}
         self._chunk = audio.n_frames(int(max_chunk_seconds * audio.SAMPLE_RATE), MFCC_HOP)
 
@@ -122,9 +120,10 @@ class MfccFeatures:
 
         def process(piece):
             consume(Extracted(piece, {self.names[0]: self._features(split, piece)}))
+            return piece.samples / audio.SAMPLE_RATE
 
         with one_thread():
-            yield from _in_threads(process, found, self.workers, budget=None)
+            yield from as_finished(process, [(piece, piece.samples) for piece in found], self.workers)
 
     def _features(self, split, piece):
         parts = []
@@ -161,7 +160,7 @@ class EncoderFeatures:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
         self.encoder, self.precision = encoder, precision
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
-        self.workers = workers or cores()
+        self.workers = workers
         self.settings = {"precision": precision, "max_chunk_seconds": max_chunk_seconds}
         self.sources = [records.source("checkpoint", encoder.path, sha256=encoder.sha256)]
         self.padded = encoder.device.type != "cpu" if padded is None else padded
@@ -220,15 +219,17 @@ class EncoderFeatures:
         def process(piece):
             waveform = _waveform(split, piece, statistics)
             consume(Extracted(piece, self._forward(split, [piece], [waveform], layers)[0]))
+            return piece.samples / audio.SAMPLE_RATE
 
-        found.sort(key=lambda p: -p.samples)
-        yield from _in_threads(process, found, self.workers, self._budget)
+        jobs = [(piece, piece.samples) for piece in sorted(found, key=lambda p: -p.samples)]
+        yield from as_finished(process, jobs, self.workers, self._budget)
 
     def _in_batches(self, split, batches, statistics, consume, layers):
         def load(batch):
             return batch, [_waveform(split, piece, statistics) for piece in batch]
 
-        for batch, waveforms in _read_ahead(load, batches, self.workers):
+        jobs = [(batch, len(batch) * max(p.samples for p in batch)) for batch in batches]
+        for batch, waveforms in as_finished(load, jobs, self.workers, _READ_AHEAD * self._budget):
             for i, features in enumerate(self._forward(split, batch, waveforms, layers)):
                 alone = None
                 if len(batch) > 1 and self.precision == "float32":
@@ -254,32 +255,23 @@ class EncoderFeatures:
         return kept
 
 
-def audio_fingerprint(split, indices=None):
-    """Fingerprint of a split's audio: paths, lengths, speakers, and the files' sizes and times of change.
+def collect(features, split, indices, arrays, alone=False):
+    """Extract utterances, one after the other, into arrays; yields the seconds of audio that are done.
 
-    Raises:
-        InputError: a file is missing.
+    Args:
+        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
+        split, indices, alone: as for `extract`.
+        arrays: {name: (frames, width) float32 array}, filled.
     """
-    rows = []
-    for i in range(len(split)) if indices is None else indices:
-        try:
-            size, changed = audio.locate(split.audio(i)).stat()
-        except OSError as error:
-            raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
-        speaker = split.speakers[i] if split.speakers else None
-        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, speaker])
-    return fingerprint(rows)
+    frames = audio.n_frames(split.n_samples[indices], features.hop)
+    first = dict(zip(map(int, indices), (np.cumsum(frames) - frames).tolist(), strict=True))
 
+    def keep(extracted):
+        row = first[extracted.piece.utterance] + extracted.piece.first
+        for name, values in extracted.features.items():
+            arrays[name][row : row + len(values)] = values.cpu().numpy()
 
-def short_recordings(split, hop, named=50):
-    """The recordings under one frame, as text that names them; None if there are none."""
-    short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
-    if not len(short):
-        return None
-    names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
-    return (
-        f"{split.tsv}: {len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line: {names}"
-    )
+    yield from features.extract(split, indices, keep, list(arrays), alone)
 
 
 def finite(features, path):
@@ -318,33 +310,3 @@ class _Statistics:
         path = self.split.audio(utterance)
         mean = sum(audio.read(path, *b, total).sum(dtype=np.float64) for b in blocks) / total
         return mean, sum(np.square(audio.read(path, *b, total) - mean, dtype=np.float64).sum() for b in blocks) / total
-
-
-def _in_threads(process, found, workers, budget):
-    """Run `process` on pieces in threads, at most `budget` samples at once; yields seconds done."""
-    waiting, running = deque(found), {}
-    try:
-        while waiting or running:
-            in_flight = sum(p.samples for p in running.values())
-            while waiting and len(running) < workers and (not running or budget is None or in_flight + waiting[0].samples <= budget):
-                piece = waiting.popleft()
-                running[pool(workers).submit(process, piece)] = piece
-                in_flight += piece.samples
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                piece = running.pop(future)
-                future.result()
-                yield piece.samples / audio.SAMPLE_RATE
-    finally:
-        wait(running)
-
-
-def _read_ahead(load, batches, workers):
-    """`load(batch)` for each batch in order, in threads, two batches ahead."""
-    waiting, pending = deque(batches), deque()
-    try:
-        while waiting or pending:
-            while waiting and len(pending) < 3:
-                pending.append(pool(workers).submit(load, waiting.popleft()))
-            yield pending.popleft().result()
-    finally:
-        wait(pending)

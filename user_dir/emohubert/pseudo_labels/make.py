@@ -6,26 +6,24 @@ run that was killed goes on where it was and ends with the same bytes.
 """
 
 import logging
-import shutil
 import time
-from concurrent.futures import as_completed, wait
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..core.cli import progress
 from ..core.errors import InputError
-from ..core.files import Stamp, atomic, fingerprint, make_folder, read_json, sha256, write_lines
-from ..core.parallel import cores, one_thread, pool
+from ..core.files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
+from ..core.parallel import as_finished, cores, one_thread
 from ..corpus import audio
+from ..corpus.frame_labels import state_hop
 from ..corpus.manifest import read_split, splits_of
 from ..provenance import records
 from . import kmeans
 from .centroid_files import load_centroids
-from .feature_shards import label_line, write_dictionary
-from .features import NOISE, audio_fingerprint, short_recordings
-from .pieces import AcousticPieces
+from .centroids import KMeans
+from .features import NOISE, collect
+from .label_sets import LabelSet, PartialLabels, label_line, read_label_lines, remove_stale, write_dictionary
+from .recordings import audio_fingerprint, choose_recordings, short_recordings, windows, work_through
 
 logger = logging.getLogger("emohubert")
 
@@ -36,62 +34,33 @@ _FEW_FRAMES = 39
 _AGREEMENT_UTTERANCES = 32
 
 
-@dataclass
-class LabelSet:
-    """Labels to be made: one kind of features, one set of centroids.
-
-    Attributes:
-        feature: name of the features, such as "L9".
-        clusters: their number.
-        folder: where the labels go, such as OUT_DIR/L9/km50.
-        fit_stamp: the Stamp of its centroids.
-        model: the centroids, once there.
-    """
-
-    feature: str
-    clusters: int
-    folder: Path
-    fit_stamp: Stamp
-    model: kmeans.KMeans = None
-
-    @property
-    def name(self):
-        """Such as "L9/km50"."""
-        return f"{self.feature}/{self.folder.name}"
-
-    @property
-    def centroids(self):
-        """Path of the centroids."""
-        return self.folder / "kmeans.npz"
-
-
 class LabelMaker:
     """Makes the label sets of a manifest directory.
 
     Args:
         directory: the manifest directory.
         out: output folder.
-        features: MfccFeatures or EncoderFeatures.
+        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
         clusters: numbers of clusters.
         fit_split: the split that centroids are fitted on.
         splits: the splits that get labels; by default those that exist of train, valid and test.
-        seed, metric, restarts, iterations: see `kmeans.fit`; the seed also draws the recordings of the fit.
+        seed: of `kmeans.fit`, and of the recordings of the fit.
         max_memory: bytes of features kept for the fit.
         centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
         pieces: sizes of vocabularies of acoustic pieces to be made over each set.
         overwrite: make everything again.
+        metric, restarts, iterations: see `kmeans.fit`.
     """
 
     def __init__(
-        self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, metric="euclidean", restarts=1,
-        iterations=100, max_memory=512 << 20, centroids=None, pieces=(), overwrite=False,
+        self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, max_memory=512 << 20, centroids=None,
+        pieces=(), overwrite=False, metric="euclidean", restarts=1, iterations=100,
     ):  # fmt: skip
         self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
         self.options = {"metric": metric, "restarts": restarts, "iterations": iterations}
-        self.splits = {name: read_split(directory, name) for name in self._split_names(directory, splits)}
+        self.splits = {name: read_split(directory, name) for name in _split_names(directory, splits)}
         self.out = make_folder(out)
-        self._fingerprints = {}
-        self._memory = {}
+        self._fingerprints, self._memory = {}, {}
         self.rechecked = 0
         self.fit_split, self.sample = None, []
         if centroids is None:
@@ -105,23 +74,9 @@ class LabelMaker:
             raise InputError(
                 "--pieces: pieces are learned from the labels of the fitting split; name it in --splits too, and give --clusters"
             )
-        for s in self.sets:
-            if wrong := [n for n in self.pieces if n <= s.clusters]:
-                raise InputError(
-                    f"--pieces {wrong[0]}: there are {s.clusters} clusters, each a piece of its own; ask for more pieces than clusters"
-                )
-
-    @staticmethod
-    def _split_names(directory, splits):
-        if splits:
-            return list(dict.fromkeys(splits))
-        if not Path(directory).is_dir():
-            raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
-        there = splits_of(directory)
-        names = [s for s in ("train", "valid", "test") if s in there]
-        if not names:
-            raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
-        return names
+        if wrong := [(n, s.clusters) for s in self.sets for n in self.pieces if n <= s.clusters]:
+            n, clusters = wrong[0]
+            raise InputError(f"--pieces {n}: there are {clusters} clusters, each a piece of its own; ask for more pieces than clusters")
 
     def run(self):
         """Fit what is not fitted, label what is not labelled; returns the label sets."""
@@ -145,18 +100,16 @@ class LabelMaker:
 
     # --- what is to be made -------------------------------------------------------------------------------------------
 
-    def _fitted_set(self, name, clusters):
+    def _set(self, name, clusters, settings, model=None):
         folder = make_folder(self.out / name / f"km{clusters}")
-        settings = {
-            "features": self.features.describe(name),
-            **self.features.settings,
-            "clusters": clusters,
-            "seed": self.seed,
-            **self.options,
-            "audio": self._audio(self.fit_split),
-            "recordings": fingerprint([int(i) for i in self.sample]),
-        }
-        return LabelSet(name, clusters, folder, Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"]))
+        settings = {"features": self.features.describe(name), **settings}
+        stamp = Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"])
+        return LabelSet(name, clusters, folder, stamp, model)
+
+    def _fitted_set(self, name, clusters):
+        settings = {**self.features.settings, "clusters": clusters, "seed": self.seed, **self.options}
+        settings |= {"audio": self._audio(self.fit_split), "recordings": fingerprint([int(i) for i in self.sample])}
+        return self._set(name, clusters, settings)
 
     def _given_set(self, path):
         if len(self.features.names) != 1:
@@ -165,16 +118,10 @@ class LabelMaker:
         model = load_centroids(path)
         model.check(self.features.describe(name), self.features.widths[name], path)
         model.features = self.features.describe(name)
-        folder = make_folder(self.out / name / f"km{len(model)}")
-        stamp = Stamp(
-            folder / ".kmeans.stamp",
-            {"features": self.features.describe(name), "given": sha256(path)},
-            [folder / "kmeans.npz", folder / "dict.km.txt"],
-        )
-        given = LabelSet(name, len(model), folder, stamp, model)
-        if self.overwrite or not stamp.is_current():
-            stamp.clear()
-            self._save(given)
+        given = self._set(name, len(model), {"given": sha256(path)}, model)
+        if self.overwrite or not given.fit_stamp.is_current():
+            given.fit_stamp.clear()
+            given.save(self.features.hop)
         if given.centroids.resolve() != Path(path).resolve():
             sources = [records.source("centroids", path, sha256=sha256(path)), *self.features.sources]
             records.write(records.beside(given.centroids), records.LABELS, sources=sources)
@@ -188,8 +135,7 @@ class LabelMaker:
     def _choose_sample(self):
         split = self.fit_split
         frames = audio.n_frames(split.n_samples, self.features.hop)
-        budget = self.max_memory // (4 * sum(self.features.widths.values()))
-        chosen = choose_recordings(split.paths, frames, budget, self.seed)
+        chosen = choose_recordings(split.paths, frames, self.max_memory // (4 * sum(self.features.widths.values())), self.seed)
         if not chosen:
             raise InputError(
                 f"{split.tsv}: no recording has a frame ({audio.RECEPTIVE_FIELD} samples) and fits into --max-memory; "
@@ -208,21 +154,21 @@ class LabelMaker:
         wanting = []
         for s in self.sets:
             if s.model is None and not self.overwrite and s.fit_stamp.is_current():
-                s.model = kmeans.KMeans.load(s.centroids)
+                s.model = KMeans.load(s.centroids)
                 self._record_fit(s)
             elif s.model is None:
                 wanting.append(s)
+            state_hop(s.folder, self.features.hop)
         if not wanting:
             return
-        names = [name for name in self.features.names if any(s.feature == name for s in wanting)]
-        self._memory = self._extract_sample(names)
+        self._extract_sample({s.feature for s in wanting})
         for s, model, seconds in self._fits(wanting):
             s.model = model
-            s.model.features = self.features.describe(s.feature)
-            s.model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
+            model.features = self.features.describe(s.feature)
+            model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
             s.fit_stamp.clear()
             self._record_fit(s)
-            self._save(s)
+            s.save(self.features.hop)
             logger.info(
                 "%s: inertia %.4f a frame, %d iterations, clusters of %d to %d frames, %.1f s",
                 s.name, model.fit["inertia"], model.fit["iterations"], model.sizes.min(), model.sizes.max(), seconds,
@@ -237,13 +183,7 @@ class LabelMaker:
             yield from (self._fit_one(s, cores()) for s in wanting)
             return
         with one_thread():
-            running = [pool(cores()).submit(self._fit_one, s, 1) for s in wanting]
-            try:
-                yield from (fit.result() for fit in as_completed(running))
-            finally:
-                for fit in running:
-                    fit.cancel()
-                wait(running)
+            yield from as_finished(lambda s: self._fit_one(s, 1), [(s, 1) for s in wanting])
 
     def _fit_one(self, s, workers):
         start, frames = time.perf_counter(), self._memory[s.feature]
@@ -252,56 +192,42 @@ class LabelMaker:
         model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=workers, **self.options)
         return s, model, time.perf_counter() - start
 
-    @staticmethod
-    def _save(s):
-        _remove_stale(s.folder, "fit", s.fit_stamp.settings)
-        write_dictionary(s.folder / "dict.km.txt", s.model)
-        s.model.save(s.centroids)
-        s.fit_stamp.write()
-
     def _extract_sample(self, names):
+        """Fill the memory: features of the recordings of the fit, and the rows that each of them has."""
         split = self.fit_split
         frames = audio.n_frames(split.n_samples[self.sample], self.features.hop)
-        ends = np.cumsum(frames)
-        self._rows = {i: slice(int(end - n), int(end)) for i, end, n in zip(self.sample, ends, frames, strict=True)}
-        memory = {name: np.empty((int(ends[-1]), self.features.widths[name]), dtype=np.float32) for name in names}
-
-        def keep(extracted):
-            first = self._rows[extracted.piece.utterance].start + extracted.piece.first
-            for name, features in extracted.features.items():
-                memory[name][first : first + len(features)] = features.cpu().numpy()
-
-        durations = self.features.extract(split, self.sample, keep, names, alone=True)
-        seconds = int(split.n_samples[self.sample].sum() / audio.SAMPLE_RATE)
-        for _ in progress(each_second(durations), f"{split.name}: features to fit on", seconds, "s"):
-            pass
-        return memory
+        self._rows = {i: slice(int(end - n), int(end)) for i, end, n in zip(self.sample, np.cumsum(frames), frames, strict=True)}
+        self._memory = {name: np.empty((int(frames.sum()), self.features.widths[name]), dtype=np.float32) for name in sorted(names)}
+        durations = collect(self.features, split, self.sample, self._memory, alone=True)
+        work_through(durations, f"{split.name}: features to fit on", split.n_samples[self.sample])
 
     # --- labelling ----------------------------------------------------------------------------------------------------
+
+    def _label_settings(self, s, split):
+        return {"fit": s.fit_stamp.settings, "audio": self._audio(split), **self.features.settings}
 
     def _label(self, split):
         jobs = []
         for s in self.sets:
             stamp = Stamp(s.folder / f".{split.name}.stamp", self._label_settings(s, split), [s.folder / f"{split.name}.km"])
+            job = PartialLabels(s, split, stamp, _WINDOW_SECONDS)
             current = not self.overwrite and stamp.is_current()
-            _clear(s.folder, split, None if current or self.overwrite else stamp)
+            job.clear(keep_parts=not current and not self.overwrite)
             if not current:
-                jobs.append(_SplitLabels(s, split, stamp, self.features.device))
+                jobs.append(job)
         if not jobs:
             logger.info("%s: its labels are whole and made with these settings", split.name)
             return
         for job in jobs:
             job.open()
-        windows = _windows(split.n_samples)
-        seconds = int(split.n_samples.sum() / audio.SAMPLE_RATE)
-        for _ in progress(each_second(self._label_windows(split, windows, jobs)), f"{split.name}: labels", seconds, "s"):
-            pass
+        parts = windows(split.n_samples, _WINDOW_SECONDS * audio.SAMPLE_RATE)
+        work_through(self._label_windows(split, parts, jobs), f"{split.name}: labels", split.n_samples)
         for job in jobs:
-            job.finish(len(windows))
+            job.finish(len(parts))
 
-    def _label_windows(self, split, windows, jobs):
+    def _label_windows(self, split, parts, jobs):
         """Make the missing parts of the labels; yields the seconds done."""
-        for number, window in enumerate(windows):
+        for number, window in enumerate(parts):
             undone = [job for job in jobs if not job.part(number).is_file()]
             if undone:
                 yield from self._label_window(split, window, undone)
@@ -310,181 +236,85 @@ class LabelMaker:
             else:
                 yield split.n_samples[window].sum() / audio.SAMPLE_RATE
 
-    def _label_settings(self, s, split):
-        return {"fit": s.fit_stamp.settings, "audio": self._audio(split), **self.features.settings}
-
     def _label_window(self, split, window, jobs):
         frames = audio.n_frames(split.n_samples[window], self.features.hop)
+        assigners = {job: self._assigner(job.set) for job in jobs}
         for job in jobs:
             job.start(window, frames)
         names = [name for name in self.features.names if any(job.set.feature == name for job in jobs)]
+
+        def label(utterance, first, features, noise=0.0):
+            """Label frames; True if batch rounding leaves a label in doubt."""
+            in_doubt = False
+            for job, assigner in assigners.items():
+                labels, doubtful = assigner.labels_and_doubt(features[job.set.feature], noise)
+                job.put(utterance, first, labels.cpu().numpy())
+                in_doubt |= doubtful
+            return in_doubt
+
+        def consume(extracted):
+            piece = extracted.piece
+            if label(piece.utterance, piece.first, extracted.features, NOISE if extracted.alone else 0.0):
+                self.rechecked += 1
+                label(piece.utterance, piece.first, extracted.alone())
+
         known = set()
         if split is self.fit_split and self._memory and set(names) <= set(self._memory):
             known = self._rows.keys() & set(window.tolist())
-            for i in sorted(known):
-                for job in jobs:
-                    job.label(i, 0, self._memory[job.set.feature][self._rows[i]])
-                yield split.n_samples[i] / audio.SAMPLE_RATE
-
-        def consume(extracted):
-            noise = NOISE if extracted.alone else 0.0
-            piece = extracted.piece
-            doubtful = [job.label(piece.utterance, piece.first, extracted.features[job.set.feature], noise) for job in jobs]
-            if any(doubtful):
-                features = extracted.alone()
-                self.rechecked += 1
-                for job in jobs:
-                    job.label(piece.utterance, piece.first, features[job.set.feature])
-
+        for i in sorted(known):
+            label(i, 0, {name: self._memory[name][self._rows[i]] for name in names})
+            yield split.n_samples[i] / audio.SAMPLE_RATE
         rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
         yield from self.features.extract(split, rest, consume, names)
+
+    def _assigner(self, s):
+        return kmeans.Assigner(s.model.centroids, s.model.metric, self.features.device)
 
     # --- acoustic pieces ----------------------------------------------------------------------------------------------
 
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
+        from .pieces import AcousticPieces
+
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
         for unfinished in folder.glob(".*.tmp"):
             unfinished.unlink()
-        settings = {"units": self._label_settings(s, self.fit_split), "pieces": size}
-        fit = Stamp(folder / ".pieces.stamp", settings, [folder / "pieces.model", folder / "dict.km.txt"])
+        settings, units = {"units": self._label_settings(s, self.fit_split), "pieces": size}, s.folder / f"{self.fit_split.name}.km"
+        model = folder / "pieces.model"
+        fit = Stamp(folder / ".pieces.stamp", settings, [model, folder / "dict.km.txt"])
         if self.overwrite or not fit.is_current():
             fit.clear()
             chosen = set(self.sample)
-            pieces = AcousticPieces.fit(
-                (line for i, line in enumerate(_read_label_lines(s.folder / f"{self.fit_split.name}.km")) if i in chosen), s.clusters, size
-            )
-            counts = np.zeros(size, dtype=np.int64)
-            for line in _read_label_lines(s.folder / f"{self.fit_split.name}.km"):
-                counts += np.bincount(pieces.labels(line), minlength=size)
-            _remove_stale(folder, "units", settings["units"])
-            write_lines(folder / "dict.km.txt", [f"{i} {max(n, 1)}" for i, n in enumerate(counts)])
-            with atomic(folder / "pieces.model", "wb") as f:
+            pieces = AcousticPieces.fit((line for i, line in enumerate(read_label_lines(units)) if i in chosen), s.clusters, size)
+            counts = sum(np.bincount(pieces.labels(line), minlength=size) for line in read_label_lines(units))
+            remove_stale(folder, "units", settings["units"])
+            write_dictionary(folder, counts, size)
+            with atomic(model, "wb") as f:
                 f.write(pieces.model)
             fit.write()
             logger.info("%s/%s: %d acoustic pieces, %d of them in use", s.feature, folder.name, size, np.count_nonzero(counts))
-        records.write_fit(folder / "pieces.model", self.fit_split, self.sample, [records.source("labels", s.folder)])
-        pieces = AcousticPieces((folder / "pieces.model").read_bytes(), folder / "pieces.model")
+        state_hop(folder, self.features.hop)
+        records.write_fit(model, self.fit_split, self.sample, [records.source("labels", s.folder)])
+        pieces = AcousticPieces(model.read_bytes(), model)
         for split in self.splits.values():
             path = folder / f"{split.name}.km"
             stamp = Stamp(folder / f".{split.name}.stamp", {**settings, "split": self._label_settings(s, split)}, [path])
             if self.overwrite or not stamp.is_current():
                 stamp.clear()
-                write_lines(path, (label_line(pieces.labels(line)) for line in _read_label_lines(s.folder / path.name)))
+                write_lines(path, (label_line(pieces.labels(line)) for line in read_label_lines(s.folder / path.name)))
                 stamp.write()
 
 
-def _read_label_lines(path):
-    with path.open(encoding="utf-8") as f:
-        for line in f:
-            yield np.array(line.split(), dtype=np.int64)
-
-
-class _SplitLabels:
-    """The labels of one set and split on their way to `{split}.km`: in parts, each saved when it is whole."""
-
-    def __init__(self, label_set, split, stamp, device):
-        self.set, self.split, self.stamp = label_set, split, stamp
-        self._assigner = kmeans.Assigner(label_set.model.centroids, label_set.model.metric, device)
-        self._folder = _parts(label_set.folder, split, stamp)
-
-    def open(self):
-        self.stamp.clear()
-        self._folder.mkdir(exist_ok=True)
-
-    def part(self, number):
-        return self._folder / f"{number:06d}.km"
-
-    def start(self, window, frames):
-        self._first, self._ends, self._frames = int(window[0]), np.cumsum(frames), frames
-        self._labels = np.zeros(int(self._ends[-1]), dtype=np.int32)
-
-    def label(self, utterance, first_frame, features, noise=0.0):
-        """Label frames of an utterance from `first_frame` on; True if batch rounding leaves a label in doubt."""
-        labels, doubtful = self._assigner.labels_and_doubt(features, noise)
-        i = utterance - self._first
-        row = int(self._ends[i] - self._frames[i]) + first_frame
-        self._labels[row : row + len(labels)] = labels.cpu().numpy()
-        return doubtful
-
-    def save(self, number):
-        write_lines(self.part(number), (label_line(self._labels[end - n : end]) for end, n in zip(self._ends, self._frames, strict=True)))
-
-    def finish(self, parts):
-        with atomic(self.set.folder / f"{self.split.name}.km", "wb") as out:
-            for number in range(parts):
-                with self.part(number).open("rb") as f:
-                    shutil.copyfileobj(f, out, 1 << 20)
-        self.stamp.write()
-        shutil.rmtree(self._folder)
-
-
-def _parts(folder, split, stamp):
-    """Where the parts of labels with these settings wait until they are all there."""
-    return folder / f".{split.name}.{fingerprint([stamp.settings, _WINDOW_SECONDS])}.parts"
-
-
-def _clear(folder, split, stamp):
-    """Remove what killed runs left behind; parts made with the settings of `stamp` stay."""
-    for parts in folder.glob(f".{split.name}.*.parts"):
-        if stamp is None or parts != _parts(folder, split, stamp):
-            shutil.rmtree(parts)
-    for unfinished in [*folder.glob(".*.tmp"), *folder.glob(".*.parts/.*.tmp")]:
-        unfinished.unlink()
-
-
-def _remove_stale(folder, key, settings):
-    """Remove labels of other centroids or pieces than are about to be written: they would not fit the dictionary."""
-    for labels in folder.glob("*.km"):
-        stamp = folder / f".{labels.stem}.stamp"
-        made = read_json(stamp).get("settings", {}).get(key) if stamp.is_file() else None
-        if fingerprint(made) != fingerprint(settings):
-            stamp.unlink(missing_ok=True)
-            labels.unlink()
-            logger.info("%s: removed, it was made with other centroids", labels)
-
-
-def _windows(n_samples):
-    """Contiguous ranges of utterances of about half an hour of audio each."""
-    number = (np.cumsum(n_samples) - 1) // (_WINDOW_SECONDS * audio.SAMPLE_RATE)
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    return [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(n_samples)], strict=True)]
-
-
-def choose_recordings(names, frames, budget, seed):
-    """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is.
-
-    The choice and its order depend on the names and the seed only, not on the order of the recordings.
-
-    Args:
-        names: of the recordings, such as their paths.
-        frames: of each; recordings without frames are left out.
-        budget: most frames.
-        seed: of the choice.
-
-    Returns:
-        list of indices, ordered by name.
-    """
-    ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
-    if frames.sum() <= budget:
-        return ordered
-    drawn = {i: fingerprint([seed, names[i]]) for i in ordered}
-    chosen, used = set(), 0
-    for i in sorted(ordered, key=lambda i: (drawn[i], i)):
-        if used + frames[i] <= budget:
-            chosen.add(i)
-            used += int(frames[i])
-    return [i for i in ordered if i in chosen]
-
-
-def each_second(durations):
-    """One item per second of audio that is done."""
-    done = shown = 0
-    for duration in durations:
-        done += duration
-        while shown < int(done + 1e-6):
-            shown += 1
-            yield shown
+def _split_names(directory, splits):
+    if splits:
+        return list(dict.fromkeys(splits))
+    if not Path(directory).is_dir():
+        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
+    there = splits_of(directory)
+    names = [s for s in ("train", "valid", "test") if s in there]
+    if not names:
+        raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
+    return names
 
 
 def agreement(maker, reduced, full):
@@ -499,23 +329,13 @@ def agreement(maker, reduced, full):
     """
     split = next(iter(maker.splits.values()))
     audible = np.flatnonzero(audio.n_frames(split.n_samples))
-    chosen = np.random.default_rng(maker.seed).permutation(audible)[:_AGREEMENT_UTTERANCES]
-    assigners = {s.name: (s.feature, kmeans.Assigner(s.model.centroids, s.model.metric, full.device)) for s in maker.sets}
-
-    def labels_by(features):
-        found = {}
-
-        def consume(extracted):
-            for name, (feature, assigner) in assigners.items():
-                found[name, extracted.piece.utterance, extracted.piece.first] = assigner.labels(extracted.features[feature]).cpu().numpy()
-
-        for _ in features.extract(split, chosen, consume, alone=True):
+    chosen = np.random.default_rng(maker.seed).permutation(audible)[:_AGREEMENT_UTTERANCES].tolist()
+    frames, found = int(audio.n_frames(split.n_samples[chosen]).sum()), []
+    for features in (reduced, full):
+        memory = {name: np.empty((frames, features.widths[name]), dtype=np.float32) for name in features.names}
+        for _ in collect(features, split, chosen, memory, alone=True):
             pass
-        return found
-
-    a, b = labels_by(reduced), labels_by(full)
-    shares = {}
-    for name in assigners:
-        same = np.concatenate([a[key] == b[key] for key in a if key[0] == name])
-        shares[name] = float(same.mean())
-    return shares, len(same)
+        assigners = [kmeans.Assigner(s.model.centroids, s.model.metric, full.device) for s in maker.sets]
+        found.append([assigner.labels(memory[s.feature]) for s, assigner in zip(maker.sets, assigners, strict=True)])
+    shares = [float((a == b).double().mean()) for a, b in zip(*found, strict=True)]
+    return {s.name: share for s, share in zip(maker.sets, shares, strict=True)}, frames

@@ -2,33 +2,18 @@
 
 import argparse
 
-from ..core.cli import positive_int
-from ..core.device import check_precision, choose_device
+from ..core.cli import positive_float, positive_int
 from ..core.errors import InputError
-from .features import EncoderFeatures, MfccFeatures
-from .kmeans import METRICS
-from .prosody import ProsodyFeatures
+from .centroids import METRICS
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def positive_float(text):
-    """A float above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"“{text}” is not a number above 0")
-    return value
 
 
 def memory(text):
     """Bytes, from text such as 512M or 8G, for argparse."""
     number = text.upper().removesuffix("B").removesuffix("I")
-    unit = _UNITS.get(number[-1:], 1)
     try:
-        value = float(number.rstrip("KMGT")) * unit
+        value = float(number.rstrip("KMGT")) * _UNITS.get(number[-1:], 1)
     except ValueError:
         value = 0.0
     if not 1 <= value < float("inf"):
@@ -37,7 +22,7 @@ def memory(text):
 
 
 def add_features(parser):
-    """Which features: --mfcc, or --checkpoint with --layers, and how they are extracted."""
+    """Which features: --mfcc, --prosody, or --checkpoint with --layers, and how they are extracted."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
     kind.add_argument("--prosody", action="store_true", help="14 prosodic and voice-quality descriptors, 50 frames a second")
@@ -47,31 +32,27 @@ def add_features(parser):
         help="HuBERT or wav2vec 2.0: checkpoint of fairseq, one of ours (also an emotion model on wav2vec 1), or Hugging Face model "
         "folder; 50 frames a second",
     )
-    parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
-    parser.add_argument(
-        "--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted"
-    )
-    parser.add_argument(
-        "--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
+    add("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")
+    add("--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces")
+    add(
         "--workers",
         type=positive_int,
         metavar="N",
         help="threads that read audio and, on a CPU, run the model (default: one for each core)",
     )
-    parser.add_argument(
-        "--precision", choices=("float32", "bf16"), default="float32", help="arithmetic of the encoder; bf16 only where the hardware has it"
-    )
+    add("--precision", choices=("float32", "bf16"), default="float32", help="of the encoder; bf16 only where the hardware has it")
     parser.add_device()
 
 
 def add_kmeans(parser):
     """How the k-means is fitted."""
-    parser.add_argument("--max-memory", type=memory, default="512M", metavar="BYTES", help="features in memory for the fit, such as 8G")
-    parser.add_argument("--metric", choices=METRICS, default="euclidean", help="distance of the k-means")
-    parser.add_argument("--restarts", type=positive_int, default=1, metavar="N", help="seeds of the k-means; the best fit is kept")
-    parser.add_argument("--iterations", type=positive_int, default=100, metavar="N", help="most iterations of the k-means")
+    add = parser.add_argument
+    add("--max-memory", type=memory, default="512M", metavar="BYTES", help="features in memory for the fit, such as 8G")
+    add("--metric", choices=METRICS, default="euclidean", help="distance of the k-means")
+    add("--restarts", type=positive_int, default=1, metavar="N", help="seeds of the k-means; the best fit is kept")
+    add("--iterations", type=positive_int, default=100, metavar="N", help="most iterations of the k-means")
 
 
 def kmeans_options(args):
@@ -80,11 +61,20 @@ def kmeans_options(args):
 
 
 def features(args, load_encoder, precision=None):
-    """The MfccFeatures or EncoderFeatures that the options ask for; `load_encoder` is that of `models.load`.
+    """The MfccFeatures, ProsodyFeatures or EncoderFeatures that the options ask for.
+
+    Args:
+        args: parsed options of `add_features`.
+        load_encoder: `load_encoder` of `models.load`, which stands above this room; it is called for a checkpoint only.
+        precision: instead of that of the options.
 
     Raises:
         InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
     """
+    from ..core.device import check_precision, choose_device
+    from .features import EncoderFeatures, MfccFeatures
+    from .prosody import ProsodyFeatures
+
     precision = precision or args.precision
     if args.mfcc or args.prosody:
         if args.layers or precision != "float32":
@@ -94,5 +84,6 @@ def features(args, load_encoder, precision=None):
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
     device = choose_device(args.device)
     check_precision(precision, device)
-    encoder = load_encoder(args.checkpoint, device)
-    return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, precision, args.max_chunk_seconds)
+    return EncoderFeatures(
+        load_encoder(args.checkpoint, device), args.layers, args.batch_seconds, args.workers, precision, args.max_chunk_seconds
+    )

@@ -3,25 +3,31 @@
 Each stage reads fairseq's files and writes files that fairseq's scripts read: either side's stages can be replaced.
 """
 
+import contextlib
 import logging
-from contextlib import ExitStack
+import os
 from pathlib import Path
 
 import numpy as np
 
 from ..core.cli import progress
 from ..core.errors import InputError
-from ..core.files import Stamp, fingerprint, make_folder, sha256, write_lines
+from ..core.files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
 from ..corpus import audio
+from ..corpus.frame_labels import state_hop
 from ..corpus.manifest import read_split
 from ..provenance import records
 from . import kmeans
 from .centroid_files import load_centroids, write_joblib
-from .feature_shards import FeatureShard, feature_writer, label_line, read_shards, shard_path, shard_range, write_dictionary
-from .features import audio_fingerprint, short_recordings
-from .make import choose_recordings, each_second
+from .centroids import KMeans
+from .feature_shards import FeatureShard, read_shards, shard_path, shard_range
+from .label_sets import label_line, write_dictionary
+from .recordings import audio_fingerprint, choose_recordings, short_recordings, windows, work_through
 
 logger = logging.getLogger("emohubert")
+
+_WINDOW_BYTES = 256 << 20
+"""Features in memory before they are written; a longer recording is kept as a whole."""
 
 
 def dump_features(directory, name, folder, features, nshard, rank, overwrite=False):
@@ -30,7 +36,7 @@ def dump_features(directory, name, folder, features, nshard, rank, overwrite=Fal
     Args:
         directory, name: manifest directory and split.
         folder: FEAT_DIR.
-        features: MfccFeatures or EncoderFeatures.
+        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
         nshard, rank: which part of the split.
         overwrite: write them again.
 
@@ -38,44 +44,53 @@ def dump_features(directory, name, folder, features, nshard, rank, overwrite=Fal
         paths of the `.npy` files.
     """
     split = read_split(directory, name)
-    first, last = shard_range(len(split), nshard, rank)
-    indices = np.arange(first, last)
-    frames = audio.n_frames(split.n_samples[indices], features.hop)
-    ends = np.cumsum(frames)
+    indices = np.arange(*shard_range(len(split), nshard, rank))
     if short := short_recordings(split, features.hop):
         logger.warning(short)
-    recordings = audio_fingerprint(split, indices.tolist())
-    stamps = {}
+    recordings, stamps = audio_fingerprint(split, indices.tolist()), {}
     for kind in features.names:
         path = shard_path(make_folder(Path(folder) / kind), name, rank, nshard, "npy")
         settings = {"features": features.describe(kind), "audio": recordings, **features.settings}
         stamps[kind] = Stamp(path.with_suffix(".json"), settings, [path, path.with_suffix(".len")])
+        records.write(records.beside(path), records.FEATURES, split, indices, features.sources)
     wanting = {kind: stamp for kind, stamp in stamps.items() if overwrite or not stamp.is_current()}
+    if not wanting:
+        logger.info("%s, shard %d of %d: its features are whole and made with these settings", name, rank, nshard)
     for stamp in wanting.values():
         stamp.clear()
         stamp.files[1].unlink(missing_ok=True)
-    for stamp in stamps.values():
-        records.write(records.beside(stamp.files[0]), records.FEATURES, split, indices, features.sources)
-    if not wanting:
-        logger.info("%s, shard %d of %d: its features are whole and made with these settings", name, rank, nshard)
-        return [stamp.files[0] for stamp in stamps.values()]
-    with ExitStack() as stack:
-        puts = {k: stack.enter_context(feature_writer(s.files[0], int(ends[-1]), features.widths[k])) for k, s in wanting.items()}
-
-        def write(extracted):
-            piece = extracted.piece
-            i = piece.utterance - first
-            row = int(ends[i] - frames[i]) + piece.first
-            for kind, values in extracted.features.items():
-                puts[kind](row, values.cpu().numpy())
-
-        durations = features.extract(split, indices, write, list(wanting))
-        for _ in progress(each_second(durations), f"{name}: features", int(split.n_samples[indices].sum() / audio.SAMPLE_RATE), "s"):
-            pass
+    if wanting:
+        work_through(_write_features(features, split, indices, wanting), f"{name}: features", split.n_samples[indices])
     for stamp in wanting.values():
-        write_lines(stamp.files[1], frames.tolist())
+        write_lines(stamp.files[1], audio.n_frames(split.n_samples[indices], features.hop).tolist())
         stamp.write()
     return [stamp.files[0] for stamp in stamps.values()]
+
+
+def _write_features(features, split, indices, stamps):
+    from .features import collect
+
+    frames = audio.n_frames(split.n_samples[indices], features.hop)
+    width = sum(features.widths[kind] for kind in stamps)
+    with contextlib.ExitStack() as stack:
+        files = {kind: stack.enter_context(_appending(stamp.files[0])) for kind, stamp in stamps.items()}
+        for window in windows(frames, max(_WINDOW_BYTES // (4 * width), 1)):
+            arrays = {kind: np.empty((frames[window].sum(), features.widths[kind]), dtype=np.float32) for kind in stamps}
+            yield from collect(features, split, indices[window], arrays)
+            for kind, values in arrays.items():
+                files[kind].append(values)
+
+
+@contextlib.contextmanager
+def _appending(path):
+    """An NpyAppendArray whose file gets its name when it is whole."""
+    from npy_append_array import NpyAppendArray
+
+    with atomic(path, "wb") as f:
+        with NpyAppendArray(f.name, delete_if_exists=True) as array:
+            yield array
+        with open(f.name, "rb") as written:
+            os.fsync(written.fileno())
 
 
 def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False, **options):
@@ -101,42 +116,34 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
     settings = {"shards": fingerprint(of_shards), "clusters": clusters, "seed": seed, "max_memory": max_memory, **options}
     path = Path(path)
     make_folder(path.parent)
-    files = [path, records.beside(path), *([Path(joblib)] if joblib else [])]
-    stamp = Stamp(path.with_name(f".{path.name}.stamp"), settings, files)
+    stamp = Stamp(path.with_name(f".{path.name}.stamp"), settings, [path, records.beside(path), *([joblib] if joblib else [])])
     if not overwrite and stamp.is_current():
         logger.info("%s: whole and made with these settings", path)
-        return kmeans.KMeans.load(path)
+        return KMeans.load(path)
     stamp.clear()
     width = shards[0].features.shape[1]
     lengths = np.concatenate([shard.lengths for shard in shards])
     chosen = choose_recordings(list(range(len(lengths))), lengths, max_memory // (4 * width), seed)
     if not chosen:
         raise InputError(f"{folder}: no recording of “{split}” has a frame and fits into --max-memory; allow more memory")
-    frames = np.empty((int(lengths[chosen].sum()), width), dtype=np.float32)
-    wanted, row, number = set(chosen), 0, 0
-    for shard in shards:
-        for values in shard.utterances():
-            if number in wanted:
-                frames[row : row + len(values)] = values
-                row += len(values)
-            number += 1
+    wanted, utterances = set(chosen), (values for shard in shards for values in shard.utterances())
+    frames = np.concatenate([values for number, values in enumerate(utterances) if number in wanted])
     logger.info("fit on %d of %d recordings, %d of %d frames", len(chosen), len(lengths), len(frames), int(lengths.sum()))
     model = kmeans.fit(frames, clusters, seed, **options)
     model.features = shards[0].description
     model.fit |= {"split": split, "recordings": len(chosen)}
-    for file in (path, joblib):
-        if file:
-            records.write_shard_fit(file, shards, chosen)
+    records.write_shard_fit(path, shards, chosen)
     model.save(path)
     if joblib:
         make_folder(Path(joblib).parent)
+        records.write_shard_fit(joblib, shards, chosen)
         write_joblib(model, joblib)
     stamp.write()
     return model
 
 
 def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
-    """Label a feature shard: `LAB_DIR/{split}_{rank}_{nshard}.km`, and `dict.km.txt`.
+    """Label a feature shard: `LAB_DIR/{split}_{rank}_{nshard}.km`, `dict.km.txt`, and the hop where it is known.
 
     Args:
         folder: of the shards, such as FEAT_DIR/L9.
@@ -157,11 +164,13 @@ def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
     source = [shard.path.stat().st_size, shard.path.stat().st_mtime_ns]
     settings = {"centroids": sha256(centroids), "features": fingerprint(source), "utterances": len(shard)}
     stamp = Stamp(path.with_suffix(".km.json"), settings, [path, path.with_name("dict.km.txt")])
+    if hop := (shard.description or model.features or {}).get("hop"):
+        state_hop(path.parent, hop)
     if not overwrite and stamp.is_current():
         logger.info("%s: whole and made with these settings", path)
         return path
     stamp.clear()
-    write_dictionary(path.with_name("dict.km.txt"), model)
+    write_dictionary(path.parent, model.sizes, len(model))
     assigner = kmeans.Assigner(model.centroids, model.metric)
     lines = (label_line(assigner.labels(np.array(frames)).numpy()) for frames in shard.utterances())
     write_lines(path, progress(lines, f"{split}: labels", len(shard), "utterances"))

@@ -1,0 +1,83 @@
+"""The recordings of a split as work: which to fit on, in which windows, whether they have changed, and how far the work is."""
+
+import numpy as np
+
+from ..core.cli import progress
+from ..core.errors import InputError
+from ..core.files import fingerprint
+from ..corpus import audio
+
+
+def audio_fingerprint(split, indices=None):
+    """Fingerprint of a split's audio: paths, lengths, speakers, and the files' sizes and times of change.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    rows = []
+    for i in range(len(split)) if indices is None else indices:
+        try:
+            size, changed = audio.locate(split.audio(i)).stat()
+        except OSError as error:
+            raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
+        speaker = split.speakers[i] if split.speakers else None
+        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, speaker])
+    return fingerprint(rows)
+
+
+def short_recordings(split, hop, named=50):
+    """The recordings under one frame, as text that names them; None if there are none."""
+    short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
+    if not len(short):
+        return None
+    names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
+    return (
+        f"{split.tsv}: {len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line: {names}"
+    )
+
+
+def choose_recordings(names, frames, budget, seed):
+    """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is.
+
+    The choice and its order depend on the names and the seed only, not on the order of the recordings.
+
+    Args:
+        names: of the recordings, such as their paths.
+        frames: of each; recordings without frames are left out.
+        budget: most frames.
+        seed: of the choice.
+
+    Returns:
+        list of indices, ordered by name.
+    """
+    ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
+    if frames.sum() <= budget:
+        return ordered
+    chosen, used = set(), 0
+    for _, i in sorted((fingerprint([seed, names[i]]), i) for i in ordered):
+        if used + frames[i] <= budget:
+            chosen.add(i)
+            used += int(frames[i])
+    return [i for i in ordered if i in chosen]
+
+
+def windows(sizes, most):
+    """Contiguous ranges of recordings, as index arrays: about `most` of their summed sizes in each."""
+    number = (np.cumsum(sizes) - 1) // most
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    return [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def work_through(durations, description, n_samples):
+    """Exhaust an iterable of the seconds of audio that are done, with a progress bar over the whole of `n_samples`."""
+    for _ in progress(_each_second(durations), description, int(n_samples.sum() / audio.SAMPLE_RATE), "s"):
+        pass
+
+
+def _each_second(durations):
+    done = shown = 0
+    for duration in durations:
+        done += duration
+        while shown < int(done + 1e-6):
+            shown += 1
+            yield shown
