@@ -11,12 +11,12 @@
 #                      adapted: an embedding is fitted to each test speaker's unlabelled audio, all else frozen
 #                      transductive: their unlabelled audio takes part in pretraining, and they have an embedding
 #                      (default: "inductive nearest adapted"; --transductive adds the last)
-# --position P         where the encoder hears the speaker: input, output, prefix, film (default: input)
+# --position P         where the speaker is added: output (as in the paper), input, prefix, film (default: output)
 # --centroids FILE     the k-means that --init was pretrained with; without it, --clusters (default 500, tiny: 50) are fitted
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="settings position centroids" SETTINGS='inductive nearest adapted' POSITION=input CENTROIDS=''
+OWN_OPTIONS="settings position centroids" SETTINGS='inductive nearest adapted' POSITION=output CENTROIDS=''
 recipe_options "$@"
 CLUSTERS=${CLUSTERS:-$(of_size 50 500 500)}
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'

@@ -74,19 +74,21 @@ def manifest(corpus, tmp_path_factory):
     return renamed(corpus / "manifest", tmp_path_factory.mktemp("renamed") / "manifest")
 
 
-def pretraining_model(corpus, position, sets=2):
+def pretraining_model(corpus, position, sets=2, fc=False):
     """A model with heads for several label sets, and speakers that differ, in double precision."""
-    cfg = encoder_config(read_pretrained(checkpoint(corpus)).config, speaker_position=position, untie_final_proj=True)
+    changes = {"speaker_position": position, "speaker_fc": fc, "untie_final_proj": True}
+    cfg = encoder_config(read_pretrained(checkpoint(corpus)).config, **changes)
     label_sets = [FrameLabelSet(f"km{k}", list(range(k))) for k in (12, 7)[:sets]]
     torch.manual_seed(0)
     model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), label_sets, ["a", "b"]).double()
-    torch.nn.init.normal_(model.speaker_conditioning.embedding.weight, std=0.1)
+    for parameter in model.speaker_conditioning.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
-@pytest.mark.parametrize("position", POSITIONS)
-def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position):
-    model = pretraining_model(corpus, position)
+@pytest.mark.parametrize(("position", "fc"), [*((p, False) for p in POSITIONS), ("output", True)])
+def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position, fc):
+    model = pretraining_model(corpus, position, fc=fc)
     lengths = [9_000, 16_000, 5_123]
     rng = np.random.default_rng(0)
     waves = [torch.from_numpy(rng.standard_normal(n)) for n in lengths]

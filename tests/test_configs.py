@@ -52,7 +52,7 @@ def test_the_papers_continued_pretraining():
     assert (cfg.optimization.lr, cfg.optimization.max_update, cfg.lr_scheduler.warmup_updates) == ([0.0005], 20_000, 4_000)
     assert (cfg.optimizer.adam_betas, cfg.optimizer.adam_eps, cfg.optimizer.weight_decay) == ("(0.9,0.98)", 1e-6, 0.01)
     assert (cfg.optimization.clip_norm, cfg.model.mask_prob, cfg.model.mask_length) == (10.0, 0.8, 10)
-    assert (cfg.model.speaker_position, cfg.task.speakers) == ("input", "spk")
+    assert (cfg.model.speaker_position, cfg.model.speaker_fc, cfg.task.speakers) == ("output", True, "spk")
 
 
 @pytest.mark.parametrize(("size", "layers", "width"), [("tiny", 4, 192), ("base", 12, 768), ("large", 24, 1024)])

@@ -182,7 +182,8 @@ class EmotionHubertModel(BaseFairseqModel):
         """
         if self.layer_weights is not None:
             layers, own = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
-            return torch.stack(list(layers.values()), dim=2), own
+            e = self.backbone.vectors_of(given.get("speaker"), len(source), given.get("speaker_vectors"))
+            return torch.stack([self.backbone.with_speaker(x, e) for x in layers.values()], dim=2), own
         found = self.backbone(source, lengths=lengths, features_only=True, **given)
         f, padding = found["x"], found["padding_mask"]
         return f, torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if padding is None else ~padding

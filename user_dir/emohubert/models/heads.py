@@ -62,9 +62,14 @@ class MlpHead(Head):
     def __init__(self, width, outputs, dropout=0.0):
         layers = []
         for size in self.sizes:
-            layers += [nn.Linear(width, size), BatchNorm(size), nn.ReLU(), nn.Dropout(dropout)]
+            layers += self.hidden(width, size, dropout)
             width = size
         super().__init__(*layers, nn.Linear(width, outputs))
+
+    @staticmethod
+    def hidden(width, size, dropout):
+        """The modules of a hidden layer."""
+        return [nn.Linear(width, size), BatchNorm(size), nn.ReLU(), nn.Dropout(dropout)]
 
 
 @HEADS.register("mlp_deep")
@@ -74,8 +79,21 @@ class DeepMlpHead(MlpHead):
     sizes = (1024, 256, 64, 64)
 
 
+@HEADS.register("interpreter")
+class InterpreterHead(MlpHead):
+    """128-32 with ReLU, dropout and then batch norm: the head of PAPT (Tran, Yin & Soleymani 2023)."""
+
+    sizes = (128, 32)
+
+    @staticmethod
+    def hidden(width, size, dropout):
+        """The modules of a hidden layer."""
+        return [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout), BatchNorm(size)]
+
+
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm for training batches of any size: a single utterance, which has no variance, is normalised by the running statistics."""
+    """Batch norm for training batches of any size: a single utterance, which has no variance, is normalised by the running statistics,
+    and these stay as they are."""
 
     def forward(self, x):
         """(batch, width) → the same shape."""

@@ -49,6 +49,7 @@ class SpeakerHubertConfig(HubertConfig):
 
     label_rate: float = option(FRAME_RATE, "frames a second; labels of another rate are aligned by the dataset")
     speaker_position: str = option("none", f"of the speaker's vector: none, {', '.join(POSITIONS)}, or your own")
+    speaker_fc: bool = option(False, "a fully connected layer after the speaker table (PAPT)")
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
     init_from: Optional[str] = option(None, "checkpoint of HuBERT, wav2vec 2.0 or ours, or Hugging Face folder (empty: random)")
 
@@ -131,7 +132,7 @@ class SpeakerHubertModel(HubertModel):
                     f"model.speaker_position={cfg.speaker_position} needs speakers, but there are none; "
                     "set task.speakers=spk and give the manifest a .spk sidecar, or use model.speaker_position=none"
                 )
-            self.speaker_conditioning = POSITIONS[cfg.speaker_position](len(self.speakers), cfg.encoder_embed_dim)
+            self.speaker_conditioning = POSITIONS[cfg.speaker_position](len(self.speakers), cfg.encoder_embed_dim, cfg.speaker_fc)
         if not dictionaries:
             self.remove_pretraining_modules()
 
@@ -304,8 +305,11 @@ class SpeakerHubertModel(HubertModel):
             x, _ = self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
         if speaker is not None:
             x = speaker.frames_of(x)
-            x = speaker.after_encoder(x, e) if output_layer is None else x
-        return x
+        return self.with_speaker(x, e) if output_layer is None else x
+
+    def with_speaker(self, f, e):
+        """f, (batch, frames, width), with the speaker's vector where that is added to the encoder's output."""
+        return f if self.speaker_conditioning is None else self.speaker_conditioning.after_encoder(f, e)
 
     def logits(self, f):
         """cos(A f_t, e_c)/τ (Hsu et al. 2021, equation 3): (n, width) → one (n, classes) per label set."""

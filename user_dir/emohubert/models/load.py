@@ -98,12 +98,14 @@ def _fit_predictions(model, own, source, report):
 
 
 def _fit_speakers(model, own, source, pretrained, report):
-    """Choose the rows of the model's speakers; conditioning at another position starts anew."""
+    """Choose the rows of the model's speakers. Conditioning at another position starts anew, or without the checkpoint's `fc`."""
     name = "speaker_conditioning.embedding.weight"
     if name not in own or name not in source:
         return
-    if pretrained.config.get("speaker_position") != model.cfg.speaker_position:
-        del source[name]
+    theirs = pretrained.config
+    if theirs.get("speaker_position") != model.cfg.speaker_position or (theirs.get("speaker_fc") and not model.cfg.speaker_fc):
+        for name in [n for n in source if n.startswith("speaker_conditioning.")]:
+            del source[name]
         return
     rows = {speaker: i for i, speaker in enumerate(pretrained.speakers, 1)}
     wanted = [0, *(rows.get(s, 0) for s in model.speakers)]

@@ -1,4 +1,4 @@
-"""Speaker conditioning: a learned vector per speaker, and the positions at which it is added to the encoder (Tran, Yin & Soleymani 2023)."""
+"""Speaker conditioning: a learned vector per speaker, e_i = S(s_i), and the positions at which it is added (Tran, Yin & Soleymani 2023)."""
 
 import math
 
@@ -14,30 +14,43 @@ UNKNOWN = 0
 
 
 class SpeakerConditioning(nn.Module):
-    """A table of speaker vectors, row 0 for the unknown speaker. Subclasses say where the vectors go.
+    """The speaker embedding module S: a table, row 0 for the unknown speaker, then (`fc`) one fully connected layer. Subclasses say
+    where e goes.
 
-    All vectors start at zero: training starts at exactly the pretrained model, except for `prefix`.
+    The table starts at zero, the layer at the identity with bias zero: e is zero, and training starts at exactly the pretrained model
+    (except for `prefix`); and a checkpoint without the layer continues with it from exactly where it was.
 
-    The encoder receives the table's row times √width, as with word embeddings in Transformers (Vaswani et al. 2017,
-    section 3.4): Adam moves every parameter by about the learning rate, and a speaker has to be learned from few updates.
+    e = FC(√width · row), scaled as word embeddings in Transformers are (Vaswani et al. 2017, section 3.4): Adam moves every
+    parameter by about the learning rate, and a speaker has to be learned from few updates.
 
     Args:
         n_speakers: known speakers.
         width: of the Transformer.
+        fc: whether the fully connected layer follows the table.
     """
 
     widths = 1
     """Size of a speaker's vector, in multiples of the Transformer's width."""
 
-    def __init__(self, n_speakers, width):
+    def __init__(self, n_speakers, width, fc=False):
         super().__init__()
         self.scale = math.sqrt(width)
         self.embedding = nn.Embedding(n_speakers + 1, self.widths * width)
         nn.init.zeros_(self.embedding.weight)
+        self.fc = None
+        if fc:
+            self.fc = nn.Linear(self.widths * width, self.widths * width)
+            nn.init.eye_(self.fc.weight)
+            nn.init.zeros_(self.fc.bias)
 
     def vectors(self, rows):
-        """e: vectors of table rows, as the encoder receives them. rows: (batch,) → (batch, widths × width)."""
-        return self.embedding(rows) * self.scale
+        """e of table rows: (batch,) → (batch, widths × width)."""
+        return self.vectors_from(self.embedding(rows))
+
+    def vectors_from(self, values):
+        """e of values that are, or could be, rows of the table: (…, widths × width) → the same shape."""
+        e = values * self.scale
+        return e if self.fc is None else self.fc(e)
 
     def before_encoder(self, x, padding_mask, e):
         """Condition the encoder's input.
@@ -61,8 +74,12 @@ class SpeakerConditioning(nn.Module):
         return x
 
     def mean_norm(self):
-        """Mean Euclidean norm of the known speakers' vectors (a scalar tensor): how far training has moved them from zero."""
-        return self.embedding.weight[1:].detach().float().norm(dim=-1).mean() * self.scale
+        """Mean Euclidean norm of e over the known speakers (a scalar tensor): how far training has moved them from zero."""
+        rows = self.embedding.weight[1:].detach()
+        if self.fc is None:
+            return rows.float().norm(dim=-1).mean() * self.scale
+        with torch.no_grad():
+            return self.vectors_from(rows).float().norm(dim=-1).mean()
 
 
 @POSITIONS.register("input")
@@ -76,7 +93,8 @@ class AtInput(SpeakerConditioning):
 
 @POSITIONS.register("output")
 class AtOutput(SpeakerConditioning):
-    """E(T(x)) + e: added to every frame of the last layer's output (“Last”); the Transformer's layers do not depend on the speaker."""
+    """f + e, f = E(T(x)): added to every frame of the encoder's output (“Last”, the paper's choice). That is what the masked-prediction
+    loss and the pooling of fine-tuning receive; no layer of the encoder depends on the speaker."""
 
     def after_encoder(self, x, e):
         """See SpeakerConditioning."""

@@ -73,7 +73,9 @@ def _hubert_config(model, path):
     for name, supported in _UNSUPPORTED.items():
         if model.get(name, supported) != supported:
             raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
-    known = (set(OmegaConf.structured(HubertConfig)) | {"speaker_position"}) - {"latent_temp"}  # legacy, and text in old checkpoints
+    known = (set(OmegaConf.structured(HubertConfig)) | {"speaker_position", "speaker_fc"}) - {
+        "latent_temp"
+    }  # legacy, and text in old checkpoints
     return {k: v for k, v in model.items() if k in known and v is not None}
 
 

@@ -203,10 +203,10 @@ class SpeakerFitter:
         drawn = [self.masking.frames(len(u.features), rng_for(self.seed, draw, u.key, purpose)) for u in batch]
         masked = pad_sequence([torch.from_numpy(m) for m in drawn], batch_first=True).to(self.device)
         targets = [pad_sequence(t, batch_first=True)[masked] for t in zip(*(u.targets for u in batch), strict=True)]
-        scale = self.model.speaker_conditioning.scale
+        e = self.model.speaker_conditioning.vectors_from
 
         def loss(embedding):
-            logits = self.model.predict_masked(x, own, masked, (embedding * scale).expand(len(x), -1))
+            logits = self.model.predict_masked(x, own, masked, e(embedding).expand(len(x), -1))
             terms = [F.cross_entropy(z, t, ignore_index=NO_LABEL, reduction="sum") for z, t in zip(logits, targets, strict=True)]
             return torch.stack(terms)
 
