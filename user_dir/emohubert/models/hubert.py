@@ -178,21 +178,18 @@ class SpeakerHubertModel(HubertModel):
             source: (batch, samples) waveforms at 16 kHz, zero-padded.
             target_list: one (batch, frames) tensor of label indices per label set, NO_LABEL where there is none.
             padding_mask: (batch, samples), True in the padding (fairseq's convention); not needed with `lengths`.
-            mask: False: nothing is masked, whatever `mask_indices` says.
-            features_only: return the features instead of predictions.
-            output_layer: 1-based; stop after this Transformer layer.
+            mask: False: nothing is masked.
+            features_only, output_layer: return features instead of predictions; those of this Transformer layer, 1-based.
             lengths: samples of each utterance, a list of int.
-            mask_indices: (batch, frames) bool, the frames to mask.
-            mask_channel_indices: (batch, width) bool, the channels to set to zero.
+            mask_indices, mask_channel_indices: (batch, frames) bool, frames to mask; (batch, width) bool, channels to set to zero.
             speaker: (batch,) rows of the speaker table; None: the unknown speaker.
             speaker_vectors: e, as `SpeakerConditioning.vectors` gives them, in place of the table's.
             masked, unmasked: for which frames predictions are computed.
 
         Returns:
             dict. Features: `x` (batch, frames, width), `padding_mask` (batch, frames) or None, `features` (before the
-            Transformer). Predictions: `logits` and `targets`, {"masked": [one (n, classes) / (n,) per label set], "unmasked":
-            …}, `counts` {"masked": (batch,), …} of frames behind them, `features_pen` (batch,): mean square of each
-            utterance's convolutional features.
+            Transformer). Predictions: `logits` and `targets`, {"masked": [one (n, classes) / (n,) per label set], "unmasked": …},
+            `counts` {"masked": (batch,), …} of their frames, `features_pen` (batch,): mean square of the utterance's z.
         """
         if lengths is None:
             lengths = [source.size(1)] * len(source) if padding_mask is None else (~padding_mask).sum(dim=1).tolist()
