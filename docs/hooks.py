@@ -36,6 +36,6 @@ def on_files(files, config):
     for room, purpose in rooms().items():
         files.append(File.generated(config, f"reference/{room}.md", content=reference(room, purpose)))
     for page, name in TEXTS.items():
-        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](").replace("](CHANGELOG.md)", "](changelog.md)")
         files.append(File.generated(config, page, content=text))
     return files
