@@ -2,7 +2,7 @@
 """A manifest directory of any folder of speech without labels, for pretraining.
 
 All audio files below AUDIO_DIR become the splits train and, a share of them by chance, valid. The speaker is unknown unless
---speaker names the part of the path that says it. OUT_DIR then serves tools/make_labels.py and fairseq-hydra-train.
+--speaker names the part of the path that holds it. OUT_DIR then serves tools/make_labels.py and fairseq-hydra-train.
 
   manifests/folder.py LibriSpeech/train-clean-100 exp/libri --speaker '/(\\d+)-'
 """

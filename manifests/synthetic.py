@@ -2,7 +2,7 @@
 """A generated corpus: source-filter speech of known speakers in four classes with known arousal, valence and dominance.
 
 The audio is made in AUDIO_DIR (skipped when it is there already with the same settings); nothing is downloaded. File
-names: speaker, class, number. Use it to try the whole pipeline, and for experiments whose truth must be known.
+names: speaker, class, number. Use it to try the whole pipeline, and for experiments in which the truth has to be known.
 """
 
 import os

@@ -2,7 +2,7 @@
 """Manifests of any corpus that has a table (CSV or TSV, first line the column names).
 
 Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; every other column
-goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is found out. Names of splits are written in small letters;
+goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is detected. Names of splits are written in lower case;
 training, dev, devel, development, val, validation and testing (with or without “set”) become train, valid and test. An
 empty emotion or dimension means that there is no label.
 """
