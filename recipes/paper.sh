@@ -15,7 +15,7 @@ DEFAULT_LAYERS=(3 9 18) ALLOW='' AUDIT_ALLOW=''
 OPTIONS_HELP='
 Options of every recipe:
   --corpus-dir DIR         audio of the corpus
-  --manifests NAME         script in manifests/ (emodb ravdess crema_d iemocap msp_podcast synthetic table)
+  --manifests NAME         script in manifests/ (emodb ravdess nemo crema_d iemocap msp_podcast synthetic table)
   --init CKPT              checkpoint to start from: fairseq HuBERT or wav2vec 2.0, ours, or a Hugging Face folder; {fold} is replaced.
                            scratch: a tiny HuBERT, pretrained from nothing on each fold'"'"'s unlabelled training part
   --out DIR                output folder; run again, a recipe goes on where it stopped

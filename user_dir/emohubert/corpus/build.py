@@ -41,8 +41,6 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
         known = PROTOCOLS | (own_protocols or {})
         text = "; ".join(f"{name}: {known[name]}" for name in protocols)
         p.add_argument("--protocol", choices=protocols, default=protocols[0], help=text.replace("%", "%%"))
-    if classes:
-        p.add_argument("--classes", nargs="+", choices=sorted(classes), metavar="CLASS", help="only these (default: all)")
     p.add_argument(
         "--resample",
         type=Path,
@@ -53,6 +51,8 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read audio")
     p.add_seed()
     p.add_overwrite()
+    if classes:
+        p.add_argument("--classes", nargs="+", choices=sorted(classes), metavar="CLASS", help="only these (default: all)")
     return p
 
 

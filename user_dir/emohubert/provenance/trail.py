@@ -124,37 +124,33 @@ class Trail:
     def _sources(self, e, record, via):
         for path in record.facts.get("unknown", []):
             self._end(e, Path(path), "shard of features")
-        followers = {"checkpoint": self._checkpoint, "labels": self._labels, "centroids": self._file, "vectors": self._file}
         for source in record.sources:
-            path = self._found(source["path"])
-            if source["kind"] in followers and (source["kind"], path) not in self._visited:
-                self._visited.add((source["kind"], path))
-                followers[source["kind"]](e, path, (*via, relative(path, self.folder)), source["kind"])
+            kind, path = source["kind"], self._found(source["path"])
+            if kind == "predictions" or (kind, path) in self._visited:
+                continue
+            self._visited.add((kind, path))
+            behind = {"checkpoint": self._of_checkpoint, "labels": self._of_labels}.get(kind, self._of_file)(path)
+            if not behind:
+                self._end(e, path, {"checkpoint": kind, "labels": "folder of frame labels"}.get(kind, f"file of {kind}"))
+            for role, seen in behind:
+                self._meet(e, role, seen, (*via, relative(path, self.folder)))
 
-    def _checkpoint(self, e, path, via, kind):
+    def _of_checkpoint(self, path):
         found = [r for r in self._in(path.parent) if r.role in _OF_CHECKPOINT]
         if path.is_dir() or not any(r.role in (TRAIN, PRETRAINING) for r in found):
-            self._end(e, path, kind)
-            return
-        for record in found:
-            watched = path.name == "checkpoint_last.pt" and not record.facts.get("validation_decides_when_to_stop")
-            self._meet(e, WATCHED if watched and record.role == SELECTION else record.role, record, via)
+            return []
+        last = path.name == "checkpoint_last.pt"
+        watched = [last and r.role == SELECTION and not r.facts.get("validation_decides_when_to_stop") for r in found]
+        return [(WATCHED if w else r.role, r) for w, r in zip(watched, found, strict=True)]
 
-    def _labels(self, e, path, via, kind):
+    def _of_labels(self, path):
         below = sorted({p.parent for p in path.glob(f"*/**/*{records.SUFFIX}")})  # of a folder of label sets
-        of_labels = [[r for r in self._in(folder) if r.role in (CLUSTERING, LABELS)] for folder in (path, *below)]
-        found = of_labels[0] or [r for rs in of_labels[1:] for r in rs]
-        if not found:
-            self._end(e, path, "folder of frame labels")
-        for record in found:
-            self._meet(e, record.role, record, via)
+        own, *others = ([(r.role, r) for r in self._in(f) if r.role in (CLUSTERING, LABELS)] for f in (path, *below))
+        return own or [pair for pairs in others for pair in pairs]
 
-    def _file(self, e, path, via, kind):
+    def _of_file(self, path):
         record = self._record(records.beside(path))
-        if record is None:
-            self._end(e, path, f"file of {kind}")
-        else:
-            self._meet(e, record.role, record, via)
+        return [(record.role, record)] if record else []
 
     def _meet(self, e, role, record, via):
         if role != LABELS and not any(met.role == role and met.record is record for met in e.met):

@@ -17,10 +17,8 @@ from . import corpus_figures
 
 logger = logging.getLogger(__name__)
 
-MOST_ODD = 0.1
-"""A column that differs within no more than this share of the speakers is named in the log: there may be a mistake in it."""
-MOST_VALUES = 12
-"""Properties of speakers with more values than this are counted in figures only."""
+MOST_ODD = 0.1  # share of the speakers within whom a column may differ and still be taken for a property of speakers with a mistake
+MOST_VALUES = 12  # properties of speakers with more values than this are counted in figures only
 
 
 @dataclass
@@ -130,16 +128,16 @@ def _number(text):
 
 
 def _counts(column):
-    return {value: int(n) for value, n in column[column != ""].value_counts().sort_index().items()}
+    return {value: int(n) for value, n in column.value_counts().sort_index().items()}
+
+
+def _split_counts(column):
+    """Of a column of `places`, in which an utterance may be in several splits; in the order of the splits."""
+    return {name: int(n) for name, n in column[column != ""].str.split("+").explode().value_counts(sort=False).items()}
 
 
 def speaker_table(corpus, metadata, vectors=None):
-    """What is known of each speaker.
-
-    Args:
-        corpus: of `read`.
-        metadata: of `speaker_metadata`.
-        vectors: of `voices`, or None.
+    """What is known of each speaker, from `read`, `speaker_metadata` and `voices`.
 
     Returns:
         speaker → {`utterances`, `seconds`, `classes` ({class: utterances}), `splits` ({"split" or fold: {split: utterances}}),
@@ -148,7 +146,7 @@ def speaker_table(corpus, metadata, vectors=None):
     mfcc = {} if vectors is None else dict(zip(vectors.ids, vectors.vectors, strict=True))
     table = {}
     for speaker, rows in corpus.known.groupby("speaker"):
-        splits = {place: _counts(rows[place].str.split("+").explode()) for place in corpus.places}
+        splits = {place: _split_counts(rows[place]) for place in corpus.places}
         table[speaker] = {
             "utterances": len(rows),
             "seconds": round(float(rows["seconds"].sum()), 3),
@@ -183,7 +181,7 @@ def summary(corpus, metadata):
         "hours": round(float(seconds.sum()) / 3600, 4),
         "seconds": {name: round(float(v), 3) for name, v in lengths.items()},
         "classes": _counts(table["emotion"]),
-        "splits": {place: _counts(table[place].str.split("+").explode()) for place in corpus.places},
+        "splits": {place: _split_counts(table[place]) for place in corpus.places},
         "speakers": corpus.known["speaker"].nunique(),
         "utterances of unknown speakers": len(table) - len(corpus.known),
         **{f"speakers by {name}": dict(sorted(counts.items())) for name, counts in known.items() if len(counts) <= MOST_VALUES},
@@ -191,16 +189,10 @@ def summary(corpus, metadata):
 
 
 def write(directory, out, workers=None, overwrite=False):
-    """Describe a corpus: tables, and figures in `figures/`, unless they are there and made from the same manifests.
-
-    Args:
-        directory: manifest directory, with or without folds.
-        out: folder to write.
-        workers: threads that read audio; by default one for each core.
-        overwrite: write again what is there.
+    """Describe the corpus of a manifest directory: tables, and figures in `figures/`.
 
     Returns:
-        (the content of `summary.json`, paths of what was written), or None where nothing was to be done.
+        (the content of `summary.json`, paths of what was written), or None where all is there and made from the same manifests.
     """
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]

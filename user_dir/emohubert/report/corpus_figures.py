@@ -15,12 +15,9 @@ from ..evaluation import figures
 
 logger = logging.getLogger(__name__)
 
-MOST_BARS = 12
-"""More values of a column than this are summed up in one bar."""
-MOST_GROUPS = 8
-"""A map is coloured by columns with at most this many values."""
-FEWEST_SPEAKERS = 3
-"""A map of fewer shows nothing."""
+MOST_BARS = 12  # more values of a column than this are summed up in one bar
+MOST_GROUPS = 8  # a map is coloured by columns with at most this many values
+FEWEST_SPEAKERS = 3  # a map of fewer shows nothing
 
 
 def draw(directory, corpus, metadata, vectors):
@@ -98,15 +95,14 @@ def classes(path, labelled, fold=""):
         figure = new_figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns))
         axes = figure.add_subplot()
         left = np.zeros(len(names))
-        for i, split in enumerate(splits[: len(COLOURS)]):
+        for split, colour in zip(splits, COLOURS, strict=False):
             width = np.array([counts[c, split] for c in names])
-            axes.barh(names, width, left=left, height=0.72, color=COLOURS[i], edgecolor="white", linewidth=0.5, label=short(split, 24))
+            bars = axes.barh(names, width, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.5, label=short(split, 24))
             left += width
         rest = np.array([totals[c] for c in names]) - left
         if rest.any():
-            axes.barh(names, rest, left=left, height=0.72, color=GREY, label="other splits")
-        for i, c in enumerate(names):
-            axes.annotate(f"{totals[c]}", (totals[c], i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+            bars = axes.barh(names, rest, left=left, height=0.72, color=GREY, label="other splits")
+        axes.bar_label(bars, [str(totals[c]) for c in names], padding=4, fontsize=9)
         axes.set_yticks(range(len(names)), ["no class" if c == NO_EMOTION else short(c, 20) for c in names])
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
@@ -137,11 +133,9 @@ def demographics(path, columns, speakers):
                 axes.set_title(f"{short(name, 30)}, median {np.median(known):g}" + (f" ({unknown} unknown)" if unknown else ""))
                 continue
             labels, counts = zip(*bars[name], strict=True)
-            axes.barh(range(len(labels)), counts, height=0.72, color=[GREY if label.startswith("(") else COLOURS[0] for label in labels])
-            for i, n in enumerate(counts):
-                axes.annotate(
-                    f"{n} ({100 * n / speakers:.0f}%)", (n, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
-                )
+            colours = [GREY if label.startswith("(") else COLOURS[0] for label in labels]
+            drawn = axes.barh(range(len(labels)), counts, height=0.72, color=colours)
+            axes.bar_label(drawn, [f"{n} ({100 * n / speakers:.0f}%)" for n in counts], padding=4, fontsize=9)
             axes.set_yticks(range(len(labels)), [short(label, 28) for label in labels])
             axes.tick_params(axis="y", length=0)
             axes.set_xlim(0, 1.25 * max(counts))
