@@ -370,6 +370,38 @@ def test_files_are_predicted_for_a_new_speaker_as_splits_are(finetuned, manifest
     assert run(*command, *new) == 2 and "--speaker-id" in capsys.readouterr().err
 
 
+def test_speaker_normalisation_at_evaluation(finetuned, corpus, manifest, tmp_path, capsys):
+    """The head's outputs for pooled vectors that are normalised here, speaker by speaker."""
+    base, quick = ("tools/evaluate.py", finetuned, manifest), ("--embeddings", "--repeats", "5")
+    for split in ("train", "test"):
+        assert run(*base, split, tmp_path / split, *quick) == 0
+    known = tmp_path / "train" / "embeddings.npz"
+    assert run(*base, "test", tmp_path / "normalised", *quick, "--normalise-speakers", known) == 0
+    (train, who), (x, speakers) = (
+        (a["embeddings"], a["speakers"]) for a in (np.load(tmp_path / s / "embeddings.npz") for s in ("train", "test"))
+    )
+    within = sum(train[who == s].var(0) * (who == s).sum() for s in set(who)) / (len(who) - len(set(who)))
+    centre, expected = np.mean([train[who == s].mean(0) for s in set(who)], axis=0), np.zeros_like(x)
+    for s in set(speakers):
+        own = x[speakers == s]
+        spread = (own.var(0) * len(own) + 4 * within) / (len(own) + 3)
+        expected[speakers == s] = (own - (own.sum(0) + 4 * centre) / (len(own) + 4)) * np.sqrt(within / spread) + centre
+    _, model = load_trained(finetuned)
+    with torch.no_grad():
+        outputs = model.eval().head(torch.from_numpy(expected))["output"][:, 0]
+    rows = columns(tmp_path / "normalised" / "predictions.tsv")
+    np.testing.assert_allclose([float(row[3]) for row in rows[1:]], outputs, atol=1e-5)
+    assert rows != columns(tmp_path / "test" / "predictions.tsv")
+    metrics = json.loads((tmp_path / "normalised" / "metrics.json").read_text())
+    assert metrics["setting"] == "seen (2 speakers), normalised by unlabelled audio (2 speakers)"
+    raw = [tmp_path / name / "embeddings.npz" for name in ("test", "normalised")]
+    assert raw[0].read_bytes() == raw[1].read_bytes()
+    assert (tmp_path / "normalised" / "normalisation.seen").is_file()
+    np.savez(tmp_path / "narrow.npz", ids=np.array(["x", "y"]), speakers=np.array(["a", "a"]), embeddings=np.ones((2, 3)))
+    assert run(*base, "test", tmp_path / "o", "--normalise-speakers", tmp_path / "narrow.npz") == 2
+    assert "training embeddings of width 3" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_is_one_line(finetuned, corpus, spread, manifest, tmp_path, capsys):
     def message():
         return capsys.readouterr().err.strip().splitlines()[-1]

@@ -11,8 +11,9 @@ Writes to OUT_DIR:
     figures/*.png
 
 With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table are heard with those embeddings,
-and not as the unknown speaker. With --compare OTHER (a predictions.tsv of another system on the same split) also
-comparison.json: a paired test.
+and not as the unknown speaker. With --normalise-speakers FILE (embeddings.npz of the training split) the pooled
+vectors of each speaker are brought to the training speakers' average mean and variance before the head; embeddings.npz keeps them as
+they are. With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -29,9 +30,10 @@ from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_js
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation import scoring
 from emohubert.evaluation.inference import predict_split, speaker_setting
-from emohubert.evaluation.predictions import read_predictions
+from emohubert.evaluation.predictions import read_embeddings, read_predictions
 from emohubert.provenance import records
 from emohubert.speakers.new_speakers import NewSpeakers
+from emohubert.speakers.normalisation import normalised
 from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.evaluate")
@@ -43,6 +45,9 @@ def main(argv=None):
     parser.add_evaluated()
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
+    parser.add_argument(
+        "--normalise-speakers", metavar="FILE", help="embeddings.npz of the training split: the head gets speaker-normalised vectors"
+    )
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     parser.add_argument(
         "--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it"
@@ -65,6 +70,9 @@ def main(argv=None):
         settings["speaker_vectors"] = sha256(args.speaker_vectors)
         added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
         origin = {"speaker_vectors": {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}}
+    if args.normalise_speakers:
+        training = read_embeddings(args.normalise_speakers)
+        settings["normalise_speakers"] = sha256(args.normalise_speakers)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])
     if stamp.is_current() and not args.overwrite:
@@ -73,10 +81,19 @@ def main(argv=None):
     else:
         stamp.clear()
         predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
+        used = args.speaker_vectors
+        setting = speaker_setting(task, split, added)
+        if args.normalise_speakers:
+            predictions = normalised(task, model, predictions, embeddings, training)
+            setting["setting"] = setting["setting"].replace("inductive", "normalised by unlabelled audio")
+            origin["normalise_speakers"] = args.normalise_speakers
+            if used is None:  # the unlabelled audio of the split's speakers is used all the same
+                used = out / "normalisation"
+                records.write_adaptation(used, args.checkpoint, split)
         scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
-        origin = {**task.selection, **speaker_setting(task, split, added), **origin}
+        origin = {**task.selection, **setting, **origin}
         scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **origin, **scores}
-        records.write_evaluation(out, args.checkpoint, split, predictions.ids, args.speaker_vectors)
+        records.write_evaluation(out, args.checkpoint, split, predictions.ids, used)
         write_json(out / "metrics.json", scores)
         stamp.write()
     if args.compare:
