@@ -19,7 +19,7 @@ CLUSTERS=${CLUSTERS:-50}
 stage_manifests
 
 split() {
-    tool tools/unlabelled "$manifests/fold$1" "$OUT/fold$1/unlabelled" --train train --test test
+    tool unlabelled "$manifests/fold$1" "$OUT/fold$1/unlabelled" --train train --test test
 }
 if stage 2 "the unlabelled audio of each fold" fold cpu; then
     for_folds split
@@ -27,7 +27,7 @@ fi
 
 pretrain_with_speakers() {
     local dir=$OUT/fold$1 small=()
-    tool tools/make_labels "$dir/unlabelled" "$dir/labels" --mfcc --clusters "$CLUSTERS" --splits train test
+    tool make_labels "$dir/unlabelled" "$dir/labels" --mfcc --clusters "$CLUSTERS" --splits train test
     data "$dir/unlabelled"
     if [[ $INIT == scratch ]]; then
         small=(model.conv_feature_layers="'[(32,10,5)] + [(32,3,2)] * 4 + [(32,2,2)] * 2'" model.encoder_layers=2 model.encoder_embed_dim=64
@@ -46,7 +46,7 @@ fi
 
 adapt() {
     local dir=$OUT/fold$1
-    tool tools/adapt_speaker "$dir/model/checkpoint_last.pt" "$dir/unlabelled" test "$dir/adapted.npz" --method adapted \
+    tool adapt_speaker "$dir/model/checkpoint_last.pt" "$dir/unlabelled" test "$dir/adapted.npz" --method adapted \
         --label-dir "$dir/labels/mfcc/km$CLUSTERS" --holdout "$HOLDOUT"
 }
 if stage 4 "embeddings of the left-out speakers" fold gpu; then
@@ -58,5 +58,5 @@ if stage 5 "bits per masked frame of the held-out utterances" one cpu; then
     for fold in $(folds); do
         reports+=("$OUT/fold$fold/adapted.json")
     done
-    tool tools/adaptation_table "${reports[@]}" --out "$OUT/adaptation"
+    tool adaptation_table "${reports[@]}" --out "$OUT/adaptation"
 fi

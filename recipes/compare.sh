@@ -12,34 +12,29 @@ recipe_options "$@"
 same=()
 while (($#)); do
     case $1 in
-        --stage | --stop-stage | --out) shift 2 ;;
-        *)
-            same+=("$1")
-            shift
-            ;;
+        --stage | --stop-stage | --out) shift ;;
+        *) same+=("$1") ;;
     esac
+    shift
 done
 
 number=0
 for name in vft tapt ptapt flea papt; do
-    number=$((number + 1))
+    number=$((number + 1)) first=1 own=()
     stage "$number" "$name" one gpu || continue
     mkdir -p "$OUT/$name"
-    first=1
-    if [[ $name != vft && -e $OUT/vft/manifest/corpus.json ]]; then  # the same folds, literally
+    if [[ $name != vft && -e $OUT/vft/manifest/corpus.json ]]; then # the same folds, literally
         for folder in manifest single; do
             [[ ! -e $OUT/vft/$folder || -e $OUT/$name/$folder ]] || ln -s "../vft/$folder" "$OUT/$name/$folder"
         done
         first=2
     fi
-    own=()
     [[ $name != flea || ! -d $OUT/tapt ]] || own=(--tapt "$OUT/tapt") # FLEA begins with the same TAPT
     COMPARED=1 bash "$ROOT/recipes/$name.sh" "${same[@]}" --out "$OUT/$name" --init-dir "$INIT_DIR" --stage "$first" "${own[@]}"
 done
 
 AUDIT_ALLOW+=,adapted
-layer=$(of_size 3 9 9)
-clusters=${CLUSTERS:-$(of_size 16 50 50)}
+set=L$(of_size 3 9 9)_km${CLUSTERS:-$(of_size 16 50 50)}
 manifests=$OUT/vft/manifest
 [[ ! -e $OUT/vft/single ]] || manifests=$OUT/vft/single
 adapted=()
@@ -51,5 +46,4 @@ if [[ -d $manifests ]]; then
     done
 fi
 stage_results 6 "V-FT, TAPT, P-TAPT, FLEA and PAPT" "V-FT=vft/vft" "TAPT=tapt/tapt" "P-TAPT=ptapt/ptapt" \
-    "FLEA, mean=flea/flea_L${layer}_km${clusters}_mean" "FLEA, attention=flea/flea_L${layer}_km${clusters}_attention" \
-    "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"
+    "FLEA, mean=flea/flea_${set}_mean" "FLEA, attention=flea/flea_${set}_attention" "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"

@@ -36,7 +36,7 @@ stage_manifests
 stage_init
 
 if stage 3 "description of the corpus" one cpu; then
-    tool tools/describe "$OUT/manifest" "$OUT/description"
+    tool describe "$OUT/manifest" "$OUT/description"
 fi
 
 runs=() systems=()
@@ -51,7 +51,7 @@ for head in "${HEADS[@]}"; do
 done
 
 tune() {
-    finetune "$1" "$(init_for_folds)" model.head="${1%-*}" model.head_speaker="${1#*-}" task.feature_cache="$OUT/features"
+    finetune "$1" "$(init_of '{fold}')" model.head="${1%-*}" model.head_speaker="${1#*-}" task.feature_cache="$OUT/features"
 }
 tune_beside_others() {
     JOBS=1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a folder of emotional speech to a personalised HuBERT, and to speakers that it has never heard, in minutes on a CPU.
+# From a folder of emotional speech to a personalised HuBERT, and to speakers that no training has seen, in minutes on a CPU.
 #
 #   bash recipes/demo.sh                                                a corpus generated on the spot
 #   CORPUS=emodb CORPUS_DIR=/path/to/emodb bash recipes/demo.sh         real speech (any corpus of manifests/)
@@ -17,28 +17,23 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 (($# == 0)) || fail "no arguments, options are environment variables (see --help)"
 
-CORPUS=${CORPUS:-synthetic}
-OUT=${OUT:-demo/$CORPUS}
-UPDATES=${UPDATES:-450}
-SEED=${SEED:-1}
+CORPUS=${CORPUS:-synthetic} OUT=${OUT:-demo/${CORPUS:-synthetic}} UPDATES=${UPDATES:-450} SEED=${SEED:-1} STAGE=${FIRST:-0} STOP_STAGE=${LAST:-99}
 [[ $CORPUS == synthetic || -n ${CORPUS_DIR:-} ]] || fail "CORPUS_DIR is empty; give the folder of the corpus $CORPUS"
-CORPUS_DIR=${CORPUS_DIR:-$OUT/audio}
-mkdir -p "$OUT" || fail "$OUT: cannot be made; set OUT to another folder"
-OUT=$(cd "$OUT" && pwd)
-[[ $CORPUS_DIR == /* ]] || CORPUS_DIR=$PWD/$CORPUS_DIR
+CORPUS_DIR=$(realpath -m "${CORPUS_DIR:-$OUT/audio}")
+output_folder
 manifest=$OUT/manifest
-started=$SECONDS
 common=(common.seed="$SEED" task.data="$manifest")
 
 if stage 1 "corpus and manifests; no file and no audio in two splits, speakers of test in no other"; then
     options=()
     [[ $CORPUS != synthetic ]] || options=(--utterances 30)
-    tool "manifests/$CORPUS" "$CORPUS_DIR" "$manifest" --protocol both --seed "$SEED" "${options[@]}"
-    tool tools/check_manifest "$manifest" --allow speaker:valid,speaker:test_seen --json "$OUT/check_manifest.json"
+    tool "$CORPUS" "$CORPUS_DIR" "$manifest" --protocol both --seed "$SEED" "${options[@]}" \
+        -- check_manifest "$manifest" --allow speaker:valid,speaker:test_seen --json "$OUT/check_manifest.json"
 fi
 
+labels=(make_labels "$manifest" "$OUT/labels" --clusters 50 --splits train valid --seed "$SEED")
 if stage 2 "pseudo-labels: 50 k-means clusters of MFCCs, fitted on the training split"; then
-    tool tools/make_labels "$manifest" "$OUT/labels" --mfcc --clusters 50 --splits train valid --seed "$SEED"
+    tool "${labels[@]}" --mfcc
 fi
 
 if stage 3 "pretraining a tiny HuBERT from nothing, on the MFCC labels"; then
@@ -46,51 +41,56 @@ if stage 3 "pretraining a tiny HuBERT from nothing, on the MFCC labels"; then
 fi
 
 if stage 4 "pseudo-labels of the second iteration: 50 clusters of the third layer of that HuBERT"; then
-    tool tools/make_labels "$manifest" "$OUT/labels" --checkpoint "$OUT/hubert/checkpoint_last.pt" --layers 3 --clusters 50 \
-        --splits train valid --seed "$SEED"
+    tool "${labels[@]}" --checkpoint "$OUT/hubert/checkpoint_last.pt" --layers 3
 fi
 
+pretrain_further() {
+    local without=()
+    [[ $1 == papt ]] || without=(model.speaker_position=none task.speakers=null)
+    train papt_tiny "$OUT/$1" "${common[@]}" task.label_dir="$OUT/labels/L3/km50" model.init_from="$OUT/hubert/checkpoint_last.pt" \
+        optimization.max_update=$((UPDATES / 3)) "${without[@]}"
+}
 if stage 5 "continued pretraining: with speaker embeddings (PAPT), and without for comparison (TAPT)"; then
-    continued=("${common[@]}" task.label_dir="$OUT/labels/L3/km50" model.init_from="$OUT/hubert/checkpoint_last.pt"
-        optimization.max_update=$((UPDATES / 3)))
-    pretrain_further() {
-        local without=()
-        [[ $1 == papt ]] || without=(model.speaker_position=none task.speakers=null)
-        train papt_tiny "$OUT/$1" "${continued[@]}" "${without[@]}"
-    }
     each pretrain_further papt tapt
 fi
 
 targets=(classification)
 [[ ! -e $manifest/train.dim ]] || targets+=(regression)
 
+finetune() {
+    train "ser_${target}_tiny" "$OUT/${target}_$1" "${common[@]}" model.init_from="$OUT/$1/checkpoint_last.pt"
+}
 if stage 6 "fine-tuning for emotion on the training speakers"; then
     for target in "${targets[@]}"; do
-        finetune() {
-            train "ser_${target}_tiny" "$OUT/${target}_$1" "${common[@]}" model.init_from="$OUT/$1/checkpoint_last.pt"
-        }
         each finetune papt tapt
     done
 fi
 
+# evaluate MODEL SPLIT OPTION…: adds an evaluation to STEPS.
+evaluate() {
+    local model=$OUT/$1 split=$2
+    shift 2
+    STEPS+=(-- evaluate "$model/checkpoint_best.pt" "$manifest" "$split" "$model/$split" --seed "$SEED" "$@")
+}
 if stage 7 "evaluation: speakers seen in training, and unseen ones"; then
-    evaluate() {
-        local model=$OUT/$1
-        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test_seen "$model/test_seen" --seed "$SEED"
-        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" test "$model/test" --embeddings --seed "$SEED"
-    }
-    each evaluate "${targets[@]/%/_tapt}" "${targets[@]/%/_papt}"
+    STEPS=()
+    for model in "${targets[@]/%/_tapt}" "${targets[@]/%/_papt}"; do
+        evaluate "$model" test_seen
+        evaluate "$model" test --embeddings
+    done
+    tool "${STEPS[@]:1}"
 fi
 
 if stage 8 "unseen speakers: label distributions calibrated with the most similar training speakers (PLDC)"; then
-    calibrate() {
-        local model=$OUT/${1}_papt
-        tool tools/evaluate "$model/checkpoint_best.pt" "$manifest" train "$model/train" --embeddings --seed "$SEED"
-        tool tools/calibrate --train-manifest "$manifest/train" --train-embeddings "$model/train/embeddings.npz" \
-            --test-embeddings "$model/test/embeddings.npz" --predictions "$model/test/predictions.tsv" "$model/test_pldc" \
-            --test-manifest "$manifest/test" --seed "$SEED"
-    }
-    each calibrate "${targets[@]}"
+    STEPS=()
+    for target in "${targets[@]}"; do
+        model=$OUT/${target}_papt
+        evaluate "${target}_papt" train --embeddings
+        STEPS+=(-- calibrate --train-manifest "$manifest/train" --train-embeddings "$model/train/embeddings.npz"
+            --test-embeddings "$model/test/embeddings.npz" --predictions "$model/test/predictions.tsv" "$model/test_pldc"
+            --test-manifest "$manifest/test" --seed "$SEED")
+    done
+    tool "${STEPS[@]:1}"
 fi
 
 if stage 9 "results"; then
@@ -100,9 +100,8 @@ if stage 9 "results"; then
             "TAPT, unseen speakers=$OUT/${target}_tapt/test" "PAPT, unseen speakers=$OUT/${target}_papt/test"
             "PAPT + PLDC, unseen speakers=$OUT/${target}_papt/test_pldc")
     done
-    tool tools/results "${rows[@]}" --title "emohubert demo: $CORPUS, seed $SEED" --out "$OUT/results"
-    tool tools/report "$OUT"
+    tool results "${rows[@]}" --title "emohubert demo: $CORPUS, seed $SEED" --out "$OUT/results" -- report "$OUT"
     echo "results: $OUT/results.md"
     echo "report:  $OUT/report.html"
-    echo "took $((SECONDS - started)) s"
+    echo "took $SECONDS s"
 fi

@@ -35,8 +35,7 @@ else
     [[ -n $CHECKPOINT && -n $LAYER ]] || fail "--checkpoint and --layer are missing, or --mfcc yes (see --help)"
     source=(--checkpoint "$CHECKPOINT" --layers "$LAYER") kind=L$LAYER
 fi
-mkdir -p "$OUT" || fail "$OUT: cannot be made; choose another --out"
-OUT=$(cd "$OUT" && pwd)
+output_folder
 read -ra SPLITS <<<"$SPLITS"
 read -ra CLUSTERS <<<"$CLUSTERS"
 read -ra FEATURES_WITH <<<"$FEATURES"
@@ -49,12 +48,12 @@ for_shards() {
     [[ -n $RANK ]] || mapfile -t ranks < <(seq 0 $((NSHARD - 1)))
     each "$1" "${ranks[@]}"
 }
-
 features() {
-    local split
+    local split steps=()
     for split in "${SPLITS[@]}"; do
-        tool tools/dump_features "$MANIFEST_DIR" "$split" "$OUT/features" "${source[@]}" --nshard "$NSHARD" --rank "$1" "${FEATURES_WITH[@]}"
+        steps+=(-- dump_features "$MANIFEST_DIR" "$split" "$OUT/features" "${source[@]}" --nshard "$NSHARD" --rank "$1" "${FEATURES_WITH[@]}")
     done
+    tool "${steps[@]:1}"
 }
 if stage 1 "features, $kind, in $NSHARD shards" shard gpu; then
     for_shards features
@@ -62,17 +61,18 @@ fi
 
 if stage 2 "k-means: ${CLUSTERS[*]} clusters of ${SPLITS[0]}" one cpu; then
     for k in "${CLUSTERS[@]}"; do
-        tool tools/learn_kmeans "$OUT/features/$kind" "${SPLITS[0]}" "$NSHARD" "$OUT/$kind/km$k/kmeans.npz" --clusters "$k" "${KMEANS_WITH[@]}"
+        tool learn_kmeans "$OUT/features/$kind" "${SPLITS[0]}" "$NSHARD" "$OUT/$kind/km$k/kmeans.npz" --clusters "$k" "${KMEANS_WITH[@]}"
     done
 fi
 
 label() {
-    local split k
+    local split k steps=()
     for split in "${SPLITS[@]}"; do
         for k in "${CLUSTERS[@]}"; do
-            tool tools/dump_labels "$OUT/features/$kind" "$split" "$OUT/$kind/km$k/kmeans.npz" "$NSHARD" "$1" "$OUT/$kind/km$k"
+            steps+=(-- dump_labels "$OUT/features/$kind" "$split" "$OUT/$kind/km$k/kmeans.npz" "$NSHARD" "$1" "$OUT/$kind/km$k")
         done
     done
+    tool "${steps[@]:1}"
 }
 if stage 3 "labels of each shard" shard cpu; then
     for_shards label
@@ -81,7 +81,7 @@ fi
 if stage 4 "shards joined" one cpu; then
     for split in "${SPLITS[@]}"; do
         for k in "${CLUSTERS[@]}"; do
-            tool tools/merge_labels "$OUT/$kind/km$k" "$split" "$NSHARD" --manifest-dir "$MANIFEST_DIR"
+            tool merge_labels "$OUT/$kind/km$k" "$split" "$NSHARD" --manifest-dir "$MANIFEST_DIR"
         done
     done
 fi

@@ -4,7 +4,7 @@
 #
 # Folders of a recipe, in --out:
 #   manifest/foldK/            the corpus; a corpus without folds is its own only fold, fold1
-#   foldK/unlabelled/          the audio that pretraining may hear, without a label
+#   foldK/unlabelled/          the audio that pretraining may use, without a label
 #   foldK/init/                --init scratch: a tiny HuBERT pretrained on that
 #   foldK/labels…/, foldK/…/   pseudo-labels and trainings of the recipe
 #   …/foldK/seedS/             fine-tuning and its evaluation (tools/run_folds.py)
@@ -24,12 +24,13 @@ Options of every recipe:
   --seeds "1 2 3"          seeds of fine-tuning (default: 1)
   --target "NAME …"        columns of .dim to predict, such as "arousal valence" (default: the classes of .emo)
   --size tiny|base|large   of the configurations (default: base; tiny with --init scratch)
-  --transductive           pretraining and clustering hear the unlabelled audio of the test speakers too; every table says so
+  --transductive           pretraining and clustering use the unlabelled audio of the test speakers too; every table says so
   --jobs N                 folds or runs at the same time (default: 1)
   --nproc N                processes of each training, over torchrun: NCCL between GPUs, gloo without (default: fairseq takes all GPUs)
   --index I                of fine-tuning, only the I-th run (folds × seeds, from 0), as in an array of jobs; no table
   --layer L                layer that pseudo-labels come from (default: tiny 3, base 9, large 18; P-TAPT: the last)
   --clusters K             k-means clusters (default: see the recipe)
+  --centroids FILE         the k-means that --init was pretrained with (scikit-learn or ours), in place of --clusters: tapt flea papt
   --updates N              updates of every continued pretraining (default: as configured)
   --init-updates N         updates of --init scratch (default: 450)
   --pretrain "KEY=VALUE …" further settings of continued pretraining
@@ -40,28 +41,28 @@ Options of every recipe:
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# recipe_options ARGUMENT…: reads them into CORPUS_DIR MANIFESTS INIT OUT FIRST LAST FOLDS SEEDS SIZE TRANSDUCTIVE JOBS LAYER CLUSTERS …
+# recipe_options ARGUMENT…: reads them into CORPUS_DIR MANIFESTS INIT OUT FOLDS SEEDS SIZE TRANSDUCTIVE JOBS LAYER CLUSTERS …
 # A recipe may set OWN_OPTIONS, names of options with a value that only it has: --gamma "x" becomes GAMMA=x.
 recipe_options() {
     # shellcheck disable=SC2034  # some are for the recipe alone
-    CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS=''
+    CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS='' CENTROIDS=''
     NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
-    options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters updates init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-}" "$@"
+    options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters centroids updates
+        init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} " "$@"
     needed CORPUS_DIR MANIFESTS INIT OUT
     counts JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
     numbers ${INDEX:+INDEX} ${LAYER:+LAYER}
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
     if [[ $INIT == scratch ]]; then
-        SIZE=${SIZE:-tiny}
-        [[ $SIZE == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
+        [[ ${SIZE:=tiny} == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
+    else
+        INIT=$(realpath -m "$INIT")
     fi
     SIZE=${SIZE:-base}
     LAYER=${LAYER:-$(of_size "${DEFAULT_LAYERS[@]}")}
-    mkdir -p "$OUT" || fail "$OUT: cannot be made; choose another --out"
-    OUT=$(cd "$OUT" && pwd)
+    output_folder
     CORPUS_DIR=$(realpath -m "$CORPUS_DIR")
     INIT_DIR=$(realpath -m "${INIT_DIR:-$OUT}")
-    [[ $INIT == scratch ]] || INIT=$(realpath -m "$INIT")
     read -ra PRETRAIN_WITH <<<"$PRETRAIN"
     read -ra FINETUNE_WITH <<<"$FINETUNE"
     read -ra MANIFEST_OPTIONS <<<"$MANIFEST"
@@ -69,8 +70,7 @@ recipe_options() {
     manifests=$OUT/manifest
     [[ ! -e $OUT/single ]] || manifests=$OUT/single
     if [[ -n ${LIST_STAGES:-} ]]; then
-        [[ -n $FOLDS || ! -d $manifests ]] || printf 'folds\t%s\n' "$(folds | paste -sd ' ')"
-        [[ -z $FOLDS ]] || printf 'folds\t%s\n' "$FOLDS"
+        [[ -z $FOLDS && ! -d $manifests ]] || printf 'folds\t%s\n' "$(folds | paste -sd ' ')"
         printf 'seeds\t%s\n' "$SEEDS"
     fi
 }
@@ -88,30 +88,27 @@ of_size() {
 # stage_manifests: the corpus and its folds, checked: no audio, speaker or session of test in training, but for the leaks that a
 # recipe's protocol has and names in ALLOW, separated by commas.
 stage_manifests() {
-    if stage 1 "manifests of $MANIFESTS, and their check" one cpu; then
-        tool "manifests/$MANIFESTS" "$CORPUS_DIR" "$OUT/manifest" "${MANIFEST_OPTIONS[@]}"
-        tool tools/check_manifest "$OUT/manifest" --allow speaker:valid ${ALLOW:+--allow "$ALLOW"} --json "$OUT/check_manifest.json"
-        if [[ -e $OUT/manifest/train.tsv ]]; then
-            mkdir -p "$OUT/single"
-            ln -sfn ../manifest "$OUT/single/fold1"
-            manifests=$OUT/single
-        fi
+    stage 1 "manifests of $MANIFESTS, and their check" one cpu || return 0
+    tool "$MANIFESTS" "$CORPUS_DIR" "$OUT/manifest" "${MANIFEST_OPTIONS[@]}" \
+        -- check_manifest "$OUT/manifest" --allow speaker:valid ${ALLOW:+--allow "$ALLOW"} --json "$OUT/check_manifest.json"
+    if [[ -e $OUT/manifest/train.tsv ]]; then
+        mkdir -p "$OUT/single"
+        ln -sfn ../manifest "$OUT/single/fold1"
+        manifests=$OUT/single
     fi
 }
 
 # folds: numbers of the folds, as --folds says or all.
 folds() {
-    local fold
-    [[ -d $manifests ]] || fail "$manifests: no manifests yet; start at --stage 1"
-    if [[ -n $FOLDS ]]; then
-        read -ra fold <<<"$FOLDS"
-        printf '%s\n' "${fold[@]}"
-        return
+    local found
+    read -ra found <<<"$FOLDS"
+    if [[ -z $FOLDS ]]; then
+        [[ -d $manifests ]] || fail "$manifests: no manifests yet; start at --stage 1"
+        found=("$manifests"/fold*)
+        [[ -d ${found[0]} ]] || fail "$manifests: holds no fold*; make manifests with folds"
+        found=("${found[@]##*/fold}")
     fi
-    for fold in "$manifests"/fold*; do
-        [[ -d $fold ]] || fail "$manifests: holds no fold*; make manifests with folds"
-        basename "$fold" | sed 's/^fold//'
-    done
+    printf '%s\n' "${found[@]}"
 }
 
 # for_folds FUNCTION: FUNCTION FOLD for every fold, --jobs at the same time.
@@ -124,33 +121,42 @@ for_folds() {
 
 # init_of FOLD: the checkpoint that a fold starts from.
 init_of() {
-    if [[ $INIT == scratch ]]; then
-        echo "$INIT_DIR/fold$1/init/checkpoint_last.pt"
-    else
-        echo "${INIT//\{fold\}/$1}"
-    fi
+    [[ $INIT == scratch ]] && echo "$INIT_DIR/fold$1/init/checkpoint_last.pt" || echo "${INIT//\{fold\}/$1}"
 }
 
-# stage_init: what pretraining may hear; with --init scratch, a tiny HuBERT of it.
+# best_of DIR: the checkpoint of a training that is the best on its validation split, or the last where there is none.
+best_of() {
+    [[ -e $1/checkpoint_best.pt ]] && echo "$1/checkpoint_best.pt" || echo "$1/checkpoint_last.pt"
+}
+
+# stage_init: what pretraining may use; with --init scratch, a tiny HuBERT of it.
 stage_init() {
-    if stage 2 "the unlabelled audio of each fold: $([[ -n $TRANSDUCTIVE ]] && echo "training and test speakers (transductive)" || echo "the training part (inductive)")" \
-        fold "$([[ $INIT == scratch ]] && echo train || echo cpu)"; then
+    local speakers="the training part (inductive)" class=cpu
+    [[ -z $TRANSDUCTIVE ]] || speakers="training and test speakers (transductive)"
+    [[ $INIT != scratch ]] || class=train
+    if stage 2 "the unlabelled audio of each fold: $speakers" fold "$class"; then
         for_folds init_fold
     fi
 }
-
 init_fold() {
-    local fold=$1 dir=$OUT/fold$1 valid=()
-    [[ ! -e $manifests/fold$fold/valid.tsv ]] || valid=(--valid valid)
-    tool tools/unlabelled "$manifests/fold$fold" "$dir/unlabelled" --train train ${TRANSDUCTIVE:+test} "${valid[@]}"
-    [[ $INIT == scratch ]] || return 0
-    mkdir -p "$INIT_DIR/fold$fold"
-    if [[ ! -e $INIT_DIR/fold$fold/init/finished ]]; then
-        tool tools/make_labels "$dir/unlabelled" "$INIT_DIR/fold$fold/labels_mfcc" --mfcc --clusters 50
-        data "$dir/unlabelled"
-        train hubert_tiny "$INIT_DIR/fold$fold/init" "${DATA[@]}" task.label_dir="$INIT_DIR/fold$fold/labels_mfcc/mfcc/km50" \
-            optimization.max_update="$INIT_UPDATES" lr_scheduler.warmup_updates=$((INIT_UPDATES / 10))
+    local own=$INIT_DIR/fold$1 labels=()
+    if [[ $INIT == scratch && ! -e $own/init/finished ]]; then
+        mkdir -p "$own"
+        labels=(-- make_labels "$OUT/fold$1/unlabelled" "$own/labels_mfcc" --mfcc --clusters 50)
     fi
+    unlabelled "$1" unlabelled train ${TRANSDUCTIVE:+test} "${labels[@]}"
+    ((${#labels[@]})) || return 0
+    data "$OUT/fold$1/unlabelled"
+    train hubert_tiny "$own/init" "${DATA[@]}" task.label_dir="$own/labels_mfcc/mfcc/km50" optimization.max_update="$INIT_UPDATES" \
+        lr_scheduler.warmup_updates=$((INIT_UPDATES / 10))
+}
+
+# unlabelled FOLD NAME SPLIT… [-- PROGRAM …]: the audio of some splits of a fold, and of valid, without a label, in foldK/NAME.
+unlabelled() {
+    local manifest=$manifests/fold$1 out=$OUT/fold$1/$2 valid=()
+    shift 2
+    [[ ! -e $manifest/valid.tsv ]] || valid=(--valid valid)
+    tool unlabelled "$manifest" "$out" "${valid[@]}" --train "$@"
 }
 
 # data DIR: sets DATA to what a training on a manifest directory is told: where it is, and if it has no validation split.
@@ -159,19 +165,29 @@ data() {
     [[ -e $1/valid.tsv ]] || DATA+=(dataset.disable_validation=true)
 }
 
-# labels FOLD NAME CHECKPOINT LAYERS CLUSTERS…: frame labels of the unlabelled audio in foldK/NAME, fitted on its training part.
-labels() {
-    local fold=$1 name=$2 checkpoint=$3 layers
-    read -ra layers <<<"$4"
-    shift 4
-    tool tools/make_labels "$OUT/fold$fold/unlabelled" "$OUT/fold$fold/$name" --checkpoint "$checkpoint" --layers "${layers[@]}" --clusters "$@"
+# clustering: sets HOW, how the frames of --init are labelled: --centroids, or k-means fitted on each fold's unlabelled audio.
+clustering() {
+    CLUSTERS=${CLUSTERS:-$(of_size 50 500 500)}
+    HOW=(--clusters "$CLUSTERS")
+    [[ -z $CENTROIDS ]] || HOW=(--centroids "$CENTROIDS")
 }
 
-# pretrain CONFIG FOLD NAME LABEL_DIR KEY=VALUE…: pretraining continued from the fold's --init, into foldK/NAME.
+# label_init FOLD [SUFFIX]: frame labels from layer --layer of the fold's --init: of foldK/unlabelledSUFFIX, in foldK/labelsSUFFIX.
+label_init() {
+    tool make_labels "$OUT/fold$1/unlabelled${2:-}" "$OUT/fold$1/labels${2:-}" --checkpoint "$(init_of "$1")" --layers "$LAYER" "${HOW[@]}"
+}
+
+# label_set FOLD [SUFFIX]: the folder of those labels.
+label_set() {
+    local sets=("$OUT/fold$1/labels${2:-}/L$LAYER"/km*)
+    echo "${sets[0]}"
+}
+
+# pretrain CONFIG FOLD NAME LABEL_DIR KEY=VALUE…: pretraining continued from the fold's --init on foldK/AUDIO, into foldK/NAME.
 pretrain() {
     local config=$1 fold=$2 name=$3 label_dir=$4
     shift 4
-    data "$OUT/fold$fold/unlabelled"
+    data "$OUT/fold$fold/${AUDIO:-unlabelled}"
     train "${config}_$SIZE" "$OUT/fold$fold/$name" "${DATA[@]}" task.label_dir="$label_dir" model.init_from="$(init_of "$fold")" \
         "${PRETRAIN_WITH[@]}" "$@"
 }
@@ -187,30 +203,25 @@ finetune() {
     fi
     mapfile -t chosen < <(folds)
     read -ra seeds <<<"$SEEDS"
-    tool tools/run_folds "$config" "$manifests" "$OUT/$name" --folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" \
+    tool run_folds "$config" "$manifests" "$OUT/$name" --folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" \
         ${NPROC:+--nproc "$NPROC"} ${INDEX:+--index "$INDEX"} model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@"
-}
-
-# init_for_folds: the fold's --init, as finetune wants it.
-init_for_folds() {
-    init_of '{fold}'
 }
 
 # stage_results NUMBER TITLE "SYSTEM=NAME"…: one table of what finetune put in NAME/, beside the paper's numbers (recipes/papers/RECIPE.tsv).
 stage_results() {
-    local number=$1 title=$2 rows=() row paper=() status=0 allowed
+    local number=$1 title=$2 row rows=() paper=() status=0 allowed
     shift 2
-    [[ -z ${COMPARED:-} ]] || return 0  # compare.sh has one table for all of them
+    [[ -z ${COMPARED:-} ]] || return 0 # compare.sh has one table for all of them
     stage "$number" "results" one cpu || return 0
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
     for row in "$@"; do
         rows+=("${row%%=*}=$OUT/${row#*=}")
     done
-    tool tools/results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
+    tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}
-    tool tools/audit_run "$OUT" ${allowed:+--allow "${allowed#,}"} || status=$?
-    tool tools/report "$OUT"
+    tool audit_run "$OUT" ${allowed:+--allow "${allowed#,}"} || status=$?
+    tool report "$OUT"
     echo "report:  $OUT/report.html"
     ((status == 0)) || fail "$OUT: the audit found leaks (see above and audit.json); do not use these numbers"
 }
@@ -218,7 +229,7 @@ stage_results() {
 # setting: how the test speakers are met, a phrase for titles.
 setting() {
     if [[ -n $TRANSDUCTIVE ]]; then
-        echo "transductive: pretraining and clustering heard the unlabelled test audio"
+        echo "transductive: pretraining and clustering used the unlabelled test audio"
     else
         echo "inductive: only the training part of a fold is read before the test"
     fi

@@ -14,19 +14,17 @@
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-
 OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=('' '' '')
 recipe_options "$@"
 [[ -n $LAYER$ESTIMATOR_INIT$ESTIMATOR ]] || LAYER=$(of_size 4 12 24)
-read -ra CLUSTERS <<<"${CLUSTERS:-$(of_size "16 32 64" "64 512 4096" "64 512 4096")}"
+read -ra clusters <<<"${CLUSTERS:-$(of_size "16 32 64" "64 512 4096" "64 512 4096")}"
 read -ra ESTIMATOR_WITH <<<"$ESTIMATOR"
 
 stage_manifests
 stage_init
 
 estimate() {
-    local init
-    init=${ESTIMATOR_INIT//\{fold\}/$1}
+    local init=${ESTIMATOR_INIT//\{fold\}/$1}
     data "$manifests/fold$1"
     train "ser_classification_$SIZE" "$OUT/fold$1/estimator" "${DATA[@]}" model.init_from="${init:-$(init_of "$1")}" \
         model.frame_head=true criterion.frame_weight=1.0 criterion.class_weights=balanced "${ESTIMATOR_WITH[@]}"
@@ -35,42 +33,33 @@ if stage 3 "the emotion-state estimator" fold train; then
     for_folds estimate
 fi
 
-estimator_of() {
-    local dir=$OUT/fold$1/estimator
-    [[ -e $dir/checkpoint_best.pt ]] && echo "$dir/checkpoint_best.pt" || echo "$dir/checkpoint_last.pt"
-}
 # layer_of FOLD: --layer, or the last of the fold's estimator, which may have started from another model than --init.
 layer_of() {
-    if [[ -n $LAYER ]]; then
-        echo "$LAYER"
-        return
-    fi
-    PYTHONPATH=$ROOT/user_dir "$PYTHON" - "$(estimator_of "$1")" <<'END'
+    [[ -z $LAYER ]] || { echo "$LAYER" && return; }
+    PYTHONPATH=$ROOT/user_dir "$PYTHON" - "$(best_of "$OUT/fold$1/estimator")" <<'END'
 import sys
-from emohubert.pretrained.load import read_pretrained
 from emohubert.core.cli import command
+from emohubert.pretrained.load import read_pretrained
 command(lambda _: print(read_pretrained(sys.argv[1]).n_layers))()
 END
 }
-
 label() {
     local layer
     layer=$(layer_of "$1")
-    labels "$1" labels "$(estimator_of "$1")" "$layer" "${CLUSTERS[@]}"
+    tool make_labels "$OUT/fold$1/unlabelled" "$OUT/fold$1/labels" --checkpoint "$(best_of "$OUT/fold$1/estimator")" \
+        --layers "$layer" --clusters "${clusters[@]}"
 }
-if stage 4 "clusters of the estimator's frames: ${CLUSTERS[*]}" fold gpu; then
+if stage 4 "clusters of the estimator's frames: ${clusters[*]}" fold gpu; then
     for_folds label
 fi
 
 continued() {
-    local sets=() k layer
+    local layer sets
     layer=$(layer_of "$1")
-    for k in "${CLUSTERS[@]}"; do
-        sets+=("L$layer/km$k")
-    done
-    pretrain ptapt "$1" ptapt "$OUT/fold$1/labels" task.labels="[$(IFS=,; echo "${sets[*]}")]"
+    printf -v sets ",L$layer/km%s" "${clusters[@]}"
+    pretrain ptapt "$1" ptapt "$OUT/fold$1/labels" task.labels="[${sets:1}]"
 }
-if stage 5 "continued pretraining on ${#CLUSTERS[@]} sets of labels (P-TAPT)" fold train; then
+if stage 5 "continued pretraining on ${#clusters[@]} sets of labels (P-TAPT)" fold train; then
     for_folds continued
 fi
 

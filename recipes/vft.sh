@@ -7,14 +7,13 @@
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-
 recipe_options "$@"
 
 stage_manifests
 stage_init
 
 if stage 3 "fine-tuning (V-FT)" run gpu; then
-    finetune vft "$(init_for_folds)"
+    finetune vft "$(init_of '{fold}')"
 fi
 
 stage_results 4 "V-FT" "V-FT=vft"

@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
+import sys
 
-import preloaded
 import pytest
 from scripts import ROOT, run
 
@@ -20,7 +20,7 @@ MINIATURE = [
 
 def recipe(name, *options):
     """Run a recipe in this environment; returns (exit status, what it printed)."""
-    environment = {**os.environ, "EMOHUBERT_ENV": str(preloaded.environment()), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "EMOHUBERT_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(
         ["bash", ROOT / "recipes" / f"{name}.sh", *map(str, options)], env=environment, capture_output=True, text=True, check=False
     )

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import audmetric
@@ -15,12 +14,14 @@ from corpus import CLASSES, make_corpus
 from random_hubert import write_random_hubert
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from emohubert.core import programs
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation import cross_validation, scoring
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pretrained.safe_files import load_state
+from emohubert.training import launch
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
 
@@ -33,38 +34,41 @@ TINY = {
     "final_dim": 16,
 }
 FAST = ("optimization.max_epoch=2", "model.mask_channel_length=4", "optimization.lr=[0.01]", "model.freeze=none")
-program = scripts.load("tools/run_folds.py").main
+run_folds = scripts.load("tools/run_folds.py")
 
 
 class Launcher:
-    """Runs trainings in the forkserver and evaluations in this process; remembers what was run."""
+    """Runs trainings in the forkserver; remembers what was trained and evaluated."""
 
     def __init__(self):
-        self.commands, self.threads, self.lock = [], set(), threading.Lock()
+        self.commands, self.threads = [], set()
 
-    def __call__(self, command, log, environment):
+    def execute(self, command, log, environment, progress):
         self.threads.add(environment["OMP_NUM_THREADS"])
-        with self.lock:  # evaluations draw, and matplotlib is not for threads
-            if not command[0].endswith("fairseq-hydra-train"):
-                self.commands.append(f"evaluate {Path(command[2]).parent.parent.name}/{Path(command[2]).parent.name}")
-                return scripts.run("tools/evaluate.py", *command[2:], "--repeats", "2")
-        folder = next(Path(c.partition("=")[2]) for c in command if c.startswith("checkpoint.save_dir="))
+        options = command[command.index("--config-dir") :]
+        folder = Path(next(c.partition("=")[2] for c in options if c.startswith("checkpoint.save_dir=")).strip("'"))
         self.commands.append(f"train {folder.parent.name}/{folder.name}")
-        process = training.start(command[4], *command[5:], config_dir=command[2], output=log)
+        process = training.start(options[3], *options[4:], config_dir=options[1], output=log)
         process.join(300)
         return process.exitcode
+
+    def evaluate(self, arguments):
+        folder = Path(arguments[0]).parent
+        self.commands.append(f"evaluate {folder.parent.name}/{folder.name}")
+        programs.load("tools", "evaluate").main.__wrapped__([*arguments, "--repeats", "2"])
 
 
 @pytest.fixture
 def launcher(monkeypatch):
     launcher = Launcher()
-    monkeypatch.setattr(cross_validation, "launch", launcher)
+    monkeypatch.setattr(launch, "execute", launcher.execute)
+    monkeypatch.setattr(run_folds, "evaluate", launcher.evaluate)
     return launcher
 
 
 def run(*arguments):
     try:
-        program([str(a) for a in arguments])
+        run_folds.main([str(a) for a in arguments])
     except SystemExit as end:
         return end.code
     return 0
@@ -103,12 +107,11 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(corpus):
     """Two folds × two seeds, run to the end; the folder and the launcher."""
-    launcher, original = Launcher(), cross_validation.launch
-    cross_validation.launch = launcher
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        launcher = Launcher()
+        patch.setattr(launch, "execute", launcher.execute)
+        patch.setattr(run_folds, "evaluate", launcher.evaluate)
         assert run(*command(corpus, corpus / "runs"), "--jobs", "2") == 0
-    finally:
-        cross_validation.launch = original
     return corpus / "runs", launcher
 
 
@@ -144,11 +147,11 @@ def test_every_fold_is_trained_with_every_seed_and_evaluated(corpus, finished):
 
 
 def test_cores_are_divided_among_jobs(finished, monkeypatch, corpus, launcher, tmp_path):
-    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cross_validation.cores()) // 2))}
+    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cross_validation._cores()) // 2))}
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path, [1], overrides=["model.init_from=/nowhere.pt"])
     with pytest.raises(InputError):
-        cross_validation.execute(runs[:1], training.ROOT, jobs=2)
+        cross_validation.execute(runs[:1], launcher.evaluate, jobs=2)
     assert launcher.threads == {"3"}
 
 
@@ -221,8 +224,7 @@ def test_other_settings_are_refused_in_one_line(corpus, finished, launcher, caps
     assert launcher.commands == []
 
 
-def test_settings_are_those_of_the_recipes(corpus, finished):
-    """recipes/lib.sh writes and compares the same file, so either can go on with the other's runs."""
+def test_settings_are_kept_as_they_were_given(corpus, finished):
     lines = (finished[0] / "fold1" / "seed2" / "settings.txt").read_text().splitlines()
     expected = [f"task.data={corpus}/folds/fold1", "common.seed=2", f"model.init_from={corpus}/hubert.pt", *FAST]
     assert lines == ["ser_classification_tiny", *expected]
@@ -294,13 +296,13 @@ def test_overwriting_removes_runs_and_nothing_else(corpus, launcher, tmp_path, m
     (other / "thesis.txt").write_text("irreplaceable")
     runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path / "runs", [1], ["1"])
     with pytest.raises(InputError, match="holds something else"):
-        cross_validation.execute(runs, training.ROOT, overwrite=True)
+        cross_validation.execute(runs, launcher.evaluate, overwrite=True)
     assert (other / "thesis.txt").exists() and launcher.commands == []
     (other / "settings.txt").write_text("c\n")
-    monkeypatch.setattr(cross_validation, "launch", lambda *_: 1)
+    monkeypatch.setattr(launch, "execute", lambda _, log, *__: log.write_text("no audio\n") and 1)
     (other / "thesis.txt").rename(other / "checkpoint_last.pt")
-    with pytest.raises(FileNotFoundError):  # the log of a program that never ran
-        cross_validation.execute(runs, training.ROOT, overwrite=True)
+    with pytest.raises(InputError, match="training failed \\(status 1\\)"):
+        cross_validation.execute(runs, launcher.evaluate, overwrite=True)
     assert not (other / "checkpoint_last.pt").exists()
 
 
@@ -318,7 +320,7 @@ def test_dimensions_are_collected_as_ccc(corpus, tmp_path):
         write_predictions(r.results / "predictions.tsv", predictions)
         scores = {"setting": "inductive (2 speakers)", **scoring.evaluate(predictions, repeats=5)}
         write_json(r.results / "metrics.json", scores)
-        (r.folder / "settings.txt").write_text("\n".join(r.settings) + "\n")
+        (r.folder / "settings.txt").write_text("\n".join([r.config, *r.overrides]) + "\n")
         (r.folder / "finished").touch()
     cross_validation.collect(runs, tmp_path, repeats=5)
     rows = {s["name"]: s["scores"] for s in json.loads((tmp_path / "results.json").read_text())["systems"]}
@@ -352,7 +354,7 @@ def test_an_utterance_in_two_folds_is_not_pooled(corpus, finished, tmp_path, cap
 
 @pytest.mark.slow
 def test_the_programs_themselves_are_run(corpus, tmp_path):
-    """One run with the installed fairseq-hydra-train and tools/evaluate.py, each in a process of its own."""
+    """One run, its training in a process of its own."""
     arguments = ["ser_classification_tiny", corpus / "folds", tmp_path / "runs", "--folds", "2", f"model.init_from={corpus}/hubert.pt"]
     assert run(*arguments, *FAST) == 0
     content = read_json(tmp_path / "runs" / "results.json")

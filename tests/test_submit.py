@@ -42,7 +42,7 @@ def test_the_chain_of_a_recipe(tmp_path):
     names = [next(word.partition("=")[2] for word in job if word.startswith("--job-name")) for job in jobs]
     assert names == ["tapt-1", "tapt-2", "tapt-3", "tapt-4", "tapt-5", "tapt-5.t", "tapt-6"]
     arrays = {name: re.findall(r"--array=(\S+)", shlex.join(job)) for name, job in zip(names, jobs, strict=True)}
-    assert arrays["tapt-4"] == ["0-1%3"] and arrays["tapt-5"] == ["0-5%3"] and arrays["tapt-6"] == []
+    assert arrays["tapt-4"] == ["0,1%3"] and arrays["tapt-5"] == ["0,1,2,3,4,5%3"] and arrays["tapt-6"] == []
     for job, before in zip(jobs[1:], names[:-1], strict=True):
         assert f"--dependency=afterok:JOB_{before.removeprefix('tapt-')}" in job and "--kill-on-invalid-dep=yes" in job
     assert all("--partition=gpu" in job and "--account=lab" in job for job in jobs)
@@ -108,7 +108,7 @@ def test_a_job_that_is_whole_in_spite_of_the_signal_is_not_queued_again(tmp_path
     started.send_signal(signal.SIGUSR1)
     printed, _ = started.communicate(timeout=60)  # to the end of everything that can still print
     assert started.returncode == 0, printed
-    assert "told to end soon" in printed
+    assert "preempted" in printed
     assert (tmp_path / "done" / "0").exists()
     time.sleep(1)  # half of the grace
     assert not (tmp_path / "asked").exists()

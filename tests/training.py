@@ -28,7 +28,7 @@ TINY = {  # fields of HubertConfig and SpeakerHubertConfig
 }
 SERVER = multiprocessing.get_context("forkserver")
 """Starts processes that have imported fairseq already."""
-SERVER.set_forkserver_preload(["fairseq_cli.hydra_train", "freeze"])  # not emohubert: the user-dir is imported as in a fresh process
+SERVER.set_forkserver_preload(["fairseq_cli.hydra_train"])  # not emohubert: the user-dir is imported as in a fresh process
 
 
 @dataclass

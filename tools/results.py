@@ -28,8 +28,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     rows = []
     for row in args.rows:
-        name, equals, folder = row.rpartition("=")
-        if not equals or not name:
+        name, _, folder = row.partition("=")
+        if not name or not folder:
             raise InputError(f"{row}: not NAME=DIR; give a name, an equals sign and a folder")
         rows.append((name, folder))
     print("\n".join(write_results(args.out, read_results(of_folds(rows)), args.title, published=read_published(args.paper))))

@@ -23,18 +23,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
-from emohubert.core import cli
-from emohubert.core.device import choose_device
+from emohubert.core import cli, programs
 from emohubert.core.errors import InputError
-from emohubert.evaluation import cross_validation
+from emohubert.training.launch import OVERRIDE, Training
 
-ROOT = Path(__file__).resolve().parents[1]
+
+def evaluate(arguments):
+    """tools/evaluate.py in this process."""
+    programs.load("tools", "evaluate").main.__wrapped__(arguments)
 
 
 @cli.command
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    overrides = [a for a in argv if cross_validation.OVERRIDE.fullmatch(a)]
+    overrides = [a for a in argv if OVERRIDE.fullmatch(a)]
     parser = cli.Parser(description=__doc__, usage="%(prog)s CONFIG MANIFEST_DIR OUT_DIR [options] [key=value ...]")
     parser.add_argument("config", metavar="CONFIG", help="name of a configuration, such as ser_classification_tiny")
     parser.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="folder with a manifest directory foldK for each fold")
@@ -47,23 +49,31 @@ def main(argv=None):
         "--nproc", type=int, metavar="N", help="processes of each training, over torchrun (default: fairseq takes all GPUs)"
     )
     parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples for the scores of pooled predictions")
-    parser.add_argument("--config-dir", default=str(ROOT / "config"), metavar="DIR", help="folder of the configuration")
+    parser.add_argument("--config-dir", default=Training.config_dir, metavar="DIR", type=Path, help="folder of the configuration")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--index", type=int, metavar="I", help="only the I-th run, from 0; no table")
     only.add_argument("--collect", action="store_true", help="only the table; missing runs are named, exit status 2")
     parser.add_device()
     parser.add_overwrite()
-    args = parser.parse_args([a for a in argv if not cross_validation.OVERRIDE.fullmatch(a)])
+    args = parser.parse_args([a for a in argv if not OVERRIDE.fullmatch(a)])
     for name in ("jobs", "nproc"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: give 1 or more")
-    choose_device(args.device)
-    runs = cross_validation.plan(args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides)
+    if args.device != "auto":
+        from emohubert.core.device import choose_device
+
+        choose_device(args.device)
+    from emohubert.evaluation import cross_validation
+
+    config_dir = args.config_dir.resolve()
+    runs = cross_validation.plan(
+        args.config, args.manifest_dir, args.out_dir, args.seeds, args.folds, args.split, overrides, config_dir=config_dir
+    )
     if args.index is not None and not 0 <= args.index < len(runs):
         raise InputError(f"--index {args.index}: there are {len(runs)} runs, 0 to {len(runs) - 1}")
     if not args.collect:
         chosen = runs if args.index is None else [runs[args.index]]
-        cross_validation.execute(chosen, ROOT, args.jobs, args.device, args.overwrite, args.config_dir, args.nproc)
+        cross_validation.execute(chosen, evaluate, args.jobs, args.device, args.overwrite, args.nproc)
     if args.index is None:
         print("\n".join(cross_validation.collect(runs, args.out_dir, args.repeats)))
         print(f"written to {args.out_dir}: results.md, results.json")

@@ -9,7 +9,7 @@
 # --status           how the jobs of the chain in --out stand
 # --again            submit what is done already, too
 #
-# The same command goes on after a failure: tasks that are whole are left out. Logs: --out/slurm/. Where --folds is not given, and
+# The same command goes on after a failure: tasks that are complete are left out. Logs: --out/slurm/. Where --folds is not given, and
 # manifests are not there yet, they are made here and now, since the number of folds says how many jobs there are.
 # Needed: --out on a file system that all nodes share.
 set -euo pipefail
@@ -27,19 +27,13 @@ shift
 [[ " vft tapt ptapt flea papt crema_d_report adaptation compare labels pretrain " == *" $recipe "* ]] || fail "$recipe: no recipe for Slurm (see --help)"
 while (($#)); do
     case $1 in
-        --resources)
-            (($# > 1)) || fail "--resources: needs a file"
-            resources=$2
-            shift
-            ;;
         --dry-run) dry=1 ;;
         --again) again=1 ;;
         --status) status=1 ;;
         --index | --rank) fail "$1: set for each job here; leave it out" ;;
-        --out)
-            (($# > 1)) || fail "--out: needs a folder"
-            out=$(realpath -m "$2")
-            options+=(--out "$out")
+        --resources | --out)
+            (($# > 1)) || fail "$1: needs a value"
+            [[ $1 == --out ]] && out=$(realpath -m "$2") || resources=$2
             shift
             ;;
         *) options+=("$1") ;;
@@ -47,6 +41,7 @@ while (($#)); do
     shift
 done
 [[ -n $out ]] || fail "--out is missing"
+options+=(--out "$out")
 logs=$out/slurm
 
 if [[ -n $status ]]; then
@@ -72,22 +67,19 @@ done <"$resources"
 [[ ${resource[GRACE]} =~ ^[0-9]+$ ]] || fail "$resources: GRACE=${resource[GRACE]}: not a number of seconds"
 [[ -n $dry ]] || command -v sbatch >/dev/null || fail "sbatch is not on PATH; run this where Slurm is, or look with --dry-run"
 
-recipe_script=$ROOT/recipes/$recipe.sh
-plan() {
-    LIST_STAGES=1 bash "$recipe_script" "${options[@]}"
-}
-stages=$(plan) || exit 2
+recipe_command=(bash "$ROOT/recipes/$recipe.sh" "${options[@]}")
+stages=$(LIST_STAGES=1 "${recipe_command[@]}") || exit 2
 if grep -qE $'^[0-9]+\t(fold|run)\t' <<<"$stages" && ! grep -q $'^folds\t.' <<<"$stages"; then
     echo "manifests first: they say how many folds there are"
-    bash "$recipe_script" "${options[@]}" --stage 1 --stop-stage 1 >&2 || exit 2
-    stages=$(plan) || exit 2
+    "${recipe_command[@]}" --stage 1 --stop-stage 1 >&2 || exit 2
+    stages=$(LIST_STAGES=1 "${recipe_command[@]}") || exit 2
 fi
 field() {
     awk -F '\t' -v name="$1" '$1 == name {print $2}' <<<"$stages"
 }
 read -ra folds <<<"$(field folds)"
 read -ra seeds <<<"$(field seeds)"
-shards=$(field shards)
+declare -A count=([one]=1 [fold]=${#folds[@]} [run]=$((${#folds[@]} * ${#seeds[@]})) [shard]=$(field shards))
 
 if [[ -z $dry && -e $logs/jobs.tsv ]]; then
     waiting=$(squeue --noheader --format %A --jobs "$(cut -f 2 "$logs/jobs.tsv" | paste -sd,)" 2>/dev/null | sort -un | paste -sd ' ') || true
@@ -97,42 +89,28 @@ key=$(printf '%s\n' "$recipe" "${options[@]}" | sha256sum | cut -c1-12)
 mkdir -p "$logs"
 [[ -n $dry ]] || : >"$logs/jobs.tsv"
 
-# tasks COUNT MARKS: those of 0 … COUNT − 1 that left no mark, separated by commas.
-tasks() {
-    local i found=()
-    for ((i = 0; i < $1; i++)); do
-        [[ -z $again && -e $2/$i ]] || found+=("$i")
-    done
-    (IFS=, && echo "${found[*]}")
-}
-
 previous=''
-# submit STAGE UNIT CLASS TITLE COMMAND…: one stage, waiting for the one before.
+# submit STAGE UNIT CLASS TITLE COMMAND…: those tasks of one stage that left no mark, waiting for the stage before.
 submit() {
-    local stage=$1 unit=$2 class=$3 title=$4 count=1 values='' marks array=() after=() job todo listed
+    local stage=$1 unit=$2 class=$3 title=$4 marks=$logs/done/$key/$1 name=%x_%j todo=() extra=() i job
     shift 4
-    case $unit in
-        fold) count=${#folds[@]} values=${folds[*]} ;;
-        run) count=$((${#folds[@]} * ${#seeds[@]})) ;;
-        shard) count=$shards ;;
-    esac
-    marks=$logs/done/$key/$stage
-    todo=$(tasks "$count" "$marks")
-    if [[ -z $todo ]]; then
-        printf '%-6s %-12s %-7s %s\n' "$stage" "done" "$count" "$title"
+    for ((i = 0; i < count[$unit]; i++)); do
+        [[ -z $again && -e $marks/$i ]] || todo+=("$i")
+    done
+    if ((${#todo[@]} == 0)); then
+        printf '%-6s %-12s %-7s %s\n' "$stage" "done" "${count[$unit]}" "$title"
         return
     fi
-    listed=$(tr ',' '\n' <<<"$todo" | wc -l)
-    [[ $unit == one ]] || array=(--array="$todo${resource[MAX_RUNNING]:+%${resource[MAX_RUNNING]}}")
-    ((listed < count)) || [[ $unit == one ]] || array=(--array="0-$((count - 1))${resource[MAX_RUNNING]:+%${resource[MAX_RUNNING]}}")
-    [[ -z $previous ]] || after=(--dependency=afterok:"$previous" --kill-on-invalid-dep=yes)
+    if [[ $unit != one ]]; then
+        name=%x_%A_%a
+        extra+=("--array=$(IFS=, && echo "${todo[*]}")${resource[MAX_RUNNING]:+%${resource[MAX_RUNNING]}}")
+    fi
+    [[ -z $previous ]] || extra+=(--dependency=afterok:"$previous" --kill-on-invalid-dep=yes)
     local asked=()
     read -ra asked <<<"${resource[COMMON]} ${resource[${class^^}]}"
-    local name=%x_%A_%a
-    [[ $unit != one ]] || name=%x_%j
     local command=(sbatch --parsable --job-name="$recipe-$stage" --output="$logs/$name.log" --open-mode=append --requeue
-        --signal="B:USR1@${resource[GRACE]}" --chdir="$ROOT" "${asked[@]}" "${array[@]}" "${after[@]}"
-        "$ROOT/recipes/slurm/job.sh" "$ROOT" "${resource[LAUNCH]}" "${resource[GRACE]}" "$marks" "$unit" "$values" "$@")
+        --signal="B:USR1@${resource[GRACE]}" --chdir="$ROOT" "${asked[@]}" "${extra[@]}"
+        "$ROOT/recipes/slurm/job.sh" "$ROOT" "${resource[LAUNCH]}" "${resource[GRACE]}" "$marks" "$unit" "${folds[*]}" "$@")
     if [[ -n $dry ]]; then
         printf '%q ' "${command[@]}"
         printf '\n'
@@ -142,13 +120,13 @@ submit() {
     job=$("${command[@]}") || fail "sbatch refused stage $stage (see above); what was submitted before waits: scancel $(cut -f 2 "$logs/jobs.tsv" | paste -sd ' ')"
     previous=${job%%;*}
     printf '%s\t%s\t%s\n' "$stage" "$previous" "$title" >>"$logs/jobs.tsv"
-    printf '%-6s %-12s %-7s %s\n' "$stage" "$previous" "$listed" "$title"
+    printf '%-6s %-12s %-7s %s\n' "$stage" "$previous" "${#todo[@]}" "$title"
 }
 
 [[ -n $dry ]] || printf '%-6s %-12s %-7s %s\n' stage job tasks title
 while IFS=$'\t' read -r stage unit class title; do
     [[ $stage =~ ^[0-9]+$ ]] || continue
-    command=(bash "$recipe_script" "${options[@]}" --stage "$stage" --stop-stage "$stage")
+    command=("${recipe_command[@]}" --stage "$stage" --stop-stage "$stage")
     submit "$stage" "$unit" "$class" "$title" "${command[@]}"
     [[ $unit != run ]] || submit "$stage.t" one cpu "$title: the table" "${command[@]}"
 done <<<"$stages"

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import preloaded
 import pytest
 from cluster import Cluster, logs, missing
 from corpus import make_corpus, make_labels
@@ -86,7 +85,7 @@ def test_labels_as_arrays_with_a_shard_that_fails_first(cluster, corpus, tmp_pat
 
     status = subprocess.run(
         ["bash", ROOT / "recipes/labels.sh", *map(str, options), "--out", tmp_path / "here"],
-        env={**os.environ, "EMOHUBERT_ENV": str(preloaded.environment()), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "EMOHUBERT_ENV": sys.prefix, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

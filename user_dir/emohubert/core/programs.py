@@ -1,6 +1,7 @@
 """`emohubert NAME …`: every program of tools/ and, as `emohubert manifest CORPUS …`, every script of manifests/."""
 
 import ast
+import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -11,15 +12,23 @@ from .errors import print_error
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def _folder(name):
-    """tools/ or manifests/: inside the installed package, or beside user_dir/ in the source tree."""
+def folder_of(name):
+    """tools/, manifests/ or config/: inside the installed package, or beside user_dir/ in the source tree."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parents[1] / name
 
 
 def programs(folder):
     """{name: path} of the programs in tools/ or manifests/, benchmarks left out."""
-    return {path.stem: path for path in sorted(_folder(folder).glob("*.py")) if not path.stem.startswith(("bench_", "_"))}
+    return {path.stem: path for path in sorted(folder_of(folder).glob("*.py")) if not path.stem.startswith(("bench_", "_"))}
+
+
+def load(folder, name):
+    """The module of a program, for its `main(argv)`."""
+    spec = importlib.util.spec_from_file_location(f"emohubert_{folder}_{name}", programs(folder)[name])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _usage():

@@ -1,64 +1,49 @@
 """Cross-validation: trainings of one configuration on every fold with every seed, evaluated, and collected into one table.
 
-A run's folder is what `train` of recipes/lib.sh makes, too: `settings.txt`, `finished`, `output.log` and the checkpoints; beside
-them is a folder with the evaluation, named as the split.
+A run's folder is that of a training (see `launch`); beside the checkpoints is a folder with the evaluation, named as the split.
 """
 
 import logging
 import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..core.errors import InputError
-from ..core.files import Stamp, make_folder, read_json, write_json, write_lines
-from ..core.parallel import cores
+from ..core.files import Stamp, make_folder, read_json, write_json
 from ..corpus.manifest import manifest_directories, read_corpus
-from ..training import processes
+from ..training.launch import Training
 from . import metrics, scoring
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from .results import read_results, write_results
 
 logger = logging.getLogger("emohubert")
 
-OVERRIDE = re.compile(r"(\+{1,2}|~)?[A-Za-z_][\w.@/]*=.*|~[A-Za-z_][\w.@/]*", re.DOTALL)
-"""What is a `key=value` of Hydra on a command line, and no path or option."""
 _OURS = {"task.data": "MANIFEST_DIR and --folds", "common.seed": "--seeds", "checkpoint.save_dir": "OUT_DIR"}
-_SHOWN = 20  # lines of a failed training's log that are shown
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Training):
     """One training and its evaluation.
 
     Attributes:
         index: place among all runs.
         fold, seed: what it is of.
-        config: name of the configuration.
         manifest: the fold's manifest directory.
-        folder: of the run.
         split: that is evaluated.
-        overrides: `key=value`, complete but for the folder of checkpoints.
         validated: whether there is a validation split.
     """
 
-    index: int
-    fold: str
-    seed: int
-    config: str
-    manifest: Path
-    folder: Path
-    split: str
-    overrides: tuple
-    validated: bool
+    index: int = 0
+    fold: str = ""
+    seed: int = 1
+    manifest: Path = Path()
+    split: str = "test"
+    validated: bool = True
 
     @property
     def name(self):
@@ -71,31 +56,12 @@ class Run:
         return self.folder / self.split
 
     @property
-    def settings(self):
-        """Lines of `settings.txt`, as recipes/lib.sh writes them."""
-        return [self.config, *self.overrides]
-
-    @property
     def checkpoint(self):
         """The best checkpoint on validation data; without such data, the last."""
         return self.folder / ("checkpoint_best.pt" if self.validated else "checkpoint_last.pt")
 
-    def check_settings(self):
-        """Raise InputError if the folder holds a training with other settings."""
-        path = self.folder / "settings.txt"
-        if path.is_file() and path.read_text(encoding="utf-8").rstrip("\n") != "\n".join(self.settings):
-            raise InputError(
-                f"{self.folder}: holds a training with other settings (see settings.txt in it); remove it, or choose another folder, "
-                "or train again with --overwrite"
-            )
 
-    @property
-    def is_finished(self):
-        """Whether it is trained and evaluated."""
-        return (self.folder / "finished").is_file() and (self.results / "metrics.json").is_file()
-
-
-def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrides=()):
+def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrides=(), **options):
     """All runs of a cross-validation, fold by fold.
 
     Args:
@@ -106,6 +72,7 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
         folds: list of str, such as ["1", "2"]; by default all that there are.
         split: to be evaluated.
         overrides: `key=value` for every run; `{fold}` and `{seed}` in a value are replaced.
+        options: of Training.
 
     Raises:
         InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
@@ -117,8 +84,7 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
         if not folds:
             raise InputError(f"{manifest_dir}: holds no fold*/; make the manifest with folds (--protocol folds)")
     for name, values in (("--folds", folds), ("--seeds", seeds)):
-        twice = [v for v in values if list(values).count(v) > 1]
-        if twice:
+        if twice := [v for v in values if list(values).count(v) > 1]:
             raise InputError(f"{name}: {twice[0]} is listed twice; list it once")
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
@@ -136,45 +102,59 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
             own = [o.replace("{fold}", fold).replace("{seed}", str(seed)) for o in overrides]
             settings = (f"task.data={manifest}", f"common.seed={seed}", *without, *own)
             folder = out_dir / f"fold{fold}" / f"seed{seed}"
-            runs.append(Run(len(runs), fold, seed, config, manifest, folder, split, settings, validated))
+            runs.append(
+                Run(
+                    config,
+                    folder,
+                    settings,
+                    **options,
+                    index=len(runs),
+                    fold=fold,
+                    seed=seed,
+                    manifest=manifest,
+                    split=split,
+                    validated=validated,
+                )
+            )
     return runs
 
 
-def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None, nproc=None):
-    """Train and evaluate runs that are not whole yet; after a failure, none is started any more.
+def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
+    """Train and evaluate runs that are not complete yet; after a failure, none is started any more.
 
     Args:
         runs: of `plan`.
-        root: folder of the project, with config/, tools/ and user_dir/.
-        jobs: processes at the same time, among which the cores are divided, and the GPUs where there are several.
+        evaluate: called with the arguments of tools/evaluate.py, as text.
+        jobs: trainings at the same time, among which the cores are divided, and the GPUs where there are several.
         device: of the evaluation.
         overwrite: remove what is there and train again.
-        config_dir: folder of the configuration, by default root/config.
-        nproc: processes of each training (see `processes.torchrun`); None: fairseq takes all GPUs that there are.
+        nproc: processes of each training; None: fairseq takes all GPUs that there are.
 
     Raises:
-        SystemExit: with `processes.STOPPED`, where a training was told to stop.
-        InputError: a folder holds a training with other settings, or a program failed; the end of its log is printed.
+        SystemExit: a training was preempted.
+        InputError: a folder holds a training with other settings, or a training failed; the end of its log is printed.
     """
     if not overwrite:
         for run in runs:
             run.check_settings()
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs)
-    gpus = torch.cuda.device_count() if jobs > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ else 0
-    options = (Path(root).resolve(), threads, device, overwrite, config_dir, nproc, gpus)
-    failed = threading.Event()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(os.environ.get("OMP_NUM_THREADS") or _cores()) // jobs))}
+    failed, one_at_a_time = threading.Event(), threading.Lock()  # evaluations take all cores, and draw
 
-    def unless_failed(run):
+    def train_and_evaluate(run):
         if failed.is_set():
             return
         try:
-            _train_and_evaluate(run, *options)
+            if overwrite:
+                _remove(run)
+            run.run(nproc, environment | _own_gpu(run, jobs), bar=jobs == 1)
+            with one_at_a_time:
+                _evaluate(run, evaluate, device)
         except BaseException:
             failed.set()
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(unless_failed, run) for run in runs]
+        futures = [pool.submit(train_and_evaluate, run) for run in runs]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -182,15 +162,18 @@ def execute(runs, root, jobs=1, device="auto", overwrite=False, config_dir=None,
             failed.set()  # also where the user interrupts
 
 
-def _train_and_evaluate(run, root, threads, device, overwrite, config_dir, nproc, gpus):
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", **os.environ}
-    environment |= {"OMP_NUM_THREADS": str(threads), "EMOHUBERT_USER_DIR": str(root / "user_dir"), "MPLBACKEND": "Agg"}
-    if gpus > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(run.index % gpus)
-    if overwrite:
-        _remove(run)
-    _train(run, root / "config" if config_dir is None else Path(config_dir).resolve(), environment, nproc)
-    _evaluate(run, root, threads, device, environment)
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _own_gpu(run, jobs):
+    """The variable that gives a run one of several GPUs, where several runs train at the same time."""
+    if jobs == 1 or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return {"CUDA_VISIBLE_DEVICES": str(run.index % gpus)} if gpus > 1 else {}
 
 
 def _remove(run):
@@ -199,59 +182,15 @@ def _remove(run):
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _train(run, config_dir, environment, nproc):
-    make_folder(run.folder)
-    if (run.folder / "finished").is_file():
-        logger.info("%s: trained already", run.name)
-        return
-    write_lines(run.folder / "settings.txt", run.settings)
-    logger.info("%s: training %s (log: %s)", run.name, run.config, run.folder / "hydra_train.log")
-    program = Path(sys.executable).with_name("fairseq-hydra-train")
-    options = ["--config-dir", config_dir, "--config-name", run.config, f"checkpoint.save_dir={run.folder}"]
-    command = [*processes.torchrun(nproc), program, *options, *run.overrides]
-    try:
-        _launched(command, run.folder / "output.log", environment, f"{run.folder}: training")
-    except InputError:
-        if not (run.folder / "stopped").is_file():
-            raise
-        logger.warning("%s: told to stop; the same command goes on from its checkpoint", run.name)
-        raise SystemExit(processes.STOPPED) from None
-    (run.folder / "finished").touch()
-
-
-def _evaluate(run, root, threads, device, environment):
+def _evaluate(run, evaluate, device):
     if not run.checkpoint.is_file():
         raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
     settings = scoring.inputs(run.checkpoint, run.manifest, run.split)
     stamp = Stamp(run.folder / f".{run.split}.json", settings, [run.results / "predictions.tsv", run.results / "metrics.json"])
-    if stamp.is_current():
-        return
-    logger.info("%s: evaluating %s on %s", run.name, run.checkpoint.name, run.split)
-    arguments = [run.checkpoint, run.manifest, run.split, run.results, "--device", device, "--workers", threads]
-    log = run.folder / "evaluate.log"
-    _launched([sys.executable, root / "tools" / "evaluate.py", *arguments], log, environment, f"{run.folder}: evaluation")
-    stamp.write()
-
-
-def _launched(command, log, environment, what):
-    """Run a program with its output in a log; if it fails, show the end of that, and raise InputError."""
-    if status := launch([str(c) for c in command], log, environment):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
-        print("\n".join(line[:400] for line in lines), file=sys.stderr, flush=True)
-        raise InputError(f"{what} failed (status {status}); the end of {log} is above, and the same command goes on where it stopped")
-
-
-def launch(command, log, environment):
-    """Run a command with its output appended to a file; returns its exit status.
-
-    Raises:
-        InputError: there is no such program.
-    """
-    with open(log, "ab") as f:
-        try:
-            return subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment).returncode
-        except FileNotFoundError as error:
-            raise InputError(f"{command[0]}: no such program; set up the environment (tools/setup_env.sh)") from error
+    if not stamp.is_current():
+        logger.info("%s: evaluating %s on %s", run.name, run.checkpoint.name, run.split)
+        evaluate([str(a) for a in (run.checkpoint, run.manifest, run.split, run.results, "--device", device)])
+        stamp.write()
 
 
 # --- collecting -------------------------------------------------------------------------------------------------------
@@ -276,7 +215,7 @@ def collect(runs, out_dir, repeats=2000):
     """
     for run in runs:
         run.check_settings()
-    missing = [run for run in runs if not run.is_finished]
+    missing = [run for run in runs if not (run.is_finished and (run.results / "metrics.json").is_file())]
     if missing:
         named = ", ".join(f"{run.name} (--index {run.index})" for run in missing)
         raise InputError(f"{out_dir}: {len(missing)} of {len(runs)} runs are missing or unfinished: {named}; run them first")

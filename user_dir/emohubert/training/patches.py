@@ -1,4 +1,4 @@
-"""What fairseq needs on today's stack, mended from outside. Each function says what is broken and where."""
+"""Patches to fairseq for current PyTorch, from outside. Each says what is broken and where."""
 
 import functools
 import logging
@@ -25,59 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 def apply():
-    """Apply every fix; harmless when repeated."""
+    """Apply every patch; harmless when repeated."""
     allow_checkpoint_classes()
-    refuse_hostile_checkpoints()
-    copy_checkpoints_whole()
-    prepare_output_folder()
-    train_in_float32_without_a_gpu()
-    end_workers_with_their_epoch()
-    record_what_is_seen()
-    run_on_many_processes()
-
-
-def refuse_hostile_checkpoints():
-    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead."""
-    _wrap(checkpoint_utils, "load_checkpoint_to_cpu", _refusing)
-
-
-def copy_checkpoints_whole():
-    """`checkpoint_last.pt` and `checkpoint_best.pt` are plain copies: a kill during one leaves half a file. Rename a whole copy instead."""
-    _wrap(PathManager, "copy", _atomically, static=True)
-
-
-def prepare_output_folder():
-    """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder.
-
-    Hydra would do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that).
-    """
-    _wrap(checkpoint_utils, "verify_checkpoint_directory", _making_folder)
-
-
-def end_workers_with_their_epoch():
-    """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it, whenever that comes.
-
-    By then the queues to its worker processes are closed, and torch waits five seconds for each worker before it kills it:
-    half a minute for six workers, in every epoch. The sampler must not hold the iterator.
-    """
-    _wrap(FrozenBatchSampler, "__init__", _holding_weakly)
-
-
-def train_in_float32_without_a_gpu():
-    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU; float32 is what a CPU can do."""
-    _wrap(Trainer, "__init__", _in_float32_on_a_cpu)
-
-
-def record_what_is_seen():
-    """fairseq keeps no list of what a model was trained on: write it beside the checkpoints once all data is there (see `records`)."""
-    _wrap(Trainer, "get_train_iterator", _recording)
-
-
-def run_on_many_processes():
-    """fairseq needs GPUs, resolvable names and luck with ports to train on several processes, and hangs where one fails (see `distributed`)."""
-    _wrap(fairseq_utils, "call_main", lambda _: processes.call_main)
-    _wrap(Trainer, "valid_step", lambda step: processes.still_moving(_naming_empty_batches(step)))
-    _wrap(Trainer, "train_step", lambda step: processes.still_moving(_without_empty_parts(step)))
+    _wrap(checkpoint_utils, "load_checkpoint_to_cpu", refusing_hostile_checkpoints)
+    _wrap(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
+    _wrap(PathManager, "copy", copying_whole, static=True)
+    _wrap(FrozenBatchSampler, "__init__", ending_workers_with_their_epoch)
+    _wrap(Trainer, "__init__", training_in_float32_without_a_gpu)
+    _wrap(Trainer, "get_train_iterator", recording_what_is_seen)
+    _wrap(Trainer, "valid_step", lambda step: processes.not_hanging(marking_empty_batches(step)))
+    _wrap(Trainer, "train_step", lambda step: processes.not_hanging(without_empty_parts(step)))
+    _wrap(fairseq_utils, "call_main", lambda call_main: functools.partial(processes.call_main, call_main))
 
 
 def _wrap(owner, name, wrapper, static=False):
@@ -88,7 +46,9 @@ def _wrap(owner, name, wrapper, static=False):
         setattr(owner, name, staticmethod(wrapped) if static else wrapped)
 
 
-def _refusing(load):
+def refusing_hostile_checkpoints(load):
+    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead."""
+
     def load_checkpoint_to_cpu(path, *args, **kwargs):
         try:
             return load(path, *args, **kwargs)
@@ -98,27 +58,12 @@ def _refusing(load):
     return load_checkpoint_to_cpu
 
 
-def _atomically(copy):
-    def copy_whole(src_path, dst_path, overwrite=False):
-        if PathManager.path_requires_pathmanager(dst_path):
-            return copy(src_path, dst_path, overwrite)
-        temporary = f"{dst_path}.tmp"
-        shutil.copyfile(src_path, temporary)
-        os.replace(temporary, dst_path)
-        return True
+def preparing_output_folder(_):
+    """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder.
 
-    return copy_whole
+    Hydra would do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that).
+    """
 
-
-def _holding_weakly(init):
-    def initialise(self, ordered_batches, *args, **kwargs):
-        method = weakref.WeakMethod(ordered_batches)
-        init(self, lambda *values: method()(*values), *args, **kwargs)
-
-    return initialise
-
-
-def _making_folder(_):
     @exit_on_input_error
     def verify_checkpoint_directory(save_dir):
         folder = make_folder(save_dir)
@@ -130,40 +75,37 @@ def _making_folder(_):
     return verify_checkpoint_directory
 
 
-def _recording(get):
-    @exit_on_input_error
-    def get_train_iterator(self, epoch, combine=True, load_dataset=True, **options):
-        iterator = get(self, epoch, combine, load_dataset, **options)
-        if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
-            records.write_training(self.cfg, self.task)
-        return iterator
+def copying_whole(copy):
+    """`checkpoint_last.pt` and `checkpoint_best.pt` are plain copies: a kill during one leaves half a file. Rename a whole copy instead."""
 
-    return get_train_iterator
+    def copy_whole(src_path, dst_path, overwrite=False):
+        if PathManager.path_requires_pathmanager(dst_path):
+            return copy(src_path, dst_path, overwrite)
+        temporary = f"{dst_path}.tmp"
+        shutil.copyfile(src_path, temporary)
+        os.replace(temporary, dst_path)
+        return True
 
-
-def _without_empty_parts(step):
-    """fairseq takes all of an update for empty where its last part is."""
-
-    def train_step(self, samples, *args, **kwargs):
-        parts = [sample for sample in samples if sample]
-        self._criterion.stands_in = not parts
-        return step(self, parts or samples[:1], *args, **kwargs)
-
-    return train_step
+    return copy_whole
 
 
-def _naming_empty_batches(step):
-    """Where a process has no batch, fairseq takes an old one, and ignores what comes of it: criterions that look at all processes
-    must not hear of it (see `criterions.emotion.gather`)."""
+def ending_workers_with_their_epoch(init):
+    """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it, whenever that comes.
 
-    def valid_step(self, sample, *args, **kwargs):
-        self._criterion.stands_in = not sample
-        return step(self, sample, *args, **kwargs)
+    By then the queues to its worker processes are closed, and torch waits five seconds for each worker before it kills it:
+    half a minute for six workers, in every epoch. The sampler must not hold the iterator.
+    """
 
-    return valid_step
+    def initialise(self, ordered_batches, *args, **kwargs):
+        method = weakref.WeakMethod(ordered_batches)
+        init(self, lambda *values: method()(*values), *args, **kwargs)
+
+    return initialise
 
 
-def _in_float32_on_a_cpu(init):
+def training_in_float32_without_a_gpu(init):
+    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU; float32 is what a CPU can do."""
+
     def initialise(self, cfg, *args, **kwargs):
         if not torch.cuda.is_available() or cfg.common.cpu:
             wanted = [name for name in ("fp16", "bf16", "amp") if cfg.common[name]]
@@ -174,3 +116,37 @@ def _in_float32_on_a_cpu(init):
         init(self, cfg, *args, **kwargs)
 
     return initialise
+
+
+def recording_what_is_seen(get):
+    """fairseq keeps no list of what a model was trained on: write it beside the checkpoints once all data is there (see `records`)."""
+
+    @exit_on_input_error
+    def get_train_iterator(self, epoch, combine=True, load_dataset=True, **options):
+        iterator = get(self, epoch, combine, load_dataset, **options)
+        if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
+            records.write_training(self.cfg, self.task)
+        return iterator
+
+    return get_train_iterator
+
+
+def marking_empty_batches(step):
+    """Where a process has no batch, fairseq takes an old one and ignores the result: criterions over all processes must leave it out."""
+
+    def valid_step(self, sample, *args, **kwargs):
+        self._criterion.stands_in = not sample
+        return step(self, sample, *args, **kwargs)
+
+    return valid_step
+
+
+def without_empty_parts(step):
+    """fairseq takes all of an update for empty where its last part is."""
+
+    def train_step(self, samples, *args, **kwargs):
+        parts = [sample for sample in samples if sample]
+        self._criterion.stands_in = not parts
+        return step(self, parts or samples[:1], *args, **kwargs)
+
+    return train_step

@@ -1,0 +1,255 @@
+"""Starting a training in a folder of its own: the one way that recipes, cross-validation and Slurm jobs do it.
+
+settings.txt   the configuration and its key=value, a line each; a training with other settings is refused
+output.log     everything that its processes printed
+finished       it is complete and not started again; without it, the same command goes on from the last checkpoint
+stopped        it was preempted, after so many updates (see `processes`)
+failed/        tracebacks of the processes of a training that failed
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import InputError
+from ..core.files import make_folder, write_lines
+from ..core.programs import folder_of
+
+logger = logging.getLogger("emohubert")
+
+PREEMPTED = 75
+"""Exit status (EX_TEMPFAIL) of a preempted training: it has saved a checkpoint, and the same command goes on from it."""
+OVERRIDE = re.compile(r"(\+{1,2}|~)?[A-Za-z_][\w.@/]*=.*|~[A-Za-z_][\w.@/]*", re.DOTALL)
+"""What is a `key=value` of Hydra on a command line, and no path or option."""
+_PROGRAM = Path(__file__).with_name("hydra_train.py")
+_SECONDS = 60  # between two lines of progress in a log
+_SHOWN = 20  # lines of a failed training's log that are shown
+
+
+def quoted(override):
+    """`key=value` as Hydra's grammar wants it: a value that holds a `/` is a path and quoted, unless it is quoted or a list already."""
+    key, equals, value = override.partition("=")
+    if "/" not in value or value[0] in "'\"[{$":
+        return override
+    value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * (found[2] == "'"), value)
+    return f"{key}{equals}'{value}'"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A configuration, its `key=value`, and the folder of its checkpoints."""
+
+    config: str
+    folder: Path
+    overrides: tuple = ()
+    config_dir: Path = folder_of("config")
+
+    @property
+    def is_finished(self):
+        """Whether it has reached its end."""
+        return (self.folder / "finished").is_file()
+
+    def check_settings(self):
+        """Raise InputError if the folder holds a training with other settings."""
+        path = self.folder / "settings.txt"
+        if path.is_file() and path.read_text(encoding="utf-8").splitlines() != [self.config, *self.overrides]:
+            raise InputError(
+                f"{self.folder}: holds a training with other settings (see settings.txt in it); remove it, or choose another folder"
+            )
+
+    def run(self, nproc=None, environment=None, bar=True):
+        """Train to the end, unless that is done.
+
+        Args:
+            nproc: processes, started by torchrun; None: fairseq takes all GPUs. In a Slurm job of several tasks all of them train.
+            environment: variables; by default this process's.
+            bar: show progress as a bar where standard error is a terminal; else, and otherwise, as a log line a minute.
+
+        Raises:
+            InputError: the folder holds a training with other settings, or the training failed; the end of its log is printed.
+            SystemExit: with PREEMPTED, where it was preempted.
+        """
+        self.check_settings()
+        if self.is_finished:
+            logger.info("%s: trained already", self.folder)
+            return
+        make_folder(self.folder)
+        write_lines(self.folder / "settings.txt", [self.config, *self.overrides])
+        logger.info("%s: training %s (log: hydra_train.log in it)", self.folder, self.config)
+        variables = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "Agg"}
+        variables |= {**(environment or os.environ), "EMOHUBERT_USER_DIR": str(user_dir())}
+        settings = [
+            "--config-dir",
+            str(self.config_dir),
+            "--config-name",
+            self.config,
+            f"checkpoint.save_dir={self.folder}",
+            *self.overrides,
+        ]
+        program = [str(_PROGRAM), *settings[:4], *map(quoted, settings[4:])]
+        log = self.folder / "output.log"
+        begin = log.stat().st_size if log.exists() else 0
+        progress = _Progress(self.folder, bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+        status = execute([*launcher(nproc, variables), *program], log, variables, progress)
+        if (self.folder / "stopped").is_file() and status:
+            logger.warning(
+                "%s: preempted after %s; the same command goes on from there", self.folder, (self.folder / "stopped").read_text().strip()
+            )
+            raise SystemExit(PREEMPTED)
+        if status:
+            print(failure(self.folder, log, begin), file=sys.stderr, flush=True)
+            raise InputError(
+                f"{self.folder}: training failed (status {status}); the end of {log} is above, and the same command goes on from the "
+                "last checkpoint"
+            )
+        progress.end()
+        (self.folder / "finished").touch()
+
+
+def user_dir():
+    """The fairseq user-dir: that of the source tree, or the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    return package.parent if (package.parent / "__init__.py").is_file() else package
+
+
+def launcher(nproc, environment):
+    """The command before the program: Python, torchrun, or in a Slurm job of several tasks srun; says where those meet in `environment`."""
+    python, torchrun = [sys.executable], [sys.executable, "-m", "torch.distributed.run"]
+    tasks = int(environment.get("SLURM_NTASKS", 1))
+    if "EMOHUBERT_LAUNCH" in environment and tasks > 1:
+        address, port = first_node(environment["SLURM_JOB_NODELIST"]), _free_port()  # this is the first node
+        environment |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        srun = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
+        if environment["EMOHUBERT_LAUNCH"] == "srun":
+            return [*srun, *python]
+        nodes = int(environment["SLURM_NNODES"])
+        ignoring = ["bash", "-c", "trap '' USR1; exec \"$@\"", "bash"]  # the signal is meant for torchrun's processes
+        torchrun += [f"--nnodes={nodes}", f"--nproc-per-node={tasks // nodes}", f"--rdzv-id={environment['SLURM_JOB_ID']}"]
+        return [
+            *srun,
+            f"--ntasks={nodes}",
+            "--ntasks-per-node=1",
+            *ignoring,
+            *torchrun,
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={address}:{port}",
+        ]
+    return python if nproc in (None, 1) else [*torchrun, "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={nproc}"]
+
+
+def first_node(nodes):
+    """Name of the first of some Slurm nodes, such as `node[3-5]`."""
+    try:
+        return subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60
+        ).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise InputError(
+            f"scontrol show hostnames {nodes}: no answer ({error}); set MASTER_ADDR to the address of the first node"
+        ) from None
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
+
+
+def execute(command, log, environment, progress):
+    """Run a command, its output appended to a file and told to `progress` line by line; returns its exit status."""
+    with open(log, "ab") as f, open(log, encoding="utf-8", errors="replace") as printed:
+        printed.seek(0, os.SEEK_END)
+        try:
+            process = subprocess.Popen(command, stdout=f, stderr=f, stdin=subprocess.DEVNULL, env=environment)
+        except FileNotFoundError as error:
+            raise InputError(f"{command[0]}: no such program; set up the environment (tools/setup_env.sh)") from error
+        begun = ""
+        while True:
+            try:
+                ended = process.wait(0.5) is not None
+            except subprocess.TimeoutExpired:
+                ended = False
+            *lines, begun = (begun + printed.read()).split("\n")
+            progress.update(lines)
+            if ended:
+                return process.returncode
+
+
+def failure(folder, log, begin=0):
+    """Why a training failed: the process that failed first, where there are several; else an `error: …`, or the end of the log.
+
+    Args:
+        folder: of the training.
+        log: what it printed.
+        begin: byte of the log at which its last start begins.
+    """
+    logs = sorted((folder / "failed").glob("rank*.log"), key=lambda path: path.stat().st_mtime)
+    with open(logs[0] if logs else log, "rb") as f:
+        f.seek(0 if logs else begin)
+        lines = [line[:400] for line in f.read().decode("utf-8", "replace").splitlines()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return "\n".join([f"{logs[0]}:", *lines[-_SHOWN:]] if logs else errors[-1:] or lines[-_SHOWN:])
+
+
+class _Progress:
+    """Update of how many, loss and time left: a bar on a terminal, else a line a minute."""
+
+    def __init__(self, folder, bar):
+        self.folder, self.with_bar, self.bar = folder, bar, None
+        self.first = self.done = self.total = 0
+        self.loss = self.valid = ""
+        self.began = self.told = time.monotonic()
+
+    def update(self, lines):
+        """Read new lines of the log, and show what changed."""
+        before = self.done
+        for line in lines:
+            if found := re.search(r"training from update (\d+) to (\d+|the end)$", line):
+                self.first = self.done = before = int(found[1])
+                self.total = int(found[2]) if found[2].isdecimal() else 0
+                self.began = time.monotonic()
+            elif "[train_inner]" in line or "[valid]" in line:
+                self._read(line)
+        if self.done == before:
+            return
+        if self.with_bar:
+            self._draw()
+        elif time.monotonic() - self.told > _SECONDS:
+            self.told = time.monotonic()
+            logger.info("%s: update %d%s, loss %s", self.folder, self.done, self._of_all(), self.loss)
+
+    def _read(self, line):
+        try:
+            values = json.loads(line[line.index("{") :])
+        except ValueError:
+            return  # another process has printed into it
+        if "num_updates" in values:
+            self.done, self.loss = int(values["num_updates"]), values.get("loss", "")
+        self.valid = "".join(f"; {k} {v}" for k, v in values.items() if k in ("valid_loss", "valid_ua", "valid_ccc")) or self.valid
+
+    def _of_all(self):
+        if not self.total:
+            return ""
+        seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
+        return f" of {self.total} ({seconds / 60:.0f} min left)"
+
+    def _draw(self):
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total or None, initial=self.first, desc=self.folder.name, unit=" updates", dynamic_ncols=True)
+        self.bar.set_postfix_str(f"loss {self.loss}", refresh=False)
+        self.bar.update(self.done - self.bar.n)
+
+    def end(self):
+        """Close the bar and say what came of it."""
+        if self.bar is not None:
+            self.bar.close()
+        logger.info("%s: %d updates in %.0f s%s", self.folder, self.done, time.monotonic() - self.began, self.valid)
