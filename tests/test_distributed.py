@@ -23,7 +23,7 @@ from emohubert.training import processes
 PLANTED = """
 import os, sys, time
 sys.path.insert(0, {plug_in!r})
-import emohubert
+import emohubert.tasks
 from fairseq.trainer import Trainer
 
 step = Trainer.train_step
@@ -123,8 +123,6 @@ class TestPlace:
         environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29400"}
         assert processes.place(environment) == processes.Place(3, 4, 1, "env://")
         assert processes.place({**environment, "WORLD_SIZE": "1", "RANK": "0"}).size == 1
-        with pytest.raises(InputError, match="RANK=x: not a number"):
-            processes.place({**environment, "RANK": "x"})
 
     def test_srun(self, tmp_path, monkeypatch):
         scontrol = tmp_path / "scontrol"

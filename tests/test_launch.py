@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scripts import ROOT, run
 
 from emohubert.core.errors import InputError
+from emohubert.core.files import make_folder
 from emohubert.training import launch
 
 ODD = "a=b, c's (é) [x] {y} #1 & 新"
@@ -44,16 +45,17 @@ def test_backslashes_before_quotes(name):
 
 
 class Pretend:
-    """In place of a process: writes a log."""
+    """In place of a process: writes a log, and calls a function of the training's folder."""
 
-    def __init__(self, printed="", status=0):
-        self.printed, self.status, self.calls = printed, status, []
+    def __init__(self, printed="", status=0, leaving=lambda folder: None):
+        self.printed, self.status, self.leaving, self.calls = printed, status, leaving, []
 
     def __call__(self, command, log, environment, progress):
         self.calls.append((command, environment))
         with open(log, "a") as f:
             f.write(self.printed)
         progress.update(self.printed.split("\n"))
+        self.leaving(log.parent)
         return self.status
 
 
@@ -80,7 +82,7 @@ def test_progress_is_lines_in_a_log(monkeypatch, caplog):
     progress.end()
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "x: update 20 of 50 (9 min left), loss 4.5" and lines[1] == "x: update 50 of 50 (0 min left), loss 4.0"
-    assert lines[-1].startswith("x: 50 updates in ") and lines[-1].endswith("; valid_loss 3.9, valid_ua 0.5")
+    assert lines[-1].startswith("x: 50 updates in ") and lines[-1].endswith("; valid_loss 3.9; valid_ua 0.5")
 
 
 def test_progress_is_a_bar_on_a_terminal(capsys):
@@ -111,17 +113,29 @@ def test_a_failure_is_shown_with_its_log(monkeypatch, tmp_path, capsys):
     with pytest.raises(InputError):
         start(monkeypatch, tmp_path, Pretend("".join(f"line {i}\n" for i in range(30)), 1))
     assert capsys.readouterr().err == "".join(f"line {i}\n" for i in range(10, 30)), "of the last start alone"
-    (tmp_path / "failed").mkdir()
-    for rank, seconds in ((0, 2000), (1, 1000)):
-        (tmp_path / f"failed/rank{rank}.log").write_text(f"ValueError of {rank}\n")
-        os.utime(tmp_path / f"failed/rank{rank}.log", (seconds, seconds))
+
+
+def test_the_process_that_failed_first_is_shown(monkeypatch, tmp_path, capsys):
+    def leaving(folder):
+        for rank, seconds in ((0, 2000), (1, 1000)):
+            path = make_folder(folder / "failed") / f"rank{rank}.log"
+            path.write_text(f"ValueError of {rank}\n")
+            os.utime(path, (seconds, seconds))
+
+    with pytest.raises(InputError):
+        start(monkeypatch, tmp_path, Pretend("x\n", 1, leaving))
+    assert capsys.readouterr().err == f"{tmp_path}/failed/rank1.log:\nValueError of 1\n"
     with pytest.raises(InputError):
         start(monkeypatch, tmp_path, Pretend("x\n", 1))
-    assert capsys.readouterr().err == f"{tmp_path}/failed/rank1.log:\nValueError of 1\n", "that failed first"
-    (tmp_path / "stopped").write_text("7 updates\n")
+    assert capsys.readouterr().err == "x\n", "of the last start alone"
+
+
+def test_a_preempted_training_says_so_once(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
-        start(monkeypatch, tmp_path, Pretend("", 1))
+        start(monkeypatch, tmp_path, Pretend("", 1, lambda folder: (folder / "stopped").write_text("7 updates\n")))
     assert end.value.code == launch.PREEMPTED
+    with pytest.raises(InputError):
+        start(monkeypatch, tmp_path, Pretend("", 1))
 
 
 def test_launchers(monkeypatch):

@@ -7,10 +7,12 @@ stopped        it was preempted, after so many updates (see `processes`)
 failed/        tracebacks of the processes of a training that failed
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -85,29 +87,21 @@ class Training:
         logger.info("%s: training %s (log: hydra_train.log in it)", self.folder, self.config)
         variables = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore", "MPLBACKEND": "Agg"}
         variables |= {**(environment or os.environ), "EMOHUBERT_USER_DIR": str(user_dir())}
-        settings = [
-            "--config-dir",
-            str(self.config_dir),
-            "--config-name",
-            self.config,
-            f"checkpoint.save_dir={self.folder}",
-            *self.overrides,
-        ]
-        program = [str(_PROGRAM), *settings[:4], *map(quoted, settings[4:])]
-        log = self.folder / "output.log"
+        program = [str(_PROGRAM), "--config-dir", str(self.config_dir), "--config-name", self.config]
+        program += map(quoted, [f"checkpoint.save_dir={self.folder}", *self.overrides])
+        log, stopped = self.folder / "output.log", self.folder / "stopped"
+        stopped.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "failed", ignore_errors=True)
         begin = log.stat().st_size if log.exists() else 0
         progress = _Progress(self.folder, bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
         status = execute([*launcher(nproc, variables), *program], log, variables, progress)
-        if (self.folder / "stopped").is_file() and status:
-            logger.warning(
-                "%s: preempted after %s; the same command goes on from there", self.folder, (self.folder / "stopped").read_text().strip()
-            )
+        if status and stopped.is_file():
+            logger.warning("%s: preempted after %s; the same command goes on from there", self.folder, stopped.read_text().strip())
             raise SystemExit(PREEMPTED)
         if status:
             print(failure(self.folder, log, begin), file=sys.stderr, flush=True)
             raise InputError(
-                f"{self.folder}: training failed (status {status}); the end of {log} is above, and the same command goes on from the "
-                "last checkpoint"
+                f"{self.folder}: training failed (status {status}); the end of {log} is above, the same command goes on from the last checkpoint"
             )
         progress.end()
         (self.folder / "finished").touch()
@@ -122,63 +116,52 @@ def user_dir():
 def launcher(nproc, environment):
     """The command before the program: Python, torchrun, or in a Slurm job of several tasks srun; says where those meet in `environment`."""
     python, torchrun = [sys.executable], [sys.executable, "-m", "torch.distributed.run"]
-    tasks = int(environment.get("SLURM_NTASKS", 1))
-    if "EMOHUBERT_LAUNCH" in environment and tasks > 1:
-        address, port = first_node(environment["SLURM_JOB_NODELIST"]), _free_port()  # this is the first node
-        environment |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-        srun = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
-        if environment["EMOHUBERT_LAUNCH"] == "srun":
-            return [*srun, *python]
-        nodes = int(environment["SLURM_NNODES"])
-        ignoring = ["bash", "-c", "trap '' USR1; exec \"$@\"", "bash"]  # the signal is meant for torchrun's processes
-        torchrun += [f"--nnodes={nodes}", f"--nproc-per-node={tasks // nodes}", f"--rdzv-id={environment['SLURM_JOB_ID']}"]
-        return [
-            *srun,
-            f"--ntasks={nodes}",
-            "--ntasks-per-node=1",
-            *ignoring,
-            *torchrun,
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={address}:{port}",
-        ]
-    return python if nproc in (None, 1) else [*torchrun, "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={nproc}"]
+    tasks, how = int(environment.get("SLURM_NTASKS", 1)), environment.get("EMOHUBERT_LAUNCH")
+    if how is None or tasks == 1:
+        return python if nproc in (None, 1) else [*torchrun, "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={nproc}"]
+    address = first_node(environment["SLURM_JOB_NODELIST"])
+    with socket.socket() as s:  # this is the first node: a free port here
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    environment |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    srun = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
+    if how == "srun":
+        return [*srun, *python]
+    nodes = int(environment["SLURM_NNODES"])
+    srun += [
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "bash",
+        "-c",
+        "trap '' USR1; exec \"$@\"",
+        "bash",
+    ]  # its processes handle the signal
+    torchrun += [f"--nnodes={nodes}", f"--nproc-per-node={tasks // nodes}", f"--rdzv-id={environment['SLURM_JOB_ID']}"]
+    return [*srun, *torchrun, "--rdzv-backend=c10d", f"--rdzv-endpoint={address}:{port}"]
 
 
 def first_node(nodes):
     """Name of the first of some Slurm nodes, such as `node[3-5]`."""
     try:
-        return subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60
-        ).stdout.split()[0]
+        found = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60)
+        return found.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise InputError(
-            f"scontrol show hostnames {nodes}: no answer ({error}); set MASTER_ADDR to the address of the first node"
+            f"{nodes}: scontrol does not say which nodes that is ({error}); set MASTER_ADDR to the first one's address"
         ) from None
-
-
-def _free_port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
 
 
 def execute(command, log, environment, progress):
     """Run a command, its output appended to a file and told to `progress` line by line; returns its exit status."""
     with open(log, "ab") as f, open(log, encoding="utf-8", errors="replace") as printed:
         printed.seek(0, os.SEEK_END)
-        try:
-            process = subprocess.Popen(command, stdout=f, stderr=f, stdin=subprocess.DEVNULL, env=environment)
-        except FileNotFoundError as error:
-            raise InputError(f"{command[0]}: no such program; set up the environment (tools/setup_env.sh)") from error
-        begun = ""
+        process, begun = subprocess.Popen(command, stdout=f, stderr=f, stdin=subprocess.DEVNULL, env=environment), ""
         while True:
-            try:
-                ended = process.wait(0.5) is not None
-            except subprocess.TimeoutExpired:
-                ended = False
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
             *lines, begun = (begun + printed.read()).split("\n")
             progress.update(lines)
-            if ended:
+            if process.returncode is not None:
                 return process.returncode
 
 

@@ -24,7 +24,7 @@ from fairseq.distributed import utils as fairseq_utils
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from ..core.errors import InputError, print_error
+from ..core.errors import InputError, exit_on_input_error, print_error
 from ..core.files import atomic, make_folder
 from .launch import PREEMPTED, first_node
 
@@ -57,24 +57,16 @@ def place(environment=os.environ):
     """The Place that torchrun or srun gave this process; None where neither did, or srun started it alone.
 
     Raises:
-        InputError: a variable of the launcher is not a number, or the first node is not found.
+        InputError: Slurm does not name its first node.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
-        ranks = [_number(environment, name) for name in ("RANK", "WORLD_SIZE")]
-        return Place(*ranks, _number(environment, "LOCAL_RANK", ranks[0]), "env://")
+        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        return Place(rank, size, int(environment.get("LOCAL_RANK", rank)), "env://")
     if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
-    ranks = [_number(environment, f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")]
     host = environment.get("MASTER_ADDR") or first_node(environment["SLURM_STEP_NODELIST"])
-    port = _number(environment, "MASTER_PORT", 20_000 + _number(environment, "SLURM_JOB_ID") % 20_000)
-    return Place(*ranks, f"tcp://{host}:{port}")
-
-
-def _number(environment, name, default=""):
-    value = str(environment.get(name, default))
-    if not value.isdecimal():
-        raise InputError(f"{name}={value}: not a number; start the processes with torchrun or srun, which set it, or with neither")
-    return int(value)
+    port = environment.get("MASTER_PORT") or 20_000 + int(environment["SLURM_JOB_ID"]) % 20_000  # jobs that share a node differ
+    return Place(*(int(environment[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")), f"tcp://{host}:{port}")
 
 
 def is_first():
@@ -83,11 +75,7 @@ def is_first():
 
 
 def first_alone(function):
-    """Run a function on the first process, which may take any time, and then on the others, which find what it made.
-
-    Returns:
-        What the function returns.
-    """
+    """The result of a function that runs on the first process, which may take any time, and then on the others, which find what it made."""
     if _store is None:
         return function()
     first_alone.calls = getattr(first_alone, "calls", 0) + 1
@@ -103,6 +91,7 @@ def first_alone(function):
 # --- starting ----------------------------------------------------------------------------------------------------------
 
 
+@exit_on_input_error
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
 
@@ -113,30 +102,24 @@ def call_main(fairseqs, cfg, main, **kwargs):
     training = cfg.distributed_training
     if training.distributed_init_method is not None:
         return fairseqs(cfg, main, **kwargs)
-    try:
-        here = place()
-    except InputError as error:
-        print_error(error)
-        raise SystemExit(2) from None
+    here = place()
     if here is not None and here.size > 1:
         return _run(here, cfg, main, kwargs)
     if here is None and training.distributed_world_size > 1:
-        return _spawn(cfg, main, kwargs)
+        return _spawn(training.distributed_world_size, cfg, main, kwargs)
     training.distributed_world_size = 1
     with watching(cfg.checkpoint.save_dir):
         return main(cfg, **kwargs)
 
 
-def _spawn(cfg, main, kwargs):
+def _spawn(size, cfg, main, kwargs):
     """Start all processes on this machine."""
-    size, gpus = cfg.distributed_training.distributed_world_size, _gpus(cfg)
-    if 0 < gpus < size:
-        print_error(
-            f"distributed_training.distributed_world_size={size}: this machine has {gpus} GPUs; start processes on several machines with "
-            "srun or torchrun"
+    if 0 < _gpus(cfg) < size:
+        raise InputError(
+            f"distributed_training.distributed_world_size={size}: this machine has {_gpus(cfg)} GPUs; start processes on several machines "
+            "with srun or torchrun"
         )
-        raise SystemExit(2)
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, and here until all have ended
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, until all have ended
     try:
         torch.multiprocessing.spawn(_spawned, (size, store.port, cfg, main, kwargs), nprocs=size)
     except torch.multiprocessing.ProcessExitedException as error:  # it has printed why
