@@ -25,9 +25,9 @@ set -euo pipefail
 
 MANIFEST_DIR='' SPLITS=train CHECKPOINT='' MFCC='' LAYER='' CLUSTERS='' NSHARD=1 RANK='' JOBS=1 OUT='' FEATURES='' KMEANS=''
 options "manifest-dir splits checkpoint mfcc layer clusters nshard rank jobs out features kmeans" "$@"
-needed MANIFEST_DIR CLUSTERS OUT
-counts NSHARD JOBS
-numbers ${RANK:+RANK}
+require value MANIFEST_DIR CLUSTERS OUT
+require count NSHARD JOBS
+require number ${RANK:+RANK}
 [[ -z $RANK ]] || ((RANK < NSHARD)) || fail "--rank $RANK: of $NSHARD shards the last is $((NSHARD - 1))"
 if [[ -n $MFCC ]]; then
     source=(--mfcc) kind=mfcc

@@ -41,31 +41,21 @@ options() {
         fi
         shift
     done
-    numbers STAGE STOP_STAGE
+    require number STAGE STOP_STAGE
 }
 
-# needed NAME…: fails where one is empty. numbers NAME…: where one is not a whole number. counts NAME…: 1 or more.
-option_of() {
-    local name=${1,,}
-    echo "--${name//_/-}"
-}
-needed() {
-    local name
+# require KIND NAME…: fails where an option is missing (KIND value), not a whole number (number), or not 1 or more (count).
+require() {
+    local kind=$1 name option
+    shift
     for name in "$@"; do
-        [[ -n ${!name:-} ]] || fail "$(option_of "$name") is missing (see --help)"
-    done
-}
-numbers() {
-    local name
-    for name in "$@"; do
-        [[ ${!name} =~ ^[0-9]+$ ]] || fail "$(option_of "$name") ${!name}: not a number (see --help)"
-    done
-}
-counts() {
-    local name
-    numbers "$@"
-    for name in "$@"; do
-        [[ ${!name} =~ [1-9] ]] || fail "$(option_of "$name") ${!name}: give 1 or more"
+        option=${name,,} option=--${option//_/-}
+        if [[ $kind == value ]]; then
+            [[ -n ${!name:-} ]] || fail "$option is missing (see --help)"
+        else
+            [[ ${!name} =~ ^[0-9]+$ ]] || fail "$option ${!name}: not a number (see --help)"
+            [[ $kind == number || ${!name} =~ [1-9] ]] || fail "$option ${!name}: give 1 or more"
+        fi
     done
 }
 

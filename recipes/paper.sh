@@ -49,9 +49,9 @@ recipe_options() {
     NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
     options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters centroids updates
         init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} " "$@"
-    needed CORPUS_DIR MANIFESTS INIT OUT
-    counts JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
-    numbers ${INDEX:+INDEX} ${LAYER:+LAYER}
+    require value CORPUS_DIR MANIFESTS INIT OUT
+    require count JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
+    require number ${INDEX:+INDEX} ${LAYER:+LAYER}
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
     if [[ $INIT == scratch ]]; then
         [[ ${SIZE:=tiny} == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"

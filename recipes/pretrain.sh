@@ -15,9 +15,10 @@ set -euo pipefail
 
 CONFIG='' OUT='' SET='' NPROC=''
 options "config out set nproc" "$@"
-needed CONFIG OUT
-counts ${NPROC:+NPROC}
+require value CONFIG OUT
+require count ${NPROC:+NPROC}
 [[ -f $ROOT/config/$CONFIG.yaml ]] || fail "--config $CONFIG: there is no config/$CONFIG.yaml"
+OUT=$(realpath -m "$OUT")
 read -ra settings <<<"$SET"
 
 if stage 1 "training $CONFIG" one train; then

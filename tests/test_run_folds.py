@@ -147,7 +147,7 @@ def test_every_fold_is_trained_with_every_seed_and_evaluated(corpus, finished):
 
 
 def test_cores_are_divided_among_jobs(finished, monkeypatch, corpus, launcher, tmp_path):
-    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cross_validation._cores()) // 2))}
+    assert finished[1].threads == {str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cross_validation.cores()) // 2))}
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path, [1], overrides=["model.init_from=/nowhere.pt"])
     with pytest.raises(InputError):

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import Stamp, make_folder, read_json, write_json
+from ..core.parallel import cores
 from ..corpus.manifest import manifest_directories, read_corpus
 from ..training.launch import Training
 from . import metrics, scoring
@@ -78,11 +80,9 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
         InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
     """
     manifest_dir, out_dir = Path(manifest_dir).resolve(), Path(out_dir).resolve()
+    folds = folds or [d.name.removeprefix("fold") for d in manifest_directories(manifest_dir) if d != manifest_dir]
     if not folds:
-        names = [d.name for d in manifest_directories(manifest_dir) if d != manifest_dir]
-        folds = [name.removeprefix("fold") for name in names]
-        if not folds:
-            raise InputError(f"{manifest_dir}: holds no fold*/; make the manifest with folds (--protocol folds)")
+        raise InputError(f"{manifest_dir}: holds no fold*/; make the manifest with folds (--protocol folds)")
     for name, values in (("--folds", folds), ("--seeds", seeds)):
         if twice := [v for v in values if list(values).count(v) > 1]:
             raise InputError(f"{name}: {twice[0]} is listed twice; list it once")
@@ -137,7 +137,7 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
     if not overwrite:
         for run in runs:
             run.check_settings()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(os.environ.get("OMP_NUM_THREADS") or _cores()) // jobs))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, int(os.environ.get("OMP_NUM_THREADS") or cores()) // jobs))}
     failed, one_at_a_time = threading.Event(), threading.Lock()  # evaluations take all cores, and draw
 
     def train_and_evaluate(run):
@@ -160,10 +160,6 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
                 future.result()
         finally:
             failed.set()  # also where the user interrupts
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _own_gpu(run, jobs):
@@ -215,40 +211,34 @@ def collect(runs, out_dir, repeats=2000):
     """
     for run in runs:
         run.check_settings()
-    missing = [run for run in runs if not (run.is_finished and (run.results / "metrics.json").is_file())]
+    missing = [f"{r.name} (--index {r.index})" for r in runs if not (r.is_finished and (r.results / "metrics.json").is_file())]
     if missing:
-        named = ", ".join(f"{run.name} (--index {run.index})" for run in missing)
-        raise InputError(f"{out_dir}: {len(missing)} of {len(runs)} runs are missing or unfinished: {named}; run them first")
+        raise InputError(f"{out_dir}: {len(missing)} of {len(runs)} runs are missing or unfinished: {', '.join(missing)}; run them first")
     out_dir = make_folder(out_dir)
     folds, seeds = list(dict.fromkeys(run.fold for run in runs)), list(dict.fromkeys(run.seed for run in runs))
-    rows = [(f"fold {run.fold}", run.results) for run in runs]
-    if len(runs) > 1:
-        rows += [("all runs", run.results) for run in runs]
+    rows = [(f"fold {run.fold}", run.results) for run in runs] + [("all runs", run.results) for run in runs] * (len(runs) > 1)
     systems = read_results(rows, macro_f1=True)
     if len(folds) > 1 and len(seeds) > 1:
-        every = next(s for s in systems if s["name"] == "all runs")
-        systems.append(_means(every, "folds, each the mean of its seeds", [[i for i, r in enumerate(runs) if r.fold == f] for f in folds]))
-        systems.append(_means(every, "seeds, each the mean of its folds", [[i for i, r in enumerate(runs) if r.seed == s] for s in seeds]))
-    notes, scores = _notes(runs, folds, seeds)
+        for name, attribute, values in (
+            ("folds, each the mean of its seeds", "fold", folds),
+            ("seeds, each the mean of its folds", "seed", seeds),
+        ):
+            groups = [[i for i, run in enumerate(runs) if getattr(run, attribute) == value] for value in values]
+            systems.append(_means(next(s for s in systems if s["name"] == "all runs"), name, groups))
+    corpus = read_corpus(runs[0].manifest)
+    found = [read_json(run.results / "metrics.json") for run in runs]
+    notes = _notes(runs, folds, seeds, corpus, found)
     if len(folds) > 1:
-        overlap, pooled = _pool(runs, seeds, out_dir, repeats)
+        overlap, rows = _pool(runs, seeds, out_dir, repeats)
         if overlap:
             notes.append(overlap)
             logger.warning("%s", overlap)
-        rows = [(f"pooled over folds, seed {seed}", folder) for seed, folder in pooled.items()]
-        if len(pooled) > 1:
-            rows += [("pooled over folds, all seeds", folder) for folder in pooled.values()]
-        systems += read_results(rows, macro_f1=True)
-    corpus = read_corpus(runs[0].manifest).get("corpus", runs[0].manifest.parent.name)
-    title = f"{runs[0].config} on {corpus}: {len(folds)} folds, {len(seeds)} seeds"
+        systems += read_results(rows + [("pooled over folds, all seeds", folder) for _, folder in rows] * (len(rows) > 1), macro_f1=True)
+    title = f"{runs[0].config} on {corpus.get('corpus', runs[0].manifest.parent.name)}: {len(folds)} folds, {len(seeds)} seeds"
+    kept = ("checkpoint", "epoch", "update", "selected", "setting", "speaker_embedding", "n")
     details = [
-        {
-            "fold": run.fold,
-            "seed": run.seed,
-            "folder": f"{run.name}/{run.split}",
-            **{k: found.get(k) for k in ("checkpoint", "epoch", "update", "selected", "setting", "speaker_embedding", "n")},
-        }
-        for run, found in zip(runs, scores, strict=True)
+        {"fold": run.fold, "seed": run.seed, "folder": f"{run.name}/{run.split}", **{key: scores.get(key) for key in kept}}
+        for run, scores in zip(runs, found, strict=True)
     ]
     return [*notes, "", *write_results(out_dir / "results", systems, title, notes, runs=details)]
 
@@ -259,53 +249,43 @@ def _means(system, name, groups):
     return {**system, "name": name, "runs": len(groups), "scores": scores}
 
 
-def _notes(runs, folds, seeds):
-    """(sentences for the head of a table: what was run and how, content of each run's metrics.json)."""
-    scores = [read_json(run.results / "metrics.json") for run in runs]
-    corpus = read_corpus(runs[0].manifest)
-    protocol = (corpus.get("options") or {}).get("protocol")
+def _notes(runs, folds, seeds, corpus, found):
+    """Sentences for the head of a table: what was run and how."""
+    first, protocol = runs[0], (corpus.get("options") or {}).get("protocol")
     last = list(dict.fromkeys(run.fold for run in runs if not run.validated))
-    best = [f for f in folds if f not in last]
-    chosen = []
-    if best:
-        chosen.append(f"the best epoch on the validation split (fold {', '.join(best)})")
-    if last:
-        chosen.append(f"the last epoch, as there is no validation split (fold {', '.join(last)})")
-    own = [o for o in runs[0].overrides if not o.startswith(("task.data=", "common.seed=", "dataset.disable_validation="))]
-    epochs = [found.get("epoch") for found in scores]
-    notes = [
-        f"Configuration: {runs[0].config}" + (f", with {' '.join(own)} (here for {runs[0].name})" if own else ""),
-        f"Protocol: folds {', '.join(folds)} of {corpus.get('corpus', runs[0].manifest.parent.name)}"
+    best = [fold for fold in folds if fold not in last]
+    chosen = [f"the best epoch on the validation split (fold {', '.join(best)})"] * bool(best)
+    chosen += [f"the last epoch, as there is no validation split (fold {', '.join(last)})"] * bool(last)
+    own = [o for o in first.overrides if not o.startswith(("task.data=", "common.seed=", "dataset.disable_validation="))]
+    settings = dict.fromkeys(f"{f.get('setting', 'not recorded')}, {f.get('speaker_embedding', 'not recorded')}" for f in found)
+    return [
+        f"Configuration: {first.config}" + (f", with {' '.join(own)} (here for {first.name})" if own else ""),
+        f"Protocol: folds {', '.join(folds)} of {corpus.get('corpus', first.manifest.parent.name)}"
         + (f" (manifest protocol {protocol})" if protocol else "")
-        + f", seeds {', '.join(map(str, seeds))}; trained on `train`, scored on `{runs[0].split}`, which nothing was chosen on",
-        f"Checkpoint: {'; '.join(chosen)}; epochs {', '.join(map(str, epochs))} in the order of the runs",
-        "Setting of the scored speakers: "
-        + "; ".join(dict.fromkeys(f"{f.get('setting', 'not recorded')}, {f.get('speaker_embedding', 'not recorded')}" for f in scores)),
+        + f", seeds {', '.join(map(str, seeds))}; trained on `train`, scored on `{first.split}`, which nothing was chosen on",
+        f"Checkpoint: {'; '.join(chosen)}; epochs {', '.join(str(f.get('epoch')) for f in found)} in the order of the runs",
+        f"Setting of the scored speakers: {'; '.join(settings)}",
         "±: population standard deviation over the runs of a row (seeds of a fold; all folds and seeds; means over folds or over seeds)",
     ]
-    return notes, scores
 
 
 def _pool(runs, seeds, out_dir, repeats):
-    """Pool the predictions of every seed over folds. Returns (why not, or None; {seed: folder})."""
-    folders = {}
+    """Pool the predictions of every seed over folds. Returns (why not, or None; rows of a table: [(name, folder)])."""
+    rows = []
     for seed in seeds:
         own = [run for run in runs if run.seed == seed]
-        parts = [read_predictions(run.results / "predictions.tsv") for run in own]
-        ids = [name for part in parts for name in part.ids]
-        if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            return f"Nothing is pooled: “{twice}” is in the {own[0].split} split of more than one fold", {}
-        predictions = pooled(parts)
+        predictions = pooled([read_predictions(run.results / "predictions.tsv") for run in own])
+        twice = [name for name, n in Counter(predictions.ids).items() if n > 1]
+        if twice:
+            return f"Nothing is pooled: “{twice[0]}” is in the {own[0].split} split of more than one fold", []
         found = [read_json(run.results / "metrics.json") for run in own]
         setting = "; ".join(dict.fromkeys(f.get("setting", "not recorded") for f in found))
-        folder = make_folder(out_dir / "pooled" / f"seed{seed}")
-        scores = scoring.evaluate(predictions, repeats=repeats, seed=seed)
-        write_predictions(folder / "predictions.tsv", predictions)
         origin = {"pooled": [run.name for run in own], "setting": setting, "speaker_embedding": found[0].get("speaker_embedding")}
-        write_json(folder / "metrics.json", {**origin, **scores})
-        folders[seed] = folder
-    return None, folders
+        folder = make_folder(out_dir / "pooled" / f"seed{seed}")
+        write_predictions(folder / "predictions.tsv", predictions)
+        write_json(folder / "metrics.json", {**origin, **scoring.evaluate(predictions, repeats=repeats, seed=seed)})
+        rows.append((f"pooled over folds, seed {seed}", folder))
+    return None, rows
 
 
 def pooled(parts):
