@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
 
-from emohubert.core.cli import command, in_threads
+from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder
+from emohubert.core.parallel import in_threads
 from emohubert.corpus import build, synthetic
 from emohubert.corpus.manifest import Utterance
 from emohubert.corpus.protocols import balanced_folds

@@ -142,11 +142,3 @@ def progress(iterable, description, total=None, unit="it"):
         yield item
         if done % step == 0 or done == total:
             logger.info("%s: %d%s %s", description, done, f" of {total}" if total else "", unit)
-
-
-def in_threads(function, items, description, unit, workers):
-    """Results of a function of each item, in order, computed by several threads, with `progress`."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        yield from progress(pool.map(function, items), description, total=len(items), unit=unit)

@@ -6,6 +6,8 @@ import os
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
+from .cli import progress
+
 
 def cores():
     """Cores that this process may use."""
@@ -55,3 +57,9 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def in_threads(function, items, description, unit, workers):
+    """Results of a function of each item, in order, computed by several threads, with `progress`."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        yield from progress(pool.map(function, items), description, total=len(items), unit=unit)

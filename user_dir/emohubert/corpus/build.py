@@ -1,6 +1,7 @@
 """What the corpus scripts in manifests/ share: finding, measuring and resampling audio, and writing the manifest directory."""
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ..core.cli import Parser, in_threads
+from ..core.cli import Parser
 from ..core.errors import InputError
-from ..core.files import Stamp, make_folder, read_json
+from ..core.files import Stamp, atomic, make_folder, read_json
+from ..core.parallel import in_threads
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
 from .manifest import NO_EMOTION, write_corpus
 from .protocols import PROTOCOLS, protocol_splits
@@ -250,15 +252,10 @@ def converted_path(path):
 
 def write_audio(path, wave):
     """Write a waveform (full scale ±1) as 16 kHz, 16 bit FLAC, atomically."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        soundfile.write(temporary, np.clip(wave, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        temporary.replace(path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise InputError(f"{path}: cannot be written ({error}); free some space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, np.clip(wave, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    with atomic(path, "wb") as f:
+        f.write(encoded.getbuffer())
 
 
 def _each_file(entries, function, description, left_out, skip_damaged, workers):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.cli import in_threads
 from ..core.errors import InputError
+from ..core.parallel import in_threads
 from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, content_of, probe
 from .frame_labels import read_frame_labels
 from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_dictionary, read_split, splits_of

@@ -7,9 +7,9 @@ import logging
 import os
 from pathlib import Path
 
-from ..core.cli import in_threads
 from ..core.errors import InputError
 from ..core.files import copy, make_folder, read_json, require_space, write_json
+from ..core.parallel import in_threads
 from .audio import locate
 from .derived_manifests import STAGED, relocate, relocate_others
 from .manifest import manifest_directories, read_split, splits_of

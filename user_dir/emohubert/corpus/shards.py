@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from ..core.cli import in_threads
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, require_space
+from ..core.parallel import in_threads
 from .audio import is_packed, probe
 from .derived_manifests import relocate, relocate_others
 from .manifest import manifest_directories, read_split, splits_of

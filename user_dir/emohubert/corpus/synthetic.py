@@ -33,15 +33,16 @@ _VOWELS = {
 }  # fmt: skip
 # phone: formants, voicing (dB), noise (dB), centre and bandwidth of the noise (Hz), duration (s)
 _CONSONANTS = {
-    "m": ((270, 1100, 2200), -9, None, 0, 0, 0.075), "n": ((270, 1600, 2600), -9, None, 0, 0, 0.070),
-    "l": ((340, 1150, 2700), -5, None, 0, 0, 0.065), "w": ((300, 700, 2200), -5, None, 0, 0, 0.070),
-    "j": ((270, 2150, 2950), -5, None, 0, 0, 0.065), "z": ((270, 1700, 2600), -12, -27, 5600, 1800, 0.075),
-    "s": ((320, 1700, 2600), None, -20, 5800, 1100, 0.100), "S": ((320, 1900, 2600), None, -19, 3300, 900, 0.105),
-    "f": ((320, 1100, 2200), None, -29, 4500, 5000, 0.085), "h": ((500, 1500, 2500), None, -27, 1600, 2500, 0.060),
-    "d": ((300, 1700, 2650), -18, None, 0, 0, 0.050), "g": ((300, 1900, 2350), -18, None, 0, 0, 0.055),
-    "t": ((350, 1750, 2650), None, None, 4500, 2500, 0.055), "k": ((350, 1850, 2350), None, None, 2000, 1200, 0.060),
+    "m": ((270, 1100, 2200), -9, -100, 3000, 2000, 0.075), "n": ((270, 1600, 2600), -9, -100, 3000, 2000, 0.070),
+    "l": ((340, 1150, 2700), -5, -100, 3000, 2000, 0.065), "w": ((300, 700, 2200), -5, -100, 3000, 2000, 0.070),
+    "j": ((270, 2150, 2950), -5, -100, 3000, 2000, 0.065), "z": ((270, 1700, 2600), -12, -27, 5600, 1800, 0.075),
+    "s": ((320, 1700, 2600), -100, -20, 5800, 1100, 0.100), "S": ((320, 1900, 2600), -100, -19, 3300, 900, 0.105),
+    "f": ((320, 1100, 2200), -100, -29, 4500, 5000, 0.085), "h": ((500, 1500, 2500), -100, -27, 1600, 2500, 0.060),
+    "d": ((300, 1700, 2650), -18, -100, 3000, 2000, 0.050), "g": ((300, 1900, 2350), -18, -100, 3000, 2000, 0.055),
+    "t": ((350, 1750, 2650), -100, -100, 4500, 2500, 0.055), "k": ((350, 1850, 2350), -100, -100, 2000, 1200, 0.060),
 }  # fmt: skip
-_RELEASE = {"t": (-22, 0.022), "k": (-22, 0.026), "d": (-28, 0.012), "g": (-28, 0.014)}  # burst of a plosive: level (dB), duration (s)
+# the burst of a plosive: noise (dB), centre and bandwidth of the noise (Hz), duration (s)
+_RELEASE = {"t": (-22, 4500, 2500, 0.022), "k": (-22, 2000, 1200, 0.026), "d": (-28, 3500, 2500, 0.012), "g": (-28, 3500, 2500, 0.014)}
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,10 @@ def _phones(style, lexicon, seconds, rng):
                         (_VOWELS[phone], 0.0 if stress == 0 else -2.0, -100, 3000, 2000, 0.13 * stretch * rng.uniform(0.85, 1.15))
                     )
                 else:
-                    formants, voicing, noise, centre, width, duration = _CONSONANTS[phone]
-                    voicing, noise = (-100 if level is None else level for level in (voicing, noise))
-                    phones.append((formants, voicing, noise, centre or 3000, width or 2000, duration * stretch))
+                    *sound, duration = _CONSONANTS[phone]
+                    phones.append((*sound, duration * stretch))
                     if phone in _RELEASE:
-                        burst, duration = _RELEASE[phone]
-                        phones.append((formants, -25, burst, centre or 3500, width or 2500, duration))
+                        phones.append((sound[0], -25, *_RELEASE[phone]))
             spent += natural * stretch
     phones.append((*rest, rng.uniform(0.05, 0.10)))
     return phones, accents

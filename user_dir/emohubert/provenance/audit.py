@@ -10,9 +10,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core.cli import in_threads
 from ..core.errors import InputError
 from ..core.files import natural, read_json
+from ..core.parallel import in_threads
 from ..corpus.audio import content_of
 from ..corpus.check import LEAKS, Leak, examples
 from ..corpus.check import role as role_of_split
