@@ -67,7 +67,8 @@ def vectors_of(embeddings, ids, speakers, where):
             )
     if not rows:
         logger.warning("%s: the utterance ids are not those of the list, such as “%s”; taken by speaker", where, ids[0])
-        rows = [i for i, name in enumerate(embeddings.speakers) if name in set(speakers)]
+        listed = set(speakers)
+        rows = [i for i, name in enumerate(embeddings.speakers) if name in listed]
     rows = [i for i in rows if embeddings.speakers[i] != UNKNOWN_SPEAKER]
     if not rows:
         raise InputError(
