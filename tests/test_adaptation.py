@@ -123,6 +123,15 @@ def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position, fc):
     assert not table[:2].any()
 
 
+@pytest.mark.parametrize(("position", "passes"), [("output", 1), ("input", 3)])
+def test_at_the_output_the_encoder_runs_once_for_all_embeddings(corpus, position, passes):
+    model, calls = pretraining_model(corpus, position, sets=1).float(), []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    ((loss, _),) = SpeakerFitter(model, QUICK).losses(random_utterances(2), masks=1)
+    found = [float(loss(torch.full((32,), value)).sum()) for value in (0.0, 0.5, 1.0)]
+    assert len(calls) == passes and len(set(found)) == 3
+
+
 def random_utterances(n, frames=20, repeated=1):
     """Features and labels by chance; each label is said for `repeated` frames."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,8 @@
   over frames t, each counted once however often it is masked; r is the mean length of a run of equal labels, because neighbouring
   frames carry the same information. A few seconds of audio stay near c, minutes move away from it; there is no step to stop at.
 
-Embeddings are rows of the table; the encoder receives them times √width (`SpeakerConditioning`).
+Embeddings are rows of the table; the model receives `SpeakerConditioning.vectors_from` them. Where they are added to the encoder's output,
+the encoder runs once for all the embeddings that are tried.
 """
 
 import math
@@ -35,7 +36,7 @@ from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking, rng_for
 from ..data.speaker_vectors import SpeakerVectors, from_utterances
 from ..models.load import load_encoder
-from ..models.speaker import UNKNOWN
+from ..models.speaker import UNKNOWN, SpeakerConditioning
 from ..pseudo_labels.features import EncoderFeatures
 from ..tasks.speaker_hubert_pretraining import label_file
 from ..tasks.trained import load_trained
@@ -203,10 +204,16 @@ class SpeakerFitter:
         drawn = [self.masking.frames(len(u.features), rng_for(self.seed, draw, u.key, purpose)) for u in batch]
         masked = pad_sequence([torch.from_numpy(m) for m in drawn], batch_first=True).to(self.device)
         targets = [pad_sequence(t, batch_first=True)[masked] for t in zip(*(u.targets for u in batch), strict=True)]
-        e = self.model.speaker_conditioning.vectors_from
+        model, speaker = self.model, self.model.speaker_conditioning
+        shared = type(speaker).before_encoder is SpeakerConditioning.before_encoder  # E(x) is the same for every speaker
+        if shared:
+            with torch.no_grad():
+                f, _ = model.encoder(model.with_masks(x, masked), padding_mask=None if own.all() else ~own)
+            f = f[own & masked].unsqueeze(0)  # (1, masked frames, width)
 
         def loss(embedding):
-            logits = self.model.predict_masked(x, own, masked, e(embedding).expand(len(x), -1))
+            e = speaker.vectors_from(embedding).unsqueeze(0)
+            logits = model.logits(model.with_speaker(f, e)[0]) if shared else model.predict_masked(x, own, masked, e.expand(len(x), -1))
             terms = [F.cross_entropy(z, t, ignore_index=NO_LABEL, reduction="sum") for z, t in zip(logits, targets, strict=True)]
             return torch.stack(terms)
 
