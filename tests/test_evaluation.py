@@ -204,8 +204,6 @@ def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path)
     assert (scores["difference"]["sex"]["first"], scores["difference"]["sex"]["second"]) == ("f", "m")
     low, high = scores["ci"]["UA"]
     assert low < scores["UA"] < high
-    recall = sklearn.metrics.recall_score(truth, decided, labels=CLASSES, average=None)
-    assert [scores["per_class"][c]["recall"] for c in CLASSES] == pytest.approx(recall.tolist())
 
 
 def test_regression_equals_audmetric_on_the_written_predictions(tmp_path):
@@ -258,8 +256,7 @@ def test_a_class_absent_from_the_test_part_does_not_count_against_ua():
     part = made.take(keep)
     scores = scoring.evaluate(part)
     assert scores["UA"] == pytest.approx(sklearn.metrics.recall_score(part.emotions, part.predicted, labels=CLASSES[:3], average="macro"))
-    assert math.isnan(scores["per_class"]["sad"]["recall"])
-    assert scores["per_class"]["sad"]["predicted"] > 0
+    assert math.isnan(metrics.recalls(scores["confusion"])[3]) and sum(row[3] for row in scores["confusion"]) > 0
 
 
 def test_nothing_to_score_is_counted_not_scored():
@@ -350,9 +347,6 @@ def test_compare_classes_with_reordered_columns_and_lines():
     test = report["tests"]["UA"]
     assert (test["this"], test["other"]) == (pytest.approx(ua), pytest.approx(other_ua))
     assert test["p"] == 2 / 2**6  # six speakers, every one better: as small as it can be
-    assert report["mcnemar"]["p"] < 0.01
-    right = [{i for i, e, p in zip(s.ids, s.emotions, s.predicted, strict=True) if e == p} for s in (this, other)]
-    assert (report["mcnemar"]["only_this"], report["mcnemar"]["only_other"]) == (len(right[0] - right[1]), len(right[1] - right[0]))
 
 
 def test_compare_dimensions_on_the_common_utterances():

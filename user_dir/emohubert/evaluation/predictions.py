@@ -1,28 +1,44 @@
-"""What a model says about a split: `predictions.tsv` and `embeddings.npz`.
+"""Predictions of a split and their files: `predictions.tsv` and `embeddings.npz`.
 
 Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`. Regression: `id speaker`, then `NAME NAME_pred` for
 every dimension. A reference that does not exist is `-` (class) or `nan` (dimension): such an utterance is predicted, not scored.
 """
 
+import csv
 import logging
 import zipfile
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import atomic
 from ..corpus.manifest import NO_EMOTION, read_table
+from . import metrics
 
 logger = logging.getLogger(__name__)
 
 PREFIX, SUFFIX = "p_", "_pred"
+NO_VALUE = "-"
+"""The group of the utterances whose metadata column is empty."""
+
+
+class _Rows:
+    """Utterances in order: what both kinds of predictions share."""
+
+    def __len__(self):
+        return len(self.ids)
+
+    def take(self, indices):
+        """The utterances at `indices`, in that order."""
+        pick = {name: [getattr(self, name)[i] for i in indices] for name in self._lists}
+        return replace(self, **pick, **{name: getattr(self, name)[indices] for name in self._arrays})
 
 
 @dataclass
-class ClassPredictions:
+class ClassPredictions(_Rows):
     """Predicted classes.
 
     Attributes:
@@ -39,9 +55,7 @@ class ClassPredictions:
     predicted: list
     classes: list
     probabilities: np.ndarray
-
-    def __len__(self):
-        return len(self.ids)
+    _lists, _arrays = ("ids", "speakers", "emotions", "predicted"), ("probabilities",)
 
     @property
     def scored(self):
@@ -54,14 +68,15 @@ class ClassPredictions:
         columns = [self.classes.index(name) for name in self.predicted]
         return self.probabilities[np.arange(len(self)), columns]
 
-    def take(self, indices):
-        """The utterances at `indices`, in that order."""
-        pick = [[values[i] for i in indices] for values in (self.ids, self.speakers, self.emotions, self.predicted)]
-        return ClassPredictions(*pick, self.classes, self.probabilities[indices])
+    @property
+    def columns(self):
+        """Column of `predictions.tsv` → values."""
+        probabilities = {PREFIX + name: self.probabilities[:, i] for i, name in enumerate(self.classes)}
+        return {"id": self.ids, "speaker": self.speakers, "emo": self.emotions, "emo_pred": self.predicted, **probabilities}
 
 
 @dataclass
-class DimensionPredictions:
+class DimensionPredictions(_Rows):
     """Predicted dimensions.
 
     Attributes:
@@ -76,19 +91,20 @@ class DimensionPredictions:
     dims: list
     references: np.ndarray
     predicted: np.ndarray
-
-    def __len__(self):
-        return len(self.ids)
+    _lists, _arrays = ("ids", "speakers"), ("references", "predicted")
 
     @property
     def scored(self):
         """Bool (n, dims): has a reference."""
         return ~np.isnan(self.references)
 
-    def take(self, indices):
-        """The utterances at `indices`, in that order."""
-        pick = [[values[i] for i in indices] for values in (self.ids, self.speakers)]
-        return DimensionPredictions(*pick, self.dims, self.references[indices], self.predicted[indices])
+    @property
+    def columns(self):
+        """Column of `predictions.tsv` → values."""
+        columns = {"id": self.ids, "speaker": self.speakers}
+        for i, name in enumerate(self.dims):
+            columns |= {name: self.references[:, i], name + SUFFIX: self.predicted[:, i]}
+        return columns
 
 
 def from_probabilities(ids, speakers, emotions, classes, probabilities):
@@ -113,22 +129,47 @@ def known_references(emotions, classes, where):
     return [e if e in classes else NO_EMOTION for e in emotions]
 
 
+def sweeps(predictions):
+    """Class → `metrics.threshold_sweep` over the utterances with a reference; {} when none has one."""
+    scored = np.flatnonzero(predictions.scored)
+    emotions = np.array(predictions.emotions, dtype=object)[scored]
+    return {
+        name: metrics.threshold_sweep(emotions == name, predictions.probabilities[scored, column])
+        for column, name in enumerate(predictions.classes)
+        if len(scored)
+    }
+
+
+def rows_in_split(predictions, split):
+    """Where in the split each predicted utterance is: (n,).
+
+    Raises:
+        InputError: an utterance is not in the split, or more than once.
+    """
+    if split is None or split.ids == predictions.ids:
+        return np.arange(len(predictions))
+    import pandas as pd
+
+    index = pd.Index(split.ids)
+    if index.has_duplicates:
+        raise InputError(f"{split.tsv}: the id “{index[index.duplicated()][0]}” is listed twice; make the manifest again")
+    rows = index.get_indexer(predictions.ids)
+    if missing := [name for name, row in zip(predictions.ids, rows, strict=True) if row < 0]:
+        raise InputError(f"{split.tsv}: lacks {len(missing)} predicted utterances, “{missing[0]}” first; give the split they were made on")
+    return rows
+
+
 def write_predictions(path, predictions):
     """Write `predictions.tsv` atomically; numbers have 12 significant digits."""
-    if isinstance(predictions, ClassPredictions):
-        header = ["id", "speaker", "emo", "emo_pred", *(PREFIX + name for name in predictions.classes)]
-        texts = zip(predictions.ids, predictions.speakers, predictions.emotions, predictions.predicted, strict=True)
-        numbers = predictions.probabilities
-    else:
-        header = ["id", "speaker", *(column for name in predictions.dims for column in (name, name + SUFFIX))]
-        texts = zip(predictions.ids, predictions.speakers, strict=True)
-        numbers = np.stack([predictions.references, predictions.predicted], axis=2).reshape(len(predictions), -1)
+    import pandas as pd
+
+    table = pd.DataFrame(predictions.columns)
+    for name in table.select_dtypes("str"):
+        if (wrong := table[name].str.contains(r"[\t\r\n]")).any():
+            text = table[name][wrong].iloc[0]
+            raise InputError(f"{path}: the id, speaker or class {text!r} holds a tab or line break; rename it in the manifest")
     with atomic(path) as f:
-        f.write("\t".join(header) + "\n")
-        for text, row in zip(texts, numbers, strict=True):
-            if any(c in field for field in text for c in "\t\r\n"):
-                raise InputError(f"{path}: the id, speaker or class {text!r} holds a tab or line break; rename it in the manifest")
-            f.write("\t".join([*text, *(f"{value:.12g}" for value in row)]) + "\n")
+        table.to_csv(f, sep="\t", index=False, float_format="%.12g", na_rep="nan", quoting=csv.QUOTE_NONE, lineterminator="\n")
 
 
 def read_predictions(path):
