@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 from corpus import CLASSES
-from fairseq.logging import meters, metrics
+from fairseq.logging import meters
+from fairseq.logging.metrics import aggregate
 from finetuning import build, checkpoint, finetune
 from scripts import run
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
+from emohubert.evaluation import metrics, scoring
 from emohubert.evaluation.inference import predict_split
-from emohubert.evaluation.predictions import read_embeddings, read_predictions
+from emohubert.evaluation.predictions import from_probabilities, read_embeddings, read_predictions
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling
 from emohubert.pretrained.load import read_pretrained
@@ -137,36 +139,73 @@ def batches(target, sizes):
         start += n
 
 
-def epoch(criterion, model, samples):
-    """What fairseq logs for an epoch of these batches."""
-    with metrics.aggregate("test", new_root=True) as found:
-        for sample in samples:
-            _, size, log = criterion(model, sample)
-            type(criterion).reduce_metrics([log])
+def epoch(criterion, model, samples, processes=2):
+    """What fairseq logs for an epoch of these batches, so many at a time in different processes."""
+    logs = [criterion(model, sample)[2] for sample in samples]
+    with aggregate(new_root=True) as found:
+        for first in range(0, len(logs), processes):
+            type(criterion).reduce_metrics(logs[first : first + processes])
         return found.get_smoothed_values()
 
 
-def test_ua_wa_and_f1_are_those_of_the_epoch_not_of_its_batches():
+EPOCHS = {
+    "all classes": (range(4), range(4)),
+    "no reference": ((0, 1, 3), range(4)),
+    "never predicted": (range(4), (0, 2, 3)),
+    "absent": ((0, 1),) * 2,
+}
+
+
+@pytest.mark.parametrize("present", EPOCHS)
+@pytest.mark.parametrize("sizes", [[7, 20, 1, 22], [50]])
+def test_logged_scores_of_classes_are_those_of_the_whole_epoch(present, sizes):
+    """Whatever the batches, and whichever classes are absent: scikit-learn's, audmetric's and those of an evaluation."""
     rng = np.random.default_rng(0)
-    target, output = torch.from_numpy(rng.choice(4, 50, p=[0.7, 0.1, 0.1, 0.1])), torch.from_numpy(rng.normal(size=(50, 4)))
-    task = argparse.Namespace(class_counts=[1] * 4)
-    found = epoch(EmotionClassification(task).eval(), Fixed(output), batches(target, [7, 20, 1, 22]))
-    predicted = output.argmax(1)
-    assert found["ua"] == pytest.approx(balanced_accuracy_score(target, predicted), abs=1e-4)
-    assert found["wa"] == pytest.approx(float((target == predicted).float().mean()), abs=1e-4)
-    assert found["macro_f1"] == pytest.approx(f1_score(target, predicted, average="macro"), abs=1e-4)
+    references, decisions = EPOCHS[present]
+    target, output = torch.from_numpy(rng.choice(references, 50)), torch.from_numpy(rng.normal(size=(50, 4)))
+    output[:, [c for c in range(4) if c not in decisions]] = -9.0
+    found = epoch(EmotionClassification(argparse.Namespace(class_counts=[1] * 4)).eval(), Fixed(output), batches(target, sizes))
+    truth, predicted = target.tolist(), output.argmax(1).tolist()
+    assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-4)
+    assert found["wa"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-4)
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-4)
+    assert found["macro_f1"] == pytest.approx(audmetric.unweighted_average_fscore(truth, predicted, zero_division=0), abs=1e-4)
     assert found["loss"] == pytest.approx(F.cross_entropy(output, target).item(), abs=1e-3)
+    scores = scoring.evaluate(from_probabilities(*[[*map(str, range(50))]] * 2, [*map(str, truth)], [*"0123"], output.softmax(1).numpy()))
+    assert [found[name] for name in ("ua", "wa", "macro_f1")] == pytest.approx([scores[n] for n in ("UA", "WA", "macro_f1")], abs=1e-4)
 
 
-def test_ccc_is_that_of_the_epoch():
+@pytest.mark.parametrize(
+    "kind", ["varied", "constant predictions", "constant references", "two constants", "one constant", "one utterance"]
+)
+@pytest.mark.parametrize("sizes", [[7, 20, 1, 22], [50]])
+def test_logged_ccc_is_that_of_the_whole_epoch(kind, sizes):
+    """Whatever the batches, and where a side is constant: audmetric's, that of an evaluation, and, where defined, of the loss."""
     rng = np.random.default_rng(0)
     target = torch.from_numpy(rng.uniform(size=(50, 2)))
     output = target + torch.from_numpy(rng.normal(0.2, 0.3, size=(50, 2)))
+    if kind in ("constant predictions", "two constants", "one constant"):
+        output[:] = 0.3
+    if kind in ("constant references", "two constants", "one constant"):
+        target[:] = 0.7 if kind == "two constants" else 0.3
+    if kind == "one utterance":
+        target, output, sizes = target[:1], output[:1], [1]
+    target, output = target.float().double(), output.float().double()  # what the criterion computes with
     task = argparse.Namespace(dimensions=["arousal", "valence"])
-    found = epoch(EmotionRegression(task).eval(), Fixed(output), batches(target, [7, 20, 1, 22]))
+    found = epoch(EmotionRegression(task).eval(), Fixed(output), batches(target, sizes))
     for d, name in enumerate(task.dimensions):
-        assert found[f"ccc_{name}"] == pytest.approx(audmetric.concordance_cc(target[:, d].numpy(), output[:, d].numpy()), abs=1e-4)
-    assert found["ccc"] == pytest.approx((found["ccc_arousal"] + found["ccc_valence"]) / 2, abs=1e-4)
+        pair = target[:, d].numpy(), output[:, d].numpy()
+        ours = metrics.ccc(*pair)
+        assert found[f"ccc_{name}"] == pytest.approx(ours, abs=1e-4, nan_ok=True)
+        if kind in ("varied", "constant references", "constant predictions"):
+            assert ours == pytest.approx(audmetric.concordance_cc(*pair), abs=1e-7)
+            assert ccc(output, target)[d].item() == pytest.approx(ours, abs=1e-9)
+        elif kind == "two constants":
+            assert ours == ccc(output, target)[d].item() == 0
+        else:
+            assert np.isnan(ours)
+            assert kind == "one utterance" or np.isnan(audmetric.concordance_cc(*pair))
+    assert found["ccc"] == pytest.approx((found["ccc_arousal"] + found["ccc_valence"]) / 2, abs=1e-4, nan_ok=True)
 
 
 def test_balanced_class_weights():

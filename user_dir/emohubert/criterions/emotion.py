@@ -1,42 +1,66 @@
 """Criterions for whole utterances: cross-entropy or a contrastive loss for classes, 1 − CCC for dimensions.
 
-Sums go through fairseq's meters and the metrics are formed at the end of an epoch, over all utterances: UA and CCC are
-never averaged over batches.
+Logging outputs are sums over utterances: fairseq adds up those of batches and processes, and `evaluation.metrics` turns the totals
+into UA or CCC of the whole epoch, which are never averages over batches.
 """
 
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.logging import metrics
+from fairseq.logging.metrics import log_derived, log_scalar, log_scalar_sum
 from torch import distributed
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from ..evaluation import metrics
 
 
-class _OfClasses(FairseqCriterion):
-    """A criterion of utterances with classes, whose logging outputs are those of `classification_log`."""
+class _OfUtterances(FairseqCriterion):
+    """A criterion whose logging outputs hold `sums` over utterances, (anything,), of which `scores` are functions."""
 
     @classmethod
     def reduce_metrics(cls, logging_outputs):
-        """Log the loss per utterance (cross-entropy: nats), and UA, WA and macro F1 from the epoch's confusion matrix."""
+        """Log the loss per utterance (cross-entropy: nats), and each of `scores`, {name: function of the epoch's sums}."""
         total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
         n = max(total["sample_size"], 1)
-        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
-        confusion = total["confusion"].tolist()
-        size = math.isqrt(len(confusion))
-        for cell, count in enumerate(confusion):
-            metrics.log_scalar_sum(f"_confusion_{cell}", count)
-        for name, formula in {"ua": _ua, "wa": _wa, "macro_f1": _macro_f1}.items():
-            metrics.log_derived(name, lambda meters, formula=formula: round(formula(_confusion(meters, size)), 4))
+        log_scalar("loss", float(total["loss"]) / n, n, round=4)
+        size = total["sums"].numel()
+        for i, value in enumerate(total["sums"].tolist()):
+            log_scalar_sum(f"_sum_{i}", value)
+        for name, score in cls.scores(size).items():
+            log_derived(name, lambda meters, score=score: round(float(score(np.array([meters[f"_sum_{i}"].sum for i in range(size)]))), 4))
 
     @staticmethod
     def logging_outputs_can_be_summed():
         """Yes: every entry is a sum."""
         return True
+
+
+def _log(loss, sums, sample):
+    """The logging output of a batch."""
+    counts = {"sample_size": len(sample["target"]), "ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+    return {"loss": loss.detach().double(), "sums": sums, **counts}
+
+
+class _OfClasses(_OfUtterances):
+    """A criterion of utterances with classes: the sums are the confusion matrix."""
+
+    @classmethod
+    def scores(cls, size):
+        """UA, WA and macro F1."""
+        classes = math.isqrt(size)
+        keys = {"ua": "UA", "wa": "WA", "macro_f1": "macro_f1"}
+        return {name: lambda sums, key=key: metrics.confusion_scores(sums.reshape(classes, classes))[key] for name, key in keys.items()}
+
+
+def confusion(output, target):
+    """Counts of (reference, decision), flat (classes²,). output: (batch, classes) logits, target: (batch,)."""
+    counts = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
+    return counts.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
 
 
 @dataclass
@@ -72,7 +96,7 @@ class EmotionClassification(_OfClasses):
         loss = self._cross_entropy(output, target).sum()
         if self.frame_weight > 0:
             loss = loss + self.frame_weight * self._of_frames(found, target).sum()
-        return loss, len(target), classification_log(loss, output, target, sample)
+        return loss, len(target), _log(loss, confusion(output, target), sample)
 
     def _cross_entropy(self, output, target):
         return F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none")
@@ -84,34 +108,6 @@ class EmotionClassification(_OfClasses):
         valid = found["valid"]
         frames = self._cross_entropy(found["frame_output"].float()[valid], target.unsqueeze(1).expand_as(valid)[valid])
         return torch.zeros_like(valid, dtype=torch.float).masked_scatter(valid, frames).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
-
-
-def classification_log(loss, output, target, sample):
-    """The logging output of a batch. output: (batch, classes) logits, target: (batch,)."""
-    confusion = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
-    confusion.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
-    log = {"loss": loss.detach().double(), "confusion": confusion, "sample_size": len(target)}
-    return log | {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-
-
-def _confusion(meters, size):
-    """(classes, classes): rows are references."""
-    return torch.tensor([meters[f"_confusion_{c}"].sum for c in range(size * size)], dtype=torch.double).view(size, size)
-
-
-def _ua(confusion):
-    counts = confusion.sum(dim=1)
-    present = counts > 0
-    return float((confusion.diag()[present] / counts[present]).mean()) if present.any() else 0.0
-
-
-def _wa(confusion):
-    return float(confusion.diag().sum() / confusion.sum().clamp(min=1))
-
-
-def _macro_f1(confusion):
-    support = confusion.sum(dim=0) + confusion.sum(dim=1)
-    return float((2 * confusion.diag() / support.clamp(min=1)).mean())
 
 
 @register_criterion("emotion_contrastive", dataclass=FairseqDataclass)
@@ -133,7 +129,7 @@ class EmotionContrastive(_OfClasses):
             head.follow(points.detach(), classes)
         loss = supervised_contrastive(points, classes, head.temperature) + 0.0 * found["projection"].sum()  # a gradient for all
         read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
-        log = classification_log(loss * len(target) + read_out, found["output"], target, sample)
+        log = _log(loss * len(target) + read_out, confusion(found["output"], target), sample)
         return loss * len(classes) + read_out, len(target), log
 
 
@@ -158,11 +154,12 @@ def supervised_contrastive(points, target, temperature):
 
 
 @register_criterion("emotion_regression", dataclass=FairseqDataclass)
-class EmotionRegression(FairseqCriterion):
+class EmotionRegression(_OfUtterances):
     """1 − CCC (Lin 1989), averaged over the dimensions, over all utterances of the batch on all processes.
 
     CCC is not a sum over utterances, so the processes exchange their predictions: the loss and its gradient are those of one
-    process with the whole batch. Under gradient accumulation every accumulated batch has its own CCC.
+    process with the whole batch. Under gradient accumulation every accumulated batch has its own CCC. The sums are the moments
+    of each dimension.
     """
 
     names = ()
@@ -177,35 +174,25 @@ class EmotionRegression(FairseqCriterion):
         target = sample["target"].float()
         gathered, references = gather(output, self), gather(target, self)
         loss = (1 - ccc(gathered, references)).mean() + 0.0 * output.sum()  # a gradient for every process
-        x, y = output.detach().double(), target.double()
-        moments = torch.cat([v.sum(dim=0) for v in (x, y, x * x, y * y, x * y)])
-        log = {"loss": loss.detach().double() * len(target), "moments": moments, "sample_size": len(target)}
-        log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-        return loss * len(references), len(target), log
+        x, y = target.double(), output.detach().double()
+        sums = torch.stack([v.sum(dim=0) for v in (torch.ones_like(x), x, y, x * x, y * y, x * y)], dim=1)  # (dimensions, 6)
+        return loss * len(references), len(target), _log(loss * len(target), sums.flatten(), sample)
 
     @classmethod
-    def reduce_metrics(cls, logging_outputs):
-        """Log the mean batch loss, and the CCC of the epoch: the mean over dimensions and each."""
-        total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
-        n = max(total["sample_size"], 1)
-        metrics.log_scalar("loss", float(total["loss"]) / n, n, round=4)
-        moments = total["moments"].tolist()
-        dimensions = len(moments) // 5
-        for i, value in enumerate(moments):
-            metrics.log_scalar_sum(f"_moment_{i}", value)
-        metrics.log_scalar_sum("_utterances", total["sample_size"])
-        for d, name in enumerate(cls.names):
-            metrics.log_derived(f"ccc_{name}", lambda meters, d=d: round(_ccc_of(meters, d, dimensions), 4))
-        metrics.log_derived("ccc", lambda meters: round(sum(_ccc_of(meters, d, dimensions) for d in range(dimensions)) / dimensions, 4))
+    def scores(cls, size):
+        """The CCC of every dimension, and their mean."""
 
-    @staticmethod
-    def logging_outputs_can_be_summed():
-        """Yes: every entry is a sum."""
-        return True
+        def found(sums):
+            return metrics.moment_scores(sums.reshape(-1, 6))["ccc"]
+
+        return {
+            "ccc": lambda sums: found(sums).mean(),
+            **{f"ccc_{name}": lambda sums, d=d: found(sums)[d] for d, name in enumerate(cls.names)},
+        }
 
 
 def ccc(x, y):
-    """Concordance correlation coefficient with population variances, differentiable.
+    """Concordance correlation coefficient with population variances, differentiable; equal to `metrics.ccc` where that is defined.
 
     Args:
         x, y: (n, dimensions).
@@ -217,13 +204,6 @@ def ccc(x, y):
     covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
     spread = x.var(dim=0, correction=0) + y.var(dim=0, correction=0) + (mean_x - mean_y).pow(2)
     return 2 * covariance / spread.clamp(min=1e-12)
-
-
-def _ccc_of(meters, d, dimensions):
-    n = max(float(meters["_utterances"].sum), 1)
-    x, y, xx, yy, xy = (float(meters[f"_moment_{i * dimensions + d}"].sum) / n for i in range(5))
-    spread = (xx - x * x) + (yy - y * y) + (x - y) ** 2
-    return 2 * (xy - x * y) / spread if spread > 1e-12 else 0.0
 
 
 def gather(x, criterion):

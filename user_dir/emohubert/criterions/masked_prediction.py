@@ -85,7 +85,7 @@ class MaskedPrediction(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs):
         """Log what the batches add up to: losses in bits per frame, accuracies, perplexities of the predicted labels, and `unigram_…`,
-        the loss of the training labels' frequencies alone: a model above it has learnt nothing from what it hears."""
+        the loss of the training labels' frequencies alone: a loss above it means that the model ignores its input."""
         total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
         sample_size = max(float(total["sample_size"]), 1.0)
         metrics.log_scalar("loss", float(total["loss"]) / sample_size / math.log(2), sample_size, round=4)

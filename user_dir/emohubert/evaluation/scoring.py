@@ -237,7 +237,7 @@ def _has_reference(measures):
 def _nested(measures, of):
     """`of` of each measure, as metrics.json nests it: that of classes as it is, those of dimensions by name under `dims`."""
     found = {measure.name: of(measure) for measure in measures}
-    return found[None] if None in found else {"dims": found}
+    return found.get(None, {"dims": found})
 
 
 def _overall(measures, scores, spread):
