@@ -100,12 +100,6 @@ def test_confusion_cells_are_readable(drawn):
         assert (high + 0.05) / (low + 0.05) >= 3  # WCAG's contrast for large text and graphics
 
 
-@pytest.mark.parametrize("n", [1, 3, 500])
-def test_reliability(drawn, n):
-    rng = np.random.default_rng(0)
-    drawn(figures.reliability, metrics.reliability(rng.uniform(0.25, 1, n), rng.integers(0, 2, n), 10), 0.1)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 12, 40, 400])
 @pytest.mark.parametrize("label", ["UA", "CCC of arousal"])
@@ -152,17 +146,6 @@ def test_embedding_map_of_numbers(drawn):
     values = np.linspace(0, 1, 30)
     values[3] = np.nan
     drawn(figures.embedding_map, np.random.default_rng(0).normal(size=(30, 2)), values, "arousal", ["component 1", "component 2"], of=30)
-
-
-@pytest.mark.slow
-def test_lines(drawn):
-    titles = {"ylabel": "UA", "title": "Robustness"}
-    noise = ["clean", "20 dB", "10 dB", "0 dB"]
-    drawn(figures.lines, noise, {"UA": [0.7, 0.6, 0.5, np.nan]}, xlabel="noise", categorical=True, **titles)
-    names = ["clean", "noise at 20 dB", "noise at 10 dB", "reverberation", "low-pass 4 kHz", "clipping", "first second"]
-    systems = {f"system {i}": np.linspace(0.7, 0.3, 7) - i / 50 for i in range(3)}
-    drawn(figures.lines, names, systems, xlabel="condition", categorical=True, **titles)
-    drawn(figures.lines, [0, 10, 20], {"UA": [0.1, 0.2, 0.3]}, xlabel="SNR [dB]", **titles)
 
 
 def test_pca_is_scikit_learns_and_tsne_repeats():

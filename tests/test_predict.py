@@ -20,9 +20,9 @@ from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
 from emohubert.data.speaker_vectors import from_utterances
-from emohubert.evaluation import predict as prediction
+from emohubert.evaluation import predict_files as prediction
 from emohubert.evaluation.inference import predict_split
-from emohubert.evaluation.predict import find_files, in_order, predict_files, windows
+from emohubert.evaluation.predict_files import find_files, in_order, predict_files, windows
 from emohubert.evaluation.predictions import read_predictions
 from emohubert.speakers import pldc
 from emohubert.speakers.pldc import RunningSpeaker
@@ -276,7 +276,7 @@ def test_files_of_folders(tmp_path, caplog):
     caplog.set_level("INFO")
     found = find_files([tmp_path / "b" / "notes.txt", tmp_path, tmp_path / "a.mp3"])
     assert [os.path.relpath(p, tmp_path) for p in found] == ["b/notes.txt", "a.mp3", "b/1.flac", "b/2.WAV"]
-    assert "1 hidden folders" in caplog.text and "1 hidden," in caplog.text and "1 .txt" in caplog.text
+    assert "1 .wav" in caplog.text and "1 .flac" in caplog.text and "1 .txt" in caplog.text
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no file"):
         find_files([tmp_path / "empty"])

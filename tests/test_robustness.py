@@ -211,7 +211,8 @@ def test_recorded_noise_and_rooms(tmp_path):
     for name in ("noise", "rooms"):
         (tmp_path / name).mkdir()
         soundfile.write(tmp_path / name / "a.wav", rng.uniform(-0.5, 0.5, 3000), 16_000, subtype="FLOAT")
-    chosen = robustness.conditions([0], [0.3, 0.6], [], [], [], noise_files=tmp_path / "noise", reverb_files=tmp_path / "rooms")
+    levels = {"snr": [0], "t60": [0.3, 0.6], "cutoff": [], "clip": [], "seconds": []}
+    chosen = robustness.conditions(levels, noise_files=tmp_path / "noise", reverb_files=tmp_path / "rooms")
     assert [c.name for c in chosen] == ["recorded noise 0 dB", "recorded rooms"]
     wave = rng.standard_normal(2000).astype(np.float32)
     added = chosen[0](wave, np.random.default_rng(1)).astype(np.float64) - wave
@@ -225,11 +226,12 @@ def test_recorded_noise_and_rooms(tmp_path):
     np.testing.assert_array_equal(chosen[1](wave, rng), degradations.reverberate(wave, room))
     settings = chosen[0].settings
     soundfile.write(tmp_path / "noise" / "b.wav", rng.uniform(-0.5, 0.5, 3000), 16_000)
-    assert robustness.conditions([0], noise_files=tmp_path / "noise")[0].settings != settings
+    assert robustness.conditions(levels, noise_files=tmp_path / "noise")[0].settings != settings
 
 
 def test_names_are_unique_and_levels_in_the_order_given():
-    chosen = robustness.conditions(snr=[20, 0, 20], t60=[], cutoff=[], clip=[], seconds=[], noises=("white", "pink", "babble"))
+    levels = {"snr": [20, 0, 20], "t60": [], "cutoff": [], "clip": [], "seconds": []}
+    chosen = robustness.conditions(levels, noises=("white", "pink", "babble"))
     assert [c.name for c in chosen] == [f"{kind} noise {v} dB" for kind in ("white", "pink", "babble") for v in (20, 0)]
     assert len(robustness.conditions()) == 4 * 2 + 4 * 3
 

@@ -55,7 +55,7 @@ from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import atomic, make_folder, write_json
 from emohubert.corpus import audio
-from emohubert.evaluation.predict import find_files, in_order, predict_files
+from emohubert.evaluation.predict_files import find_files, in_order, predict_files
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 from emohubert.tasks.trained import load_trained

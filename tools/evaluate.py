@@ -10,10 +10,10 @@ Writes to OUT_DIR:
     embeddings.npz      with --embeddings: the pooled vector of every utterance
     figures/*.png
 
-With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table are heard with those embeddings,
-and not as the unknown speaker. With --normalise-speakers FILE (embeddings.npz of the training split) the pooled
-vectors of each speaker are brought to the training speakers' average mean and variance before the head; embeddings.npz keeps them as
-they are. With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
+With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table get those embeddings, and not the
+unknown speaker's. With --normalise-speakers FILE (embeddings.npz of the training split) the pooled vectors of each speaker are
+brought to the training speakers' average mean and variance before the head; embeddings.npz keeps them as they are. With --compare
+OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -25,16 +25,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.core.device import choose_device
-from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
-from emohubert.corpus.manifest import read_split
-from emohubert.evaluation import scoring
-from emohubert.evaluation.inference import predict_split, speaker_setting
-from emohubert.evaluation.predictions import read_embeddings, read_predictions
-from emohubert.provenance import records
-from emohubert.speakers.new_speakers import NewSpeakers
-from emohubert.speakers.normalisation import normalised
-from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.evaluate")
 
@@ -58,6 +48,18 @@ def main(argv=None):
     parser.add_device()
     parser.add_overwrite()
     args = parser.parse_args(argv)
+
+    from emohubert.core.device import choose_device
+    from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
+    from emohubert.corpus.manifest import read_split
+    from emohubert.evaluation import scoring
+    from emohubert.evaluation.inference import predict_split, speaker_setting
+    from emohubert.evaluation.predictions import read_embeddings, read_predictions
+    from emohubert.provenance import records
+    from emohubert.speakers.new_speakers import NewSpeakers
+    from emohubert.speakers.normalisation import normalised
+    from emohubert.tasks.trained import load_trained
+
     device = choose_device(args.device)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)

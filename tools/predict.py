@@ -3,11 +3,12 @@
 
 Any format and rate that libsndfile reads; channels are averaged. A line per file, in the order given: the class and the
 probability of each class, or the dimensions. With --window a time line: a line per window, with start and end in seconds;
-windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model hears the unknown speaker,
-or with --speaker-id the one named: of its table, or of --speaker-vectors (from tools/adapt_speaker.py).
+windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model gets the
+embedding of the unknown speaker, or with --speaker-id of the one named: of its table, or of --speaker-vectors (from
+tools/adapt_speaker.py).
 
-With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated for a speaker the model has not met,
-without a label: each line by what was heard of the speaker so far, in the order given, itself included; `heard` counts.
+With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated for a new speaker, without labels: each
+line by the speaker's lines so far, in the order given, itself included; `heard` counts them.
 The speaker's vector is the mean of the pooled vectors that tools/evaluate.py --embeddings writes.
 
 A file that cannot be read, or is shorter than one frame, is named and the rest goes on; exit status 2 at the end.
@@ -24,22 +25,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
-from emohubert.evaluation.predict import (
-    FORMATS,
-    LONGEST_SECONDS,
-    Layout,
-    check_speaker,
-    find_files,
-    in_order,
-    predict_files,
-)
-from emohubert.speakers import pldc
-from emohubert.speakers.new_speakers import NewSpeakers
-from emohubert.tasks.trained import load_trained
+from emohubert.evaluation.predict_files import FORMATS, LONGEST_SECONDS, Layout, check_speaker, find_files, in_order, predict_files
 
 logger = logging.getLogger("emohubert.predict")
 FOLDER, ALL = "folder", "all"
@@ -47,6 +36,11 @@ FOLDER, ALL = "folder", "all"
 
 def predict(args, paths, out):
     """Write the predictions of all files to an open file; returns how many could not be predicted."""
+    from emohubert.core.device import choose_device
+    from emohubert.speakers import pldc
+    from emohubert.speakers.new_speakers import NewSpeakers
+    from emohubert.tasks.trained import load_trained
+
     device = choose_device(args.device)
     task, model = load_trained(args.checkpoint)
     if not hasattr(model, "pooling"):
@@ -115,7 +109,7 @@ def main(argv=None):
         "--speaker", choices=(ALL, FOLDER), default=ALL, help="with --calibration: all files are of one speaker, or those of each folder"
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
-    parser.add_argument("--speaker-id", metavar="ID", help="who is heard in all files: an id of the model's table or of --speaker-vectors")
+    parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
     parser.add_argument("--batch-seconds", type=seconds, default=100.0, metavar="S", help="most audio in the model at once")
     parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
     parser.add_device()
@@ -124,7 +118,7 @@ def main(argv=None):
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: give 0 or more")
     if args.speaker_vectors and args.speaker_id is None:
-        raise InputError("--speaker-vectors without --speaker-id; say who of them is heard")
+        raise InputError("--speaker-vectors without --speaker-id; name the speaker")
     paths = find_files(args.paths)
     if args.output is None:
         failed = predict(args, paths, sys.stdout)

@@ -14,21 +14,14 @@ a value, such as --clip, leaves that kind of condition out.
   tools/robustness.py CKPT MANIFEST_DIR test OUT_DIR --snr 20 10 0 --noise-files musan/noise --t60 --cutoff --clip --seconds
 """
 
-import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.core.device import choose_device
-from emohubert.core.files import make_folder
-from emohubert.corpus.manifest import read_split
 from emohubert.data.degradations import NOISES
-from emohubert.evaluation import robustness, scoring
-from emohubert.tasks.trained import load_trained
-
-logger = logging.getLogger("emohubert.evaluation.robustness")
+from emohubert.evaluation import robustness
 
 
 @cli.command
@@ -55,35 +48,20 @@ def main(argv=None):
     parser.add_device()
     parser.add_overwrite()
     args = parser.parse_args(argv)
+
+    from emohubert.core.device import choose_device
+    from emohubert.corpus.manifest import read_split
+    from emohubert.evaluation import scoring
+    from emohubert.tasks.trained import load_trained
+
     device = choose_device(args.device)
-    chosen = robustness.conditions(
-        args.snr,
-        args.t60,
-        args.cutoff,
-        args.clip,
-        args.seconds,
-        args.noise,
-        args.drr,
-        args.keep,
-        args.noise_files,
-        args.reverb_files,
-    )
+    values = {name: getattr(args, name) for name in robustness.DEFAULTS}
+    chosen = robustness.conditions(values, args.noise, args.drr, args.keep, args.noise_files, args.reverb_files)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
-    report = robustness.evaluate(
-        make_folder(args.out_dir),
-        task,
-        model,
-        split,
-        chosen,
-        scoring.inputs(args.checkpoint, args.manifest_dir, args.split),
-        args.seed,
-        args.repeats,
-        args.overwrite,
-        batch_seconds=args.batch_seconds,
-        device=device,
-        workers=args.workers,
-    )
+    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)
+    options = {"batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
+    report = robustness.evaluate(args.out_dir, task, model, split, chosen, settings, args.seed, args.repeats, args.overwrite, **options)
     print("\n".join(robustness.markdown(report)))
     print(f"written to {args.out_dir}")
 

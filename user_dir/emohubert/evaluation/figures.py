@@ -1,7 +1,8 @@
 """Figures, drawn without a display and the same every time.
 
-Classes and groups have the colours of Okabe and Ito (told apart by colour-blind readers) and, beyond eight, other markers as
-well; heat has viridis. Figures are about 5 inches wide, so that their labels stay readable on a phone.
+Classes and groups have the colours of Okabe and Ito (distinct for colour-blind readers) and, beyond eight, other markers as well;
+heat has viridis. Figures are about 5 inches wide, so that their labels stay readable on a phone. Every function writes a PNG to
+`path`, its first argument, and returns the path.
 """
 
 import logging
@@ -24,24 +25,25 @@ BOOKKEEPING = re.compile(
     r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
 )
 SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
+_GRID = "#E6E6E6"
+
+
+def _look(i, **more):
+    """Colour and marker of the i-th of several series."""
+    return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], **more}
+
+
+def _legend(figure, *entries, ncols, **options):
+    """A legend below everything."""
+    figure.legend(*entries, loc="outside lower center", borderaxespad=0, ncols=ncols, **options)
 
 
 def confusion(path, counts, classes):
-    """Confusion matrix: shade and percentage are of each reference class (row), the count stands below.
-
-    Args:
-        path: of the PNG.
-        counts: (classes, classes), rows are references.
-        classes: names.
-
-    Returns:
-        The path, as every function here.
-    """
+    """Confusion matrix, counts (classes, classes) with references as rows: shade and percentage are of each row, counts below."""
     counts = np.asarray(counts, dtype=np.float64)
     total = counts.sum(1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    k = len(classes)
-    names = [short(name) for name in classes]
+    k, names = len(classes), [short(name) for name in classes]
     longest = max(map(len, names))
     small = 9 if k <= 6 else (8 if k <= 8 else 6.5)
     with matplotlib.rc_context(STYLE):
@@ -49,55 +51,27 @@ def confusion(path, counts, classes):
         figure = new_figure(side + 0.05 * longest, side)
         axes = figure.add_subplot()
         image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
-        for i in range(k):
-            for j in range(k):
-                text = f"{100 * share[i, j]:.0f}%\n{int(counts[i, j])}" if total[i] else "–"
-                axes.text(
-                    j, i, text, ha="center", va="center", fontsize=small, color="black" if share[i, j] > 0.6 else "white", linespacing=1.15
-                )
+        centred = {"ha": "center", "va": "center", "fontsize": small, "linespacing": 1.15}
+        for i, j in np.ndindex(k, k):
+            text = f"{100 * share[i, j]:.0f}%\n{int(counts[i, j])}" if total[i] else "–"
+            axes.text(j, i, text, color="black" if share[i, j] > 0.6 else "white", **centred)
         axes.set_xticks(range(k), names, rotation=45 if longest > 4 else 0, ha="right" if longest > 4 else "center", rotation_mode="anchor")
         axes.set_yticks(range(k), names)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("reference")
-        axes.set_title(f"Confusion, {int(counts.sum())} utterances")
+        axes.set(xlabel="predicted", ylabel="reference", title=f"Confusion, {int(counts.sum())} utterances")
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04, ticks=[0, 0.5, 1])
         bar.set_ticklabels(["0%", "50%", "100%"])
         bar.outline.set_visible(False)
         return save_figure(figure, path, square=True)
 
 
-def reliability(path, table, ece):
-    """Reliability diagram: accuracy against confidence, with the number of utterances per bin below.
-
-    Args:
-        path: of the PNG.
-        table: of `metrics.reliability`.
-        ece: the expected calibration error, for the title.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 5.2)
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        width, centres = np.diff(table["edges"]), (table["edges"][:-1] + table["edges"][1:]) / 2
-        filled = np.asarray(table["n"]) > 0
-        top.bar(centres[filled], table["accuracy"][filled], width=width[filled] * 0.92, color=COLOURS[0], label="accuracy")
-        top.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="perfectly calibrated")
-        top.plot(table["confidence"][filled], table["accuracy"][filled], "o", color=COLOURS[1], markeredgecolor="black", label="bin mean")
-        top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"Reliability, ECE {ece:.3f}")
-        top.legend(loc="upper left")
-        below.bar(centres, table["n"], width=width * 0.92, color=GREY)
-        below.set(xlabel="confidence (probability of the decision)", ylabel="utterances")
-        below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        return save_figure(figure, path)
-
-
 def bars(path, values, overall, label):
-    """A horizontal bar per speaker, sorted, with the overall score and the mean ± standard deviation over speakers.
+    """A bar per speaker, from the lowest score to the highest, with their mean ± standard deviation and the overall score.
 
     Args:
         path: of the PNG.
-        values: speaker → score; NaN (not defined) is named and has no bar.
+        values: speaker → score; NaN (not defined) is counted in the title and has no bar.
         overall: the score over all utterances.
         label: of the axis.
     """
@@ -108,72 +82,47 @@ def bars(path, values, overall, label):
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
         axes = figure.add_subplot()
-        places = np.arange(n)
-        axes.barh(places, scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
+        axes.barh(np.arange(n), scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
         if named:
-            axes.set_yticks(places, [short(name) for _, name in defined])
+            axes.set_yticks(np.arange(n), [short(name) for _, name in defined])
         else:
             axes.set_yticks([0, n - 1], [short(defined[0][1]), short(defined[-1][1])])
             axes.set_ylabel(f"{n} speakers, sorted")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, max(n, 1) - 0.3)
-        axes.set_xlim(
-            min(0.0, 1.1 * scores.min() if n else 0.0), max(1.0, scores.max() if n else 1.0) if label.startswith(("UA", "CCC")) else None
-        )
+        highest = max(1.0, scores.max(initial=1.0)) if label.startswith(("UA", "CCC")) else None
+        axes.set_xlim(min(0.0, 1.1 * scores.min(initial=0.0)), highest)
         if n:
-            axes.axvspan(scores.mean() - scores.std(), scores.mean() + scores.std(), color=COLOURS[1], alpha=0.35, linewidth=0, zorder=1)
-            axes.axvline(
-                scores.mean(), color=COLOURS[1], linewidth=2, label=f"over speakers {scores.mean():.3f} ± {scores.std():.3f}", zorder=3
-            )
+            mean, std = scores.mean(), scores.std()
+            axes.axvspan(mean - std, mean + std, color=COLOURS[1], alpha=0.35, linewidth=0, zorder=1)
+            axes.axvline(mean, color=COLOURS[1], linewidth=2, label=f"over speakers {mean:.3f} ± {std:.3f}", zorder=3)
         if not np.isnan(overall):
             axes.axvline(overall, color="black", linestyle="--", linewidth=1.5, label=f"all utterances {overall:.3f}", zorder=3)
-        axes.set_xlabel(label)
-        axes.set_title(f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
+        axes.set(xlabel=label, title=f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
+            _legend(figure, ncols=2)
         return save_figure(figure, path)
 
 
 def scatter(path, reference, predicted, name, ccc, rmse):
-    """Predicted against reference values of a dimension, with the diagonal.
-
-    Args:
-        path: of the PNG.
-        reference, predicted: (n).
-        name: of the dimension.
-        ccc, rmse: for the title.
-    """
-    reference, predicted = np.asarray(reference, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
-    margin = 0.05 * (high - low) or 0.5
-    limits = (low - margin, high + margin)
-    n = len(reference)
+    """Predicted against reference values of a dimension, (n) each, with the diagonal; CCC and RMSE in the title."""
+    both, n = np.concatenate([reference, predicted]), len(reference)
+    margin = 0.05 * np.ptp(both) or 0.5
+    limits = (both.min() - margin, both.max() + margin)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 5.2)
         axes = figure.add_subplot()
         axes.plot(limits, limits, color="black", linestyle="--", linewidth=1)
-        axes.scatter(
-            reference,
-            predicted,
-            s=float(np.clip(8000 / n, 4, 30)),
-            alpha=float(np.clip(400 / n, 0.2, 0.75)),
-            color=COLOURS[0],
-            linewidth=0,
-        )
+        size, alpha = float(np.clip(8000 / n, 4, 30)), float(np.clip(400 / n, 0.2, 0.75))
+        axes.scatter(reference, predicted, s=size, alpha=alpha, color=COLOURS[0], linewidth=0)
         axes.set(xlim=limits, ylim=limits, xlabel=f"{short(name, 30)}, reference", ylabel=f"{short(name, 30)}, predicted", aspect="equal")
-        axes.set_title(f"{short(name, 20)}: CCC {_number(ccc)}, RMSE {_number(rmse)}, n = {n}")
-        axes.grid(color="#E6E6E6")
+        axes.set_title(f"{short(name, 20)}: CCC {'–' if np.isnan(ccc) else f'{ccc:.3f}'}, RMSE {rmse:.3f}, n = {n}")
+        axes.grid(color=_GRID)
         return save_figure(figure, path, square=True)
 
 
 def thresholds(path, sweep, name):
-    """Precision, recall, F1 and accuracy, and below them false positives and negatives, against a decision threshold.
-
-    Args:
-        path: of the PNG.
-        sweep: of `metrics.threshold_sweep`.
-        name: of the class.
-    """
+    """A `metrics.threshold_sweep` of a class: precision, recall, F1 and accuracy, and below them false positives and negatives."""
     x = sweep["threshold"]
     decided = (sweep["TP"] + sweep["FP"]) > 0
     possible = (sweep["TP"] + sweep["FN"]) > 0
@@ -190,8 +139,8 @@ def thresholds(path, sweep, name):
         below.set_ylim(bottom=0)
         below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         for axes in (top, below):
-            axes.grid(color="#E6E6E6")
-        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+            axes.grid(color=_GRID)
+        _legend(figure, ncols=3)
         return save_figure(figure, path)
 
 
@@ -213,26 +162,18 @@ def project(embeddings, method, seed=1):
     n = len(embeddings)
     chosen = np.arange(n) if n <= MOST_MAPPED else np.sort(np.random.default_rng(seed).choice(n, MOST_MAPPED, replace=False))
     points = np.asarray(embeddings, dtype=np.float64)[chosen]
-    with threadpool_limits(1):
+    if points.shape[1] == 1:
+        points = np.column_stack([points, 0 * points])
+    with threadpool_limits(1), np.errstate(invalid="ignore", divide="ignore"):  # equal points have no variance to explain
+        pca = PCA(n_components=2, svd_solver="full")
+        places = pca.fit_transform(points)
         if method == "pca" or np.ptp(points, axis=0).max() == 0:
-            pca = PCA(n_components=min(2, *points.shape), svd_solver="full")
-            with np.errstate(invalid="ignore", divide="ignore"):  # equal points have no variance to explain
-                places = pca.fit_transform(points)
             explained = np.nan_to_num(pca.explained_variance_ratio_)
-            names = [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
-            if places.shape[1] < 2:
-                places, names = np.column_stack([places, np.zeros(len(places))]), [*names, ""]
-        else:
-            perplexity = min(30.0, (len(points) - 1) / 3)
-            start = (
-                PCA(n_components=2, svd_solver="full").fit_transform(points)
-                if points.shape[1] > 1
-                else np.column_stack([points, 0 * points])
-            )
-            start = start / (start[:, 0].std() or 1.0) * 1e-4
-            tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
-            places, names = tsne.fit_transform(points).astype(np.float64), [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
-    return places, chosen, names
+            return places, chosen, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        start = places / (places[:, 0].std() or 1.0) * 1e-4
+        tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
+        return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
 
 
 def embedding_map(path, places, values, name, axis_names, of, what="Utterances"):
@@ -263,43 +204,14 @@ def embedding_map(path, places, values, name, axis_names, of, what="Utterances")
             others = np.array([v not in largest for v in values])
             axes.scatter(*places[others].T, s=size * 0.7, color=GREY, linewidth=0, alpha=0.6)
             for i, value in enumerate(sorted(largest)):
-                members = np.array([v == value for v in values])
-                look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8]}
-                axes.scatter(*places[members].T, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=short(value, 24), **look)
+                look = _look(i, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=short(value, 24))
+                axes.scatter(*places[np.array([v == value for v in values])].T, **look)
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
-            figure.legend(
-                loc="outside lower center", borderaxespad=0, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale
-            )
+            _legend(figure, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
         axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
-        return save_figure(figure, path)
-
-
-def lines(path, x, series, xlabel, ylabel, title, categorical=False):
-    """A line per series: robustness against a condition, say.
-
-    Args:
-        path: of the PNG.
-        x: values, or names with `categorical`.
-        series: name → values (NaN: a gap).
-        xlabel, ylabel, title: texts.
-        categorical: x holds names, in order.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 4.4)
-        axes = figure.add_subplot()
-        places = np.arange(len(x)) if categorical else np.asarray(x, dtype=np.float64)
-        for i, (name, values) in enumerate(series.items()):
-            look = {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], "markersize": 5, "linewidth": 1.8}
-            axes.plot(places, values, label=short(name, 24), **look)
-        if categorical:
-            turned = sum(len(str(v)) for v in x) > 40
-            axes.set_xticks(places, [short(str(v)) for v in x], rotation=45 if turned else 0, ha="right" if turned else "center")
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axes.grid(color="#E6E6E6")
-        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
         return save_figure(figure, path)
 
 
@@ -326,18 +238,16 @@ def changes(path, groups, label, title):
                 k = names.index(score)
                 value, low, high = np.asarray(values, dtype=np.float64).T
                 places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
-                look = {"color": COLOURS[k % 8], "marker": MARKERS[(k + k // 8) % 8], "markersize": 5, "linewidth": 1.6}
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
-                axes.plot(places, value, label=short(score, 24), **look)
+                axes.plot(places, value, **_look(k, label=short(score, 24), markersize=5, linewidth=1.6))
             axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set_xlim(-0.5, len(conditions) - 0.5)
-            axes.set_title(short(group, 30))
-            axes.grid(color="#E6E6E6", axis="y")
+            axes.set(xlim=(-0.5, len(conditions) - 0.5), title=short(group, 30))
+            axes.grid(color=_GRID, axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(5))
             if i % columns == 0:
                 axes.set_ylabel(label)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", borderaxespad=0, ncols=3)
+        _legend(figure, *panels[0, 0].get_legend_handles_labels(), ncols=3)
         return save_figure(figure, path)
 
 
@@ -346,7 +256,7 @@ def training(path, curves, most=4):
 
     Args:
         path: of the PNG.
-        curves: of `training_log.read_training_log`, not empty.
+        curves: of `curves.read_training_log`, not empty.
         most: number of panels at most.
 
     Returns:
@@ -365,24 +275,16 @@ def training(path, curves, most=4):
             for split in (s for s in splits if s in curves[name]):
                 updates, values = curves[name][split]
                 style = {"marker": "o", "markersize": 4} if len(updates) < 40 else {}
-                (line,) = axes.plot(
-                    updates, values, "-" if split == "train" else "--", color=COLOURS[splits.index(split) % 8], linewidth=1.8, **style
-                )
-                labels.setdefault(split, line)
+                style |= {"linestyle": "-" if split == "train" else "--", "color": COLOURS[splits.index(split) % 8], "linewidth": 1.8}
+                labels.setdefault(split, axes.plot(updates, values, **style)[0])
             axes.set_ylabel(short(name, 18))
-            axes.grid(color="#E6E6E6")
+            axes.grid(color=_GRID)
             axes.yaxis.set_major_locator(MaxNLocator(5))
-        chosen = chosen_update(curves)
-        if chosen is not None:
-            for axes in panels:
-                mark = axes.axvline(chosen[1], color="black", linewidth=1, linestyle=":")
-            labels[f"best {short(chosen[0], 18)}"] = mark
+        if (chosen := chosen_update(curves)) is not None:
+            marks = [axes.axvline(chosen[1], color="black", linewidth=1, linestyle=":") for axes in panels]
+            labels[f"best {short(chosen[0], 18)}"] = marks[-1]
         panels[0].set_title("Training")
         panels[-1].set_xlabel("update")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", borderaxespad=0, ncols=3)
+        _legend(figure, labels.values(), labels.keys(), ncols=3)
         return save_figure(figure, path)
-
-
-def _number(value):
-    return "–" if value is None or np.isnan(value) else f"{value:.3f}"

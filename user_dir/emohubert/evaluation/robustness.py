@@ -1,4 +1,4 @@
-"""How much a trained model loses when recordings get worse: noise, reverberation, a narrow band, clipping, shorter clips.
+"""How much a trained model loses on degraded recordings: noise, reverberation, a narrow band, clipping, shorter clips.
 
 Every utterance is degraded in the same way whatever the batch, the number of processes and the model: by its place in the split
 and the seed alone. The same noise and the same room come back at every level, so that neighbouring conditions differ in level only.
@@ -16,8 +16,7 @@ from ..core.errors import InputError
 from ..core.files import Stamp, atomic, make_folder, write_json, write_lines
 from ..corpus import synthetic
 from ..data import degradations
-from . import figures, scoring
-from .inference import predict_split, speaker_setting
+from . import scoring
 from .predictions import read_predictions, write_predictions
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
@@ -34,7 +33,7 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to make recordings worse; a `transform` of SpeechDataset.
+    """One way to degrade recordings; a `transform` of SpeechDataset.
 
     Attributes:
         group: what is done, such as "white noise".
@@ -69,26 +68,12 @@ class Condition:
         return self.change(samples, rng)
 
 
-def conditions(
-    snr=DEFAULTS["snr"],
-    t60=DEFAULTS["t60"],
-    cutoff=DEFAULTS["cutoff"],
-    clip=DEFAULTS["clip"],
-    seconds=DEFAULTS["seconds"],
-    noises=("white", "babble"),
-    ratio=0.0,
-    part="centre",
-    noise_files=None,
-    reverb_files=None,
-):
+def conditions(values=DEFAULTS, noises=("white", "babble"), ratio=0.0, part="centre", noise_files=None, reverb_files=None):
     """The conditions of an evaluation, without the clean recordings.
 
     Args:
-        snr: signal-to-noise ratios in dB.
-        t60: reverberation times in seconds.
-        cutoff: cut-off frequencies in Hz.
-        clip: shares of clipped samples.
-        seconds: lengths.
+        values: levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
+            `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths.
         noises: kinds of generated noise, of `degradations.NOISES`.
         ratio: direct-to-reverberant ratio of generated rooms, in dB.
         part: what is kept of longer recordings, start or centre.
@@ -101,28 +86,29 @@ def conditions(
     Raises:
         InputError: a value is impossible, or nothing is left to do.
     """
-    for name, values in {"snr": snr, "t60": t60, "cutoff": cutoff, "clip": clip, "seconds": seconds, "drr": [ratio]}.items():
-        if wrong := [v for v in values if not math.isfinite(v)]:
+    for name, levels in {**values, "drr": [ratio]}.items():
+        if wrong := [v for v in levels if not math.isfinite(v)]:
             raise InputError(f"--{name} {wrong[0]}: not a finite number")
     found = []
-    recorded = None if noise_files is None else degradations.Recordings(noise_files)
-    for kind in noises if recorded is None else ["recorded"]:
-        make = partial(degradations.make_noise, kind) if recorded is None else recorded.part
-        settings = () if recorded is None else _content(recorded)
-        found += [Condition(f"{kind} noise", f"{v:g} dB", partial(_noise, make, v), settings=settings) for v in snr]
+    makers, settings = {f"{kind} noise": partial(degradations.make_noise, kind) for kind in noises}, ()
+    if noise_files is not None:
+        recorded = degradations.Recordings(noise_files)
+        makers, settings = {"recorded noise": recorded.part}, _content(recorded)
+    for kind, make in makers.items():
+        found += [Condition(kind, f"{v:g} dB", partial(_noise, make, v), settings=settings) for v in values["snr"]]
     if reverb_files is not None:
         rooms = degradations.Recordings(reverb_files)
         found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), settings=_content(rooms)))
     else:
-        rooms = {v: partial(degradations.impulse_response, v, ratio) for v in t60}
+        rooms = {v: partial(degradations.impulse_response, v, ratio) for v in values["t60"]}
         found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room), settings=(ratio,)) for v, room in rooms.items()]
-    found += [Condition("low-pass", f"{v:g} Hz", partial(_sure, partial(degradations.low_pass, cutoff=v))) for v in cutoff]
-    found += [Condition("clipping", f"{100 * v:g}%", partial(_sure, partial(degradations.clip, share=v))) for v in clip]
-    cut = {v: partial(degradations.shorten, seconds=v, part=part) for v in seconds}
-    found += [Condition(f"{part} only", f"{v:g} s", partial(_sure, change), v) for v, change in cut.items()]
+    found += [Condition("low-pass", f"{v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
+    found += [Condition("clipping", f"{100 * v:g}%", lambda x, rng, v=v: degradations.clip(x, v)) for v in values["clip"]]
+    found += [Condition(f"{part} only", f"{v:g} s", lambda x, rng, v=v: degradations.shorten(x, v, part), v) for v in values["seconds"]]
     if not found:
         raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
-    _try(found)
+    for condition in found:  # impossible values fail at once, not after an hour
+        condition(np.ones(degradations.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
     return list({c.name: c for c in found}.values())
 
 
@@ -134,23 +120,12 @@ def _reverb(draw, samples, rng):
     return degradations.reverberate(samples, draw(rng))
 
 
-def _sure(change, samples, rng):
-    """A change without chance."""
-    return change(samples)
-
-
 def _content(recordings):
     """What tells one folder of recordings from another."""
     return tuple(
         (p.relative_to(recordings.folder).as_posix(), n, p.stat().st_mtime_ns)
         for p, n in zip(recordings.paths, recordings.lengths, strict=True)
     )
-
-
-def _try(found):
-    """Let impossible values show at once, not after an hour."""
-    for condition in found:
-        condition(np.ones(degradations.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
 
 
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
@@ -161,7 +136,7 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
 
     Args:
         directory: output folder, made if needed.
-        task, model: from `checkpoints.load_trained`.
+        task, model: from `load_trained`.
         split: a `manifest.Split` with references.
         chosen: of `conditions`.
         settings: what predictions depend on besides condition and seed, as for a Stamp.
@@ -178,6 +153,8 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     Raises:
         InputError: a file cannot be read; nothing in the split has a reference.
     """
+    from .inference import speaker_setting
+
     directory = make_folder(directory)
     folder = make_folder(directory / "conditions")
     (directory / "robustness.json").unlink(missing_ok=True)
@@ -218,6 +195,8 @@ def _predictions(folder, name, condition, task, model, split, settings, seed, ov
     depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradations.VERSION, synthetic.VERSION]
     stamp = Stamp(folder / f".{stem}.json", {"depends": depends}, [path])
     if overwrite or not stamp.is_current():
+        from .inference import predict_split
+
         stamp.clear()
         write_predictions(path, predict_split(task, model, split, transform=condition, **options)[0])
         stamp.write()
@@ -278,6 +257,8 @@ def _with_interval(text, ci):
 
 def draw(path, report):
     """Draw the changes of UA and macro F1, or of every CCC: a panel for each kind of condition. Returns the path."""
+    from . import figures
+
     groups = {}
     for row in report["conditions"][1:]:
         levels, series = groups.setdefault(row["group"], ([], {}))

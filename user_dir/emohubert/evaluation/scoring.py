@@ -112,7 +112,7 @@ def compare(predictions, other, repeats=2000, seed=1):
     left_out = {"only_this": len(predictions) - len(common), "only_other": len(other) - len(common)}
     return {
         "n": int(scored.sum()),
-        "speakers": sum(scored[rows].any() for rows in groups),
+        "speakers": int(sum(scored[rows].any() for rows in groups)),
         "left_out": {**left_out, "without_reference": int((~scored).sum())},
         "level": metrics.LEVEL,
         "repeats": repeats,

@@ -1,24 +1,23 @@
-"""Predicting audio files outside of any manifest: whole, or as a time line of windows; optionally calibrated for a new speaker."""
+"""Predicting audio files outside of any manifest: whole, or as a time line of windows; and writing what was predicted."""
 
 import contextlib
 import csv
+import functools
 import json
 import logging
 import os
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import torch
 
 from ..core.errors import InputError
 from ..core.parallel import cores, pool
 from ..corpus import audio
+from ..corpus.build import LeftOut, find_audio
 from ..corpus.manifest import UNKNOWN_SPEAKER, Split
-from .inference import run
 
 logger = logging.getLogger("emohubert")
 
@@ -67,54 +66,27 @@ def find_files(paths):
     Raises:
         InputError: a folder holds no audio.
     """
-    endings = audio.EXTENSIONS | {f".{name.lower()}" for name in soundfile.available_formats()} | {".aifc", ".oga", ".wave", ".snd"}
     found = {}
     for path in map(str, paths):
         if not os.path.isdir(path):
             found[path] = None
             continue
-        below, other = [], Counter()
-        for folder, folders, names in _walk(path):
-            other["hidden folders"] += sum(name.startswith(".") for name in folders)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                ending = os.path.splitext(name)[1].lower()
-                if name.startswith("."):
-                    other["hidden"] += 1
-                elif ending in endings:
-                    below.append(os.path.join(folder, name))
-                else:
-                    other[ending or "without an ending"] += 1
-        if other.total():
-            counts = ", ".join(f"{n} {ending}" for ending, n in other.most_common() if n)
-            logger.info("%s: files that are not audio by their names are left out: %s", path, counts)
+        below = dict.fromkeys(find_audio(path, LeftOut()))
+        others = Counter(p.suffix.lower() for p in Path(path).rglob("*") if p.is_file() and p.relative_to(path).as_posix() not in below)
+        if others:
+            counts = ", ".join(f"{n} {ending or 'without an ending'}" for ending, n in others.most_common())
+            logger.info("%s: files that are hidden or not audio by their names are left out: %s", path, counts)
         if not below:
             raise InputError(f"{path}: holds no file with the ending of an audio format; name the files themselves, or another folder")
-        found |= dict.fromkeys(below)
+        found |= dict.fromkeys(os.path.join(path, name) for name in below)
     return list(found)
-
-
-def _walk(folder):
-    """os.walk that follows links, but into no folder twice."""
-    seen = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield where, folders, names
 
 
 def windows(n_samples, window=None, hop=None):
     """Cut a recording into windows: int64 (parts, 2) of first sample and the one after the last.
 
-    Windows begin every `hop`; the last one ends with the recording, so it may begin sooner after its neighbour. A recording
-    no longer than a window is one part.
-
-    Args:
-        n_samples: length of the recording.
-        window, hop: in samples, hop ≤ window; without a window the recording is one part.
+    Windows begin every `hop` samples; the last one ends with the recording, so it may begin sooner after the one before. A
+    recording no longer than a window, or without a window, is one part.
     """
     if window is None or n_samples <= window:
         return np.array([[0, n_samples]], dtype=np.int64)
@@ -130,23 +102,20 @@ def predict_files(
     window=None,
     hop=None,
     longest=LONGEST_SECONDS,
-    batch_seconds=100.0,
-    device="cpu",
-    workers=0,
-    padded=None,
     embeddings=False,
     speaker=UNKNOWN_SPEAKER,
+    **options,
 ):
     """Predict audio files of any format, rate and length.
 
     Args:
-        task, model: from `checkpoints.load_trained`.
+        task, model: from `load_trained`.
         paths: list of str.
         window, hop: of a time line, in seconds; by default files are predicted whole.
         longest: without a window, seconds of the longest file that is predicted.
-        batch_seconds, device, workers, padded: as for `inference.run`.
         embeddings: keep the pooled vectors.
-        speaker: who is heard in all files, see `check_speaker`; by default the unknown speaker.
+        speaker: of all files, see `check_speaker`; by default the unknown speaker.
+        options: batch_seconds, device, workers, padded of `inference.run`.
 
     Yields:
         A FilePrediction for every file, also for those that cannot be predicted; not in order (see `in_order`), but never
@@ -155,54 +124,49 @@ def predict_files(
     Raises:
         InputError: window or hop make no sense.
     """
-    cut = _cut(window, hop, longest)
-    options = (window is not None, embeddings, batch_seconds, device, workers, padded, speaker)
+    measure = functools.partial(_measure, _cutter(window, hop, longest))
+    predict = functools.partial(_predict, task, model, in_blocks=window is not None, embeddings=embeddings, speaker=speaker, **options)
     for first in range(0, len(paths), _FILES):
-        measured = pool(workers or cores()).map(_measure, range(first, first + _FILES), paths[first : first + _FILES], [cut] * _FILES)
         group, parts = [], 0
-        for prediction in measured:
+        for prediction in pool(options.get("workers") or cores()).map(measure, range(first, first + _FILES), paths[first : first + _FILES]):
             if prediction.error is not None:
                 yield prediction
                 continue
             group.append(prediction)
             parts += len(prediction.spans)
             if parts >= _PARTS:
-                yield from _predict(task, model, group, *options)
+                yield from predict(group)
                 group, parts = [], 0
         if group:
-            yield from _predict(task, model, group, *options)
+            yield from predict(group)
 
 
-def _cut(window, hop, longest):
+def _cutter(window, hop, longest):
     """A function from a number of samples to spans; it raises InputError for a recording that is too short or too long."""
-    if window is None:
-        if hop is not None:
-            raise InputError("--hop without --window; give both, or neither")
-        most = int(longest * audio.SAMPLE_RATE)
-    else:
-        hop = window if hop is None else hop
-        window, hop = round(window * audio.SAMPLE_RATE), round(hop * audio.SAMPLE_RATE)
+    if window is None and hop is not None:
+        raise InputError("--hop without --window; give both, or neither")
+    if window is not None:
+        window, hop = (round((window if seconds is None else seconds) * audio.SAMPLE_RATE) for seconds in (window, hop))
         if window < audio.RECEPTIVE_FIELD:
             raise InputError(f"--window: {window} samples are under one frame ({audio.RECEPTIVE_FIELD}); use 0.025 s or more")
         if not 0 < hop <= window:
             raise InputError(
                 f"--hop: {hop} samples for windows of {window}; use more than 0, and no more than the window: nothing is lost then"
             )
-        most = None
 
     def cut(n_samples):
+        seconds = n_samples / audio.SAMPLE_RATE
         if n_samples < audio.RECEPTIVE_FIELD:
             raise InputError(f"{n_samples} samples at 16 kHz are under one frame ({audio.RECEPTIVE_FIELD}); leave the file out")
-        if most is not None and n_samples > most:
-            raise InputError(
-                f"{n_samples / audio.SAMPLE_RATE:.1f} s are more than --longest {longest:g}; use --window for a time line, or a larger --longest"
-            )
+        if window is None and seconds > longest:
+            raise InputError(f"{seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or a larger --longest")
         return windows(n_samples, window, hop)
 
     return cut
 
 
-def _measure(index, path, cut):
+def _measure(cut, index, path):
+    """The FilePrediction of a file before it is predicted: its spans, or an error."""
     try:
         n_samples = audio.probe(path).n_samples
     except InputError as error:
@@ -215,24 +179,27 @@ def _measure(index, path, cut):
         return FilePrediction(index, path, error=InputError(f"{path}: {error}"))
 
 
-def _predict(task, model, files, cached, embeddings, batch_seconds, device, workers, padded, speaker):
-    """The predictions of files with spans; with `cached`, a file is decoded in blocks that its windows share."""
+def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
+    """The predictions of files with spans; with `in_blocks`, a file is decoded in blocks that its windows share."""
+    import torch
+
+    from .inference import run
+
     owner = np.repeat(np.arange(len(files)), [len(f.spans) for f in files])
     spans = np.concatenate([f.spans for f in files])
-    row = np.concatenate([np.arange(len(f.spans)) for f in files])
+    part = np.concatenate([np.arange(len(f.spans)) for f in files])
     paths = [files[i].path for i in owner]
     split = Split(Path("."), "files", Path(), paths, spans[:, 1] - spans[:, 0], speakers=[speaker] * len(paths))
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(paths), dtype=np.int64))
-    read = _Blocks() if cached else audio.read
+    read = _Blocks() if in_blocks else audio.read
 
     def load(index):
-        start, stop = map(int, spans[index])
-        samples = _read(read, paths[index], start, stop)
+        samples = _read(read, paths[index], *map(int, spans[index]))
         source = torch.from_numpy(audio.normalise(samples) if dataset.normalise else samples)
         return {"id": index, "source": source, "target": dataset.targets[index], **dataset.drawn(index, audio.n_frames(len(samples)))}
 
     missing = [len(f.spans) for f in files]
-    with contextlib.closing(run(task, model, dataset, load, batch_seconds, device, workers, padded)) as found:
+    with contextlib.closing(run(task, model, dataset, load, **options)) as found:
         for outcome in found:
             which = owner[outcome.index]
             file = files[which]
@@ -243,11 +210,11 @@ def _predict(task, model, files, cached, embeddings, batch_seconds, device, work
                 if file.values is None:
                     file.values = np.empty((len(file.spans), len(outcome.values)))
                     file.embeddings = np.empty((len(file.spans), len(outcome.embedding)), np.float32) if embeddings else None
-                file.values[row[outcome.index]] = outcome.values
+                file.values[part[outcome.index]] = outcome.values
                 if embeddings:
-                    file.embeddings[row[outcome.index]] = outcome.embedding
+                    file.embeddings[part[outcome.index]] = outcome.embedding
             if not missing[which]:
-                files[which] = None
+                files[which] = None  # its memory is the receiver's
                 yield file if file.error is None else FilePrediction(file.index, file.path, error=file.error)
 
 
@@ -262,24 +229,15 @@ def _read(read, path, start, stop):
 
 
 class _Blocks:
-    """Reads parts of recordings, each block of a recording decoded once; the last few blocks are kept."""
-
-    _KEPT = 4
+    """Reads windows of recordings, each block of a recording decoded once; the last few blocks are kept."""
 
     def __init__(self):
-        self._blocks, self._lock = OrderedDict(), threading.Lock()
+        self._read, self._lock = functools.lru_cache(4)(audio.read), threading.Lock()
 
     def __call__(self, path, start, stop):
-        key = (path, start // _BLOCK)
         first = start // _BLOCK * _BLOCK
         with self._lock:  # windows come in order: a second thread nearly always wants the same block
-            block = self._blocks.get(key)
-            if block is None or first + len(block) < stop:
-                block = audio.read(path, first, max(first + _BLOCK, stop) + stop - start)
-                self._blocks[key] = block
-            self._blocks.move_to_end(key)
-            while len(self._blocks) > self._KEPT:
-                self._blocks.popitem(last=False)
+            block = self._read(path, first, first + _BLOCK + stop - start)
         return block[start - first : stop - first]
 
 
@@ -293,14 +251,11 @@ def in_order(predictions):
             expected += 1
 
 
-# --- a new speaker ----------------------------------------------------------------------------------------------------
-
-
 def check_speaker(task, speaker):
     """Raise InputError unless a model has an embedding of a speaker.
 
     Args:
-        task: from `checkpoints.load_trained`, with the speakers of `adaptation.NewSpeakers.add_to`.
+        task: from `load_trained`, with the speakers of `NewSpeakers.add_to`.
         speaker: id.
     """
     if speaker not in task.speakers:
@@ -345,52 +300,42 @@ class Layout:
         """Names of the model's outputs."""
         return list(self.classes or self.dimensions)
 
-    def rows(self, prediction):
-        """(texts and times of a part, its values) for each part of a file."""
-        for part, values in enumerate(prediction.values):
-            row = [prediction.path]
-            if self.timeline:
-                row += [round(int(n) / audio.SAMPLE_RATE, 6) for n in prediction.spans[part]]
-            if self.calibrated:
-                row += [prediction.speaker, prediction.heard[part]]
-            if self.classes:
-                row.append(self.classes[int(np.argmax(values))])
-            yield row, values
+    def rows(self, predictions):
+        """(texts and times of a part, its values) for each part of each file."""
+        for file in predictions:
+            for part, values in enumerate(file.values):
+                times = [round(int(n) / audio.SAMPLE_RATE, 6) for n in file.spans[part]] if self.timeline else []
+                speaker = [file.speaker, file.heard[part]] if self.calibrated else []
+                yield [file.path, *times, *speaker, *([self.classes[int(np.argmax(values))]] if self.classes else [])], values
 
 
 def write_table(f, predictions, layout):
     """Aligned columns for reading; numbers have three digits."""
-    columns = [*layout.texts, *layout.numbers]
-    longest = {"file": layout.width, "start": 9, "end": 9, "speaker": 8, "heard": 5, "emotion": max(map(len, [*layout.classes, "emotion"]))}
-    widths = [longest.get(name, 0) for name in layout.texts] + [max(len(name), 6) for name in layout.numbers]
+    emotion = max(map(len, [*layout.classes, "emotion"]))
+    places = {"file": f"<{layout.width}", "start": ">9", "end": ">9", "speaker": "<8", "heard": ">5", "emotion": f"<{emotion}"}
+    places = [places[name] for name in layout.texts] + [f">{max(len(name), 6)}" for name in layout.numbers]
 
     def line(cells):
-        aligned = [
-            c.ljust(w) if name in ("file", "speaker", "emotion") else c.rjust(w) for c, w, name in zip(cells, widths, columns, strict=True)
-        ]
-        f.write("  ".join(aligned).rstrip() + "\n")
+        f.write("  ".join(map(format, cells, places)).rstrip() + "\n")
 
-    line(columns)
-    for prediction in predictions:
-        for row, values in layout.rows(prediction):
-            line([f"{c:.3f}" if isinstance(c, float) else str(c) for c in row] + [f"{v:.3f}" for v in values])
+    line([*layout.texts, *layout.numbers])
+    for row, values in layout.rows(predictions):
+        line([*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), *(f"{v:.3f}" for v in values)])
 
 
 def write_json_lines(f, predictions, layout):
     """One JSON object a line: `file`, `start`, `end`, `speaker`, `heard`, `emotion` as they apply, `probabilities` or `dimensions`."""
     key = "probabilities" if layout.classes else "dimensions"
-    for prediction in predictions:
-        for row, values in layout.rows(prediction):
-            numbers = {name: round(float(v), 8) for name, v in zip(layout.numbers, values, strict=True)}
-            f.write(json.dumps({**dict(zip(layout.texts, row, strict=True)), key: numbers}, ensure_ascii=False) + "\n")
+    for row, values in layout.rows(predictions):
+        numbers = {name: round(float(v), 8) for name, v in zip(layout.numbers, values, strict=True)}
+        f.write(json.dumps({**dict(zip(layout.texts, row, strict=True)), key: numbers}, ensure_ascii=False) + "\n")
 
 
 def write_csv(f, predictions, layout):
     """CSV with a header; probabilities are the columns `p_CLASS`."""
     writer = csv.writer(f, lineterminator="\n")
     writer.writerow([*layout.texts, *(f"p_{name}" if layout.classes else name for name in layout.numbers)])
-    for prediction in predictions:
-        writer.writerows([*row, *(f"{v:.8g}" for v in values)] for row, values in layout.rows(prediction))
+    writer.writerows([*row, *(f"{v:.8g}" for v in values)] for row, values in layout.rows(predictions))
 
 
 FORMATS = {"table": write_table, "json": write_json_lines, "csv": write_csv}
