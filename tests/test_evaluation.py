@@ -149,10 +149,10 @@ NAMES = np.array(["a", "b"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not an embeddings file"),
-        (b"nonsense", "not an embeddings file"),
-        (_npz(ids=NAMES, speakers=NAMES, embeddings=np.ones((2, 3), np.float32))[:200], "not an embeddings file"),
-        (_npz(ids=NAMES), "not an embeddings file"),
+        (b"", "does not hold embeddings"),
+        (b"nonsense", "does not hold embeddings"),
+        (_npz(ids=NAMES, speakers=NAMES, embeddings=np.ones((2, 3), np.float32))[:200], "does not hold embeddings"),
+        (_npz(ids=NAMES), "does not hold embeddings"),
         (_npz(ids=NAMES, speakers=NAMES, embeddings=np.ones((3, 3), np.float32)), "expected n × d floats with n names each"),
         (_npz(ids=NAMES, speakers=NAMES, embeddings=np.ones(2, np.float32)), "expected n × d floats"),
         (_npz(ids=NAMES, speakers=NAMES, embeddings=np.full((2, 3), np.nan, np.float32)), "the embedding of “a” is not finite"),
@@ -170,7 +170,7 @@ def test_a_pickle_among_embeddings_does_not_run(tmp_path, monkeypatch, bare):
     hostile = np.array([_Hostile(), _Hostile()], dtype=object)
     content = pickle.dumps(hostile) if bare else _npz(ids=hostile, speakers=NAMES, embeddings=np.ones((2, 3), np.float32))
     (tmp_path / "e.npz").write_bytes(content)
-    with pytest.raises(InputError, match="not an embeddings file"):
+    with pytest.raises(InputError, match="does not hold embeddings"):
         read_embeddings(tmp_path / "e.npz")
     assert not (tmp_path / "ran").exists()
 

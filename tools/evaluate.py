@@ -39,14 +39,6 @@ def main(argv=None):
         "--normalise-speakers", metavar="FILE", help="embeddings.npz of the training split: the head gets speaker-normalised vectors"
     )
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
-    parser.add_argument(
-        "--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; results do not depend on it"
-    )
-    parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
-    parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
-    parser.add_seed()
-    parser.add_device()
-    parser.add_overwrite()
     args = parser.parse_args(argv)
 
     from emohubert.core.device import choose_device

@@ -41,12 +41,6 @@ def main(argv=None):
     parser.add_argument("--reverb-files", metavar="DIR", help="folder of impulse responses, in place of --t60: one condition")
     parser.add_argument("--drr", type=float, default=0.0, metavar="DB", help="direct-to-reverberant ratio of the generated rooms")
     parser.add_argument("--keep", choices=("start", "centre"), default="centre", help="what is kept of longer recordings")
-    parser.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read audio; 0: one for each core")
-    parser.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
-    parser.add_seed()
-    parser.add_device()
-    parser.add_overwrite()
     args = parser.parse_args(argv)
 
     from emohubert.core.device import choose_device

@@ -74,11 +74,17 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def add_evaluated(self):
-        """CKPT MANIFEST_DIR SPLIT OUT_DIR: what is evaluated, and where the results go."""
+        """CKPT MANIFEST_DIR SPLIT OUT_DIR: what is evaluated, and where the results go; and how."""
         self.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
         self.add_argument("manifest_dir", metavar="MANIFEST_DIR", help="manifest directory")
         self.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
         self.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
+        self.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
+        self.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; changes no result")
+        self.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one a core")
+        self.add_seed()
+        self.add_device()
+        self.add_overwrite()
 
     def add_overwrite(self):
         """--overwrite, with its one meaning."""

@@ -5,6 +5,7 @@ network fed with them does not learn.
 """
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,6 @@ def read_arrays(path, names, what):
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{path}: does not hold {what} ({reason}); expected an .npz with plain arrays {', '.join(names)}") from error

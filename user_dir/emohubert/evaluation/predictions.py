@@ -6,8 +6,6 @@ every dimension. A reference that does not exist is `-` (class) or `nan` (dimens
 
 import csv
 import logging
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -16,6 +14,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import atomic
 from ..corpus.manifest import NO_EMOTION, read_table
+from ..data.speaker_vectors import read_arrays
 from . import metrics
 
 logger = logging.getLogger(__name__)
@@ -173,10 +172,7 @@ def write_predictions(path, predictions):
 
 
 def read_predictions(path):
-    """Read a `predictions.tsv` of either kind.
-
-    Returns:
-        ClassPredictions or DimensionPredictions, by the header.
+    """Read a `predictions.tsv` of either kind: ClassPredictions or DimensionPredictions, by the header.
 
     Raises:
         InputError: missing, empty or malformed: the message names the line and what was expected.
@@ -190,8 +186,7 @@ def read_predictions(path):
         )
     if not table["id"]:
         raise InputError(f"{path}: lists no utterance; run tools/evaluate.py again")
-    twice = [name for name, count in Counter(table["id"]).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(table["id"]).items() if count > 1]:
         line = len(table["id"]) + 1 - table["id"][::-1].index(twice[0])
         raise InputError(f"{path}:{line}: the utterance “{twice[0]}” is listed twice; remove one line")
     return _read_classes(path, table) if header[2:4] == ["emo", "emo_pred"] else _read_dimensions(path, table)
@@ -202,15 +197,14 @@ def _read_classes(path, table):
     if len(columns) < 2 or not all(c.startswith(PREFIX) and len(c) > len(PREFIX) for c in columns):
         raise InputError(f"{path}:1: expected a column p_CLASS for each of two or more classes after emo_pred, found {columns}; correct it")
     classes = [c[len(PREFIX) :] for c in columns]
-    probabilities = np.stack([_numbers(path, table, c) for c in columns], axis=1)
-    for number, row in enumerate(probabilities, 2):
+    probabilities = _numbers(path, table, columns)
+    for line, (row, decided) in enumerate(zip(probabilities, table["emo_pred"], strict=True), 2):
         if not ((row >= 0).all() and abs(row.sum() - 1) <= 0.01):  # NaN fails the first
-            raise InputError(f"{path}:{number}: the probabilities {row.round(4).tolist()} do not sum to 1; write them again")
-    for number, value in enumerate(table["emo_pred"], 2):
-        if value not in classes:
-            raise InputError(f"{path}:{number}: emo_pred is “{value}”, which is not among the classes {' '.join(classes)}; correct it")
-    table["emo"] = known_references(table["emo"], classes, path)
-    return ClassPredictions(table["id"], table["speaker"], table["emo"], table["emo_pred"], classes, probabilities)
+            raise InputError(f"{path}:{line}: the probabilities {row.round(4).tolist()} do not sum to 1; write them again")
+        if decided not in classes:
+            raise InputError(f"{path}:{line}: emo_pred is “{decided}”, which is not among the classes {' '.join(classes)}; correct it")
+    emotions = known_references(table["emo"], classes, path)
+    return ClassPredictions(table["id"], table["speaker"], emotions, table["emo_pred"], classes, probabilities)
 
 
 def _read_dimensions(path, table):
@@ -218,35 +212,29 @@ def _read_dimensions(path, table):
     dims = columns[::2]
     if columns[1::2] != [name + SUFFIX for name in dims]:
         raise InputError(f"{path}:1: expected columns in pairs NAME NAME_pred after speaker, found {' '.join(columns)[:120]}; correct it")
-    references, predicted = (np.stack([_numbers(path, table, c) for c in columns[start::2]], axis=1) for start in (0, 1))
-    for array, names in ((references, dims), (predicted, columns[1::2])):
-        allowed = np.isfinite(array) | (np.isnan(array) if array is references else False)
-        if not allowed.all():
-            row, column = np.argwhere(~allowed)[0]
-            raise InputError(f"{path}:{row + 2}: {names[column]} is {array[row, column]}, not a finite number; correct it")
-    return DimensionPredictions(table["id"], table["speaker"], dims, references, predicted)
+    numbers = _numbers(path, table, columns)
+    wrong = ~np.isfinite(numbers)
+    wrong[:, ::2] &= ~np.isnan(numbers[:, ::2])  # a reference may be missing
+    for row, column in np.argwhere(wrong)[:1]:
+        raise InputError(f"{path}:{row + 2}: {columns[column]} is {numbers[row, column]}, not a finite number; correct it")
+    return DimensionPredictions(table["id"], table["speaker"], dims, numbers[:, ::2], numbers[:, 1::2])
 
 
-def _numbers(path, table, column):
-    try:
-        return np.array(table[column], dtype=np.float64)
-    except ValueError:
-        for number, text in enumerate(table[column], 2):
+def _numbers(path, table, columns):
+    """(n, columns) float64."""
+    numbers = np.empty((len(table["id"]), len(columns)))
+    for column, name in enumerate(columns):
+        for row, text in enumerate(table[name]):
             try:
-                float(text)
+                numbers[row, column] = float(text)
             except ValueError:
-                raise InputError(f"{path}:{number}: {column} is “{text[:40]}”, not a number; correct it") from None
-        raise
+                raise InputError(f"{path}:{row + 2}: {name} is “{text[:40]}”, not a number; correct it") from None
+    return numbers
 
 
 @dataclass
 class Embeddings:
-    """Utterance embeddings.
-
-    Attributes:
-        ids, speakers: lists of str.
-        values: float32 (n, d).
-    """
+    """Utterance embeddings: `ids` and `speakers`, lists of str, and `values`, float32 (n, d)."""
 
     ids: list
     speakers: list
@@ -263,28 +251,18 @@ def write_embeddings(path, ids, speakers, values):
 
 
 def read_embeddings(path):
-    """Read an `embeddings.npz`; nothing in it can run (`allow_pickle=False`).
+    """Read an `embeddings.npz`; nothing in it can run.
 
     Raises:
         InputError: missing, not such a file, arrays of unequal lengths, or values that are not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("ids", "speakers", "embeddings")}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; make it with tools/evaluate.py … --embeddings") from error
-    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path}: not an embeddings file ({' '.join(str(error).split())[:100]}); expected an npz with plain arrays ids, speakers and "
-            "embeddings, as tools/evaluate.py --embeddings writes it"
-        ) from error
-    ids, speakers, values = arrays["ids"], arrays["speakers"], arrays["embeddings"]
+    arrays = read_arrays(path, ("ids", "speakers", "embeddings"), "embeddings of tools/evaluate.py --embeddings")
+    ids, speakers, values = arrays.values()
     if values.ndim != 2 or values.dtype.kind != "f" or ids.shape != (len(values),) or speakers.shape != ids.shape or ids.dtype.kind != "U":
         raise InputError(
             f"{path}: embeddings {values.shape} {values.dtype} with ids {ids.shape} {ids.dtype} and speakers {speakers.shape}; "
             "expected n × d floats with n names each; make it again with tools/evaluate.py --embeddings"
         )
-    if not np.isfinite(values).all():
-        row = int(np.argwhere(~np.isfinite(values))[0][0])
+    for row in np.flatnonzero(~np.isfinite(values).all(1))[:1]:
         raise InputError(f"{path}: the embedding of “{ids[row]}” is not finite; evaluate a checkpoint that did not diverge")
     return Embeddings(ids.tolist(), speakers.astype(np.str_).tolist(), values.astype(np.float32))

@@ -16,8 +16,8 @@ def read_results(rows, macro_f1=False):
         macro_f1: of classes, also that score.
 
     Returns:
-        list of {"name", "setting", "runs", "utterances", "speakers", "scores": {score: [a value per run]}}, in order. Scores are UA and WA in
-        percent, and CCC per dimension.
+        list of {"name", "setting", "runs", "utterances", "scores": {score: [a value per run]}}, in order. Scores are UA and WA
+        in percent, and CCC per dimension.
 
     Raises:
         InputError: a metrics.json is missing or is not one.

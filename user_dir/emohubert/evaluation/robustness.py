@@ -153,54 +153,36 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     Raises:
         InputError: a file cannot be read; nothing in the split has a reference.
     """
-    from .inference import speaker_setting
+    from .inference import predict_split, speaker_setting
 
     directory = make_folder(directory)
     folder = make_folder(directory / "conditions")
     (directory / "robustness.json").unlink(missing_ok=True)
     task.cfg.seed = seed  # the dataset's: nothing but degradation is drawn outside of training
-    clean, rows = None, []
-    for condition in [None, *chosen]:
-        name = "clean" if condition is None else condition.name
-        predictions = _predictions(folder, name, condition, task, model, split, settings, seed, overwrite, options)
-        scores = scoring.evaluate(predictions, repeats=repeats, seed=seed)
-        if clean is None:
-            clean, overall = predictions, scores
-            if not scores["n"]:
-                raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
-        group, level = ("clean", "") if condition is None else (condition.group, condition.level)
-        tests = {} if condition is None else scoring.compare(predictions, clean, repeats, seed=seed)["tests"]
-        rows.append({"name": name, "group": group, "level": level, "scores": _scores(scores, tests)})
-    report = {
-        "title": "Robustness",
-        "split": str(split.tsv),
-        **speaker_setting(task, split),
-        "n": overall["n"],
-        "speakers": len(overall["per_speaker"]),
-        "seed": seed,
-        "repeats": repeats,
-        "conditions": rows,
-    }
+    found, rows, overall = [], [], None
+    for condition in [Condition("clean", "", None), *chosen]:
+        stem = re.sub(r"[^a-z0-9.]+", "_", condition.name.lower()).strip("_")
+        path, transform = folder / f"{stem}.tsv", condition if condition.change else None
+        depends = [condition.name, condition.settings, seed, degradations.VERSION, synthetic.VERSION] if transform else []
+        stamp = Stamp(folder / f".{stem}.json", {"depends": [settings, *depends]}, [path])
+        if overwrite or not stamp.is_current():
+            stamp.clear()
+            write_predictions(path, predict_split(task, model, split, transform=transform, **options)[0])
+            stamp.write()
+        found.append(read_predictions(path))  # as they are in the file, made now or before
+        scores = scoring.evaluate(found[-1], repeats=repeats, seed=seed)
+        overall = overall if transform else scores
+        if not scores["n"]:
+            raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
+        tests = scoring.compare(found[-1], found[0], repeats, seed)["tests"] if transform else {}
+        rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
+    counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
+    report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}
     write_table(directory / "robustness.tsv", report)
     write_lines(directory / "robustness.md", markdown(report))
     draw(directory / "robustness.png", report)
     write_json(directory / "robustness.json", report)
     return report
-
-
-def _predictions(folder, name, condition, task, model, split, settings, seed, overwrite, options):
-    """Predictions under a condition, made now or taken over; always as they are in the file, so that both are the same."""
-    stem = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
-    path = folder / f"{stem}.tsv"
-    depends = [settings] if condition is None else [settings, name, condition.settings, seed, degradations.VERSION, synthetic.VERSION]
-    stamp = Stamp(folder / f".{stem}.json", {"depends": depends}, [path])
-    if overwrite or not stamp.is_current():
-        from .inference import predict_split
-
-        stamp.clear()
-        write_predictions(path, predict_split(task, model, split, transform=condition, **options)[0])
-        stamp.write()
-    return read_predictions(path)
 
 
 def _scores(scores, tests):
@@ -223,16 +205,17 @@ def _scores(scores, tests):
 
 def write_table(path, report):
     """Write `condition` and, for each score, `NAME NAME_low NAME_high NAME_change NAME_change_low NAME_change_high NAME_p`."""
-    names = list(report["conditions"][0]["scores"])
+    import pandas as pd
+
     ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_p")
+    rows = []
+    for row in report["conditions"]:
+        rows.append({"condition": row["name"]})
+        for name, s in row["scores"].items():
+            values = (s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"])
+            rows[-1] |= {name.replace(" ", "_") + end: value for end, value in zip(ends, values, strict=True)}
     with atomic(path) as f:
-        f.write("\t".join(["condition", *(f"{name.replace(' ', '_')}{end}" for name in names for end in ends)]) + "\n")
-        for row in report["conditions"]:
-            cells = [row["name"]]
-            for s in row["scores"].values():
-                values = (s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"])
-                cells += ["-" if v is None or math.isnan(v) else f"{v:.6g}" for v in values]
-            f.write("\t".join(cells) + "\n")
+        pd.DataFrame(rows).to_csv(f, sep="\t", index=False, float_format="%.6g", na_rep="-", lineterminator="\n")
 
 
 def markdown(report):
