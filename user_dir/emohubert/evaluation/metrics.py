@@ -88,11 +88,6 @@ def weighted_accuracy(reference, predicted):
     return float(confusion_scores(confusion_matrix(reference, predicted))["WA"])
 
 
-def macro_f1(reference, predicted):
-    """Macro F1 of labels, see `confusion_scores`."""
-    return float(confusion_scores(confusion_matrix(reference, predicted))["macro_f1"])
-
-
 def expected_calibration_error(confidence, correct, bins=15):
     """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equally wide bins, weighted by their counts.
 
@@ -109,16 +104,14 @@ def expected_calibration_error(confidence, correct, bins=15):
 
 
 def threshold_sweep(is_class, probability, thresholds=None):
-    """What deciding for one class at `probability >= threshold` would give, for each threshold.
+    """What deciding for one class at `probability >= threshold` would give, for each threshold (0.05, 0.10, …, 0.95 by default).
 
     Args:
-        is_class: (n) whether the reference is that class.
-        probability: (n) the system's probability of that class.
-        thresholds: ascending; 0.05, 0.10, …, 0.95 by default.
+        is_class, probability: (n) whether the reference is that class, and the system's probability of it.
 
     Returns:
-        {"threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"}, arrays as long as `thresholds`.
-        Precision, recall and F1 without any candidate are 0, as scikit-learn's `zero_division=0`.
+        {"threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"}, an array each. Precision, recall and F1 without
+        any candidate are 0, as scikit-learn's `zero_division=0`.
     """
     is_class, probability = np.asarray(is_class, dtype=bool), np.asarray(probability, dtype=np.float64)
     _same_length(is_class, probability)
@@ -223,12 +216,7 @@ def bootstrap(parts, score, repeats=2000, seed=1):
 
     Args:
         parts: (speakers, …) per-speaker tables that add up: confusion matrices or moments.
-        score: function of summed parts (draws, …) → {name: (draws)}.
-        repeats: number of draws.
-        seed: of the draws.
-
-    Returns:
-        {name: (draws)}.
+        score: function of summed parts (draws, …) → {name: (draws)}, which is returned.
     """
     parts = np.asarray(parts, dtype=np.float64)
     return score(np.tensordot(_drawn(np.random.default_rng(seed), len(parts), repeats), parts, axes=1))

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import itertools
 import json
 import logging
 import os
@@ -29,11 +30,9 @@ _BLOCK = 300 * audio.SAMPLE_RATE  # of a recording that is cut into windows, wha
 
 @dataclass
 class FilePrediction:
-    """What a model says about one file.
+    """What a model says about one file: that of place `index` in the list, at `path`.
 
     Attributes:
-        index: place in the list of files.
-        path: of the file.
         spans: int64 (parts, 2): first sample of each part and the one after its last, at 16 kHz.
         values: float64 (parts, classes), probabilities, or (parts, dimensions).
         embeddings: float32 (parts, width), pooled vectors, or None where they are not wanted.
@@ -56,9 +55,6 @@ def find_files(paths):
     """The audio files that paths name: files as they are, folders with everything below them in the order of names.
 
     In folders, hidden files and those whose ending no audio format has are left out, and counted in the log.
-
-    Args:
-        paths: of files and folders.
 
     Returns:
         list of str, each file once.
@@ -142,7 +138,7 @@ def predict_files(
 
 
 def _cutter(window, hop, longest):
-    """A function from a number of samples to spans; it raises InputError for a recording that is too short or too long."""
+    """A function from a path and its number of samples to spans; InputError for a recording that is too short or too long."""
     if window is None and hop is not None:
         raise InputError("--hop without --window; give both, or neither")
     if window is not None:
@@ -154,12 +150,14 @@ def _cutter(window, hop, longest):
                 f"--hop: {hop} samples for windows of {window}; use more than 0, and no more than the window: nothing is lost then"
             )
 
-    def cut(n_samples):
+    def cut(path, n_samples):
         seconds = n_samples / audio.SAMPLE_RATE
         if n_samples < audio.RECEPTIVE_FIELD:
-            raise InputError(f"{n_samples} samples at 16 kHz are under one frame ({audio.RECEPTIVE_FIELD}); leave the file out")
+            raise InputError(f"{path}: {n_samples} samples at 16 kHz are under one frame ({audio.RECEPTIVE_FIELD}); leave the file out")
         if window is None and seconds > longest:
-            raise InputError(f"{seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or a larger --longest")
+            raise InputError(
+                f"{path}: {seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or a larger --longest"
+            )
         return windows(n_samples, window, hop)
 
     return cut
@@ -168,15 +166,11 @@ def _cutter(window, hop, longest):
 def _measure(cut, index, path):
     """The FilePrediction of a file before it is predicted: its spans, or an error."""
     try:
-        n_samples = audio.probe(path).n_samples
-    except InputError as error:
-        return FilePrediction(index, path, error=error)
+        return FilePrediction(index, path, cut(path, audio.probe(path).n_samples))
     except OSError as error:
         return FilePrediction(index, path, error=InputError(f"{path}: cannot be read ({error.strerror}); look at its permissions"))
-    try:
-        return FilePrediction(index, path, cut(n_samples))
     except InputError as error:
-        return FilePrediction(index, path, error=InputError(f"{path}: {error}"))
+        return FilePrediction(index, path, error=error)
 
 
 def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
@@ -273,15 +267,8 @@ def check_speaker(task, speaker):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a line of output holds.
-
-    Attributes:
-        classes: names, or empty for dimensions.
-        dimensions: names, or empty for classes.
-        timeline: with start and end in seconds.
-        calibrated: with speaker and heard.
-        width: characters of the longest path, for tables.
-    """
+    """What a line of output holds: `classes` or `dimensions`, names (the other is empty); with a `timeline` start and end in seconds;
+    if `calibrated` speaker and heard. `width`: characters of the longest path, for tables."""
 
     classes: list
     dimensions: list
@@ -290,7 +277,7 @@ class Layout:
     width: int = 20
 
     @property
-    def texts(self):
+    def columns(self):
         """Columns before the numbers that the model predicts."""
         columns = ["file"] + ["start", "end"] * self.timeline + ["speaker", "heard"] * self.calibrated
         return columns + ["emotion"] * bool(self.classes)
@@ -301,7 +288,7 @@ class Layout:
         return list(self.classes or self.dimensions)
 
     def rows(self, predictions):
-        """(texts and times of a part, its values) for each part of each file."""
+        """(the values of `columns`, those of `numbers`) for each part of each file."""
         for file in predictions:
             for part, values in enumerate(file.values):
                 times = [round(int(n) / audio.SAMPLE_RATE, 6) for n in file.spans[part]] if self.timeline else []
@@ -313,14 +300,11 @@ def write_table(f, predictions, layout):
     """Aligned columns for reading; numbers have three digits."""
     emotion = max(map(len, [*layout.classes, "emotion"]))
     places = {"file": f"<{layout.width}", "start": ">9", "end": ">9", "speaker": "<8", "heard": ">5", "emotion": f"<{emotion}"}
-    places = [places[name] for name in layout.texts] + [f">{max(len(name), 6)}" for name in layout.numbers]
-
-    def line(cells):
-        f.write("  ".join(map(format, cells, places)).rstrip() + "\n")
-
-    line([*layout.texts, *layout.numbers])
-    for row, values in layout.rows(predictions):
-        line([*(f"{c:.3f}" if isinstance(c, float) else str(c) for c in row), *(f"{v:.3f}" for v in values)])
+    places = [places[name] for name in layout.columns] + [f">{max(len(name), 6)}" for name in layout.numbers]
+    rows = ([*row, *map(float, values)] for row, values in layout.rows(predictions))
+    for cells in itertools.chain([[*layout.columns, *layout.numbers]], rows):
+        texts = (f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells)
+        f.write("  ".join(map(format, texts, places)).rstrip() + "\n")
 
 
 def write_json_lines(f, predictions, layout):
@@ -328,13 +312,13 @@ def write_json_lines(f, predictions, layout):
     key = "probabilities" if layout.classes else "dimensions"
     for row, values in layout.rows(predictions):
         numbers = {name: round(float(v), 8) for name, v in zip(layout.numbers, values, strict=True)}
-        f.write(json.dumps({**dict(zip(layout.texts, row, strict=True)), key: numbers}, ensure_ascii=False) + "\n")
+        f.write(json.dumps({**dict(zip(layout.columns, row, strict=True)), key: numbers}, ensure_ascii=False) + "\n")
 
 
 def write_csv(f, predictions, layout):
     """CSV with a header; probabilities are the columns `p_CLASS`."""
     writer = csv.writer(f, lineterminator="\n")
-    writer.writerow([*layout.texts, *(f"p_{name}" if layout.classes else name for name in layout.numbers)])
+    writer.writerow([*layout.columns, *(f"p_{name}" if layout.classes else name for name in layout.numbers)])
     writer.writerows([*row, *(f"{v:.8g}" for v in values)] for row, values in layout.rows(predictions))
 
 

@@ -100,17 +100,18 @@ def write_results(path, systems, title, notes=(), published=None, **details):
         published: from `read_published`: columns with the paper's numbers, for the systems it has.
         details: what else the JSON file is to hold.
     """
-    path = Path(path)
+    path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
-    lines = []
     for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):
         of_kind = [s for s in systems if tuple(s["scores"]) == kind]
-        beside = [score for score in kind if any((published or {}).get(s["name"], {}).get(score) for s in of_kind)]
+        beside = [score for score in kind if any(published.get(s["name"], {}).get(score) for s in of_kind)]
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
-        cells = [_cells(s) + [(published or {}).get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
-        widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
-        lines += [_line(header, widths), _line(["-" * w for w in widths], widths), *(_line(row, widths) for row in cells), ""]
-    used = [published[s["name"]] for s in systems if s["name"] in (published or {})]
+        cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
+        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+        for row in (header, ["-" * w for w in widths], *cells):
+            lines.append("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        lines.append("")
+    used = [published[s["name"]] for s in systems if s["name"] in published]
     notes = [*notes, *(f"paper: {source}" for source in dict.fromkeys(row["source"] for row in used))]
     content = {"title": title, "notes": notes, "systems": systems, **({"published": used} if used else {}), **details}
     write_json(path.with_suffix(".json"), content)
@@ -120,15 +121,9 @@ def write_results(path, systems, title, notes=(), published=None, **details):
 
 
 def _cells(system):
-    scores = [_spread(values, score) for score, values in system["scores"].items()]
+    scores = []
+    for score, values in system["scores"].items():
+        digits = 1 if score.endswith("%") else 3
+        mean, std, _ = metrics.mean_std(values)
+        scores.append(f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if len(values) > 1 else ""))
     return [system["name"], "; ".join(system["setting"]), str(system["runs"]), str(system["utterances"]), *scores]
-
-
-def _spread(values, score):
-    digits = 1 if score.endswith("%") else 3
-    mean, std, _ = metrics.mean_std(values)
-    return f"{mean:.{digits}f}" if len(values) == 1 else f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
-def _line(cells, widths):
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
