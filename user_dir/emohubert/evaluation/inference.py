@@ -24,14 +24,8 @@ _READ_AHEAD = 3  # batches that are being read or wait for a GPU
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model says about one utterance of a dataset, or why it says nothing.
-
-    Attributes:
-        index: of the utterance.
-        values: float64 (classes), probabilities, or (dimensions).
-        embedding: float32 (width): the pooled vector.
-        error: InputError, or None; with one, there is nothing else.
-    """
+    """What a model says about the utterance `index` of a dataset: `values`, float64, probabilities (classes) or (dimensions), and the
+    pooled vector `embedding`, float32 (width); or `error`, an InputError that says why there is nothing."""
 
     index: int
     values: np.ndarray | None = None
@@ -47,7 +41,7 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
     padded batches, which give the same up to the rounding of float32.
 
     Args:
-        task, model: from `checkpoints.load_trained`.
+        task, model: from `load_trained`.
         dataset: of `task.make_dataset(…, training=False)`.
         load: index → item of the dataset, called in threads; by default its own.
         batch_seconds: most audio in the model at once, padding counted; a longer utterance goes alone.
@@ -112,7 +106,7 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     """Predict every utterance of a split, once, in batches that change nothing.
 
     Args:
-        task, model: from `checkpoints.load_trained`.
+        task, model: from `load_trained`.
         split: a `manifest.Split`; references are taken from it and seen by no part of the model.
         batch_seconds, device, workers: as for `run`.
         transform: what is done to waveforms, as for `task.make_dataset`; or None.
@@ -133,8 +127,7 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
                 raise outcome.error
             outcomes[outcome.index] = outcome
     values, embeddings = np.stack([outcomes[i].values for i in kept]), np.stack([outcomes[i].embedding for i in kept])
-    names = split.ids
-    ids = [names[i] for i in kept]
+    ids = np.array(split.ids, dtype=object)[kept].tolist()
     speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
     if task.classes:
         emotions = known_references([split.emotions[i] if split.emotions else NO_EMOTION for i in kept], task.classes, split.tsv)
@@ -147,11 +140,11 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
 
 
 def speaker_setting(task, split, added=None):
-    """In which setting a split's speakers are met: a sentence for reports.
+    """In which setting a split's speakers are predicted: a sentence for reports.
 
-    `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that
-    they have an embedding. `inductive`: met for the first time; where the model hears speakers, as the unknown one.
-    `added`, {what: ids}: met for the first time, with embeddings that `adaptation.NewSpeakers` gave the model.
+    `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they
+    have an embedding. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `added`,
+    {what: ids}: in neither, with embeddings that `NewSpeakers` gave the model.
     """
     speakers = set(split.speakers or [])
     new = {what: speakers & set(ids) for what, ids in (added or {}).items()}
