@@ -122,10 +122,7 @@ def _reverb(draw, samples, rng):
 
 def _content(recordings):
     """What tells one folder of recordings from another."""
-    return tuple(
-        (p.relative_to(recordings.folder).as_posix(), n, p.stat().st_mtime_ns)
-        for p, n in zip(recordings.paths, recordings.lengths, strict=True)
-    )
+    return tuple((p.name, n, p.stat().st_mtime_ns) for p, n in zip(recordings.paths, recordings.lengths, strict=True))
 
 
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
