@@ -38,15 +38,8 @@ class _Rows:
 
 @dataclass
 class ClassPredictions(_Rows):
-    """Predicted classes.
-
-    Attributes:
-        ids, speakers: lists of str.
-        emotions: reference classes; "-" where there is none.
-        predicted: decided classes.
-        classes: names, in the order of the columns of `probabilities`.
-        probabilities: float64 (n, classes).
-    """
+    """Predicted classes: `emotions` are references, "-" where there is none; `predicted` are decisions; `probabilities` are float64
+    (n, classes), columns in the order of `classes`."""
 
     ids: list
     speakers: list
@@ -76,14 +69,7 @@ class ClassPredictions(_Rows):
 
 @dataclass
 class DimensionPredictions(_Rows):
-    """Predicted dimensions.
-
-    Attributes:
-        ids, speakers: lists of str.
-        dims: names, in the order of the columns of both arrays.
-        references: float64 (n, dims); NaN where there is none.
-        predicted: float64 (n, dims).
-    """
+    """Predicted dimensions: `references`, NaN where there is none, and `predicted` are float64 (n, dims), columns as `dims`."""
 
     ids: list
     speakers: list
@@ -114,13 +100,8 @@ def from_probabilities(ids, speakers, emotions, classes, probabilities):
 
 
 def known_references(emotions, classes, where):
-    """References that can be scored: a class that the model does not know becomes "-", and is counted in the log.
-
-    Args:
-        emotions: reference classes.
-        classes: those of the model.
-        where: the file they come from, for the message.
-    """
+    """References that can be scored: those that are no class of the model become "-" and are counted in the log, with the file
+    `where` they come from."""
     unknown = Counter(e for e in emotions if e not in classes and e != NO_EMOTION)
     if unknown:
         names = ", ".join(f"{name} {n}" for name, n in unknown.most_common(5))
@@ -129,13 +110,12 @@ def known_references(emotions, classes, where):
 
 
 def sweeps(predictions):
-    """Class → `metrics.threshold_sweep` over the utterances with a reference; {} when none has one."""
+    """Class → `metrics.threshold_sweep` over the utterances with a reference."""
     scored = np.flatnonzero(predictions.scored)
     emotions = np.array(predictions.emotions, dtype=object)[scored]
     return {
         name: metrics.threshold_sweep(emotions == name, predictions.probabilities[scored, column])
         for column, name in enumerate(predictions.classes)
-        if len(scored)
     }
 
 
@@ -158,17 +138,23 @@ def rows_in_split(predictions, split):
     return rows
 
 
-def write_predictions(path, predictions):
-    """Write `predictions.tsv` atomically; numbers have 12 significant digits."""
+def write_table(path, columns, digits, undefined="nan"):
+    """Write {column: values} as TSV, atomically; numbers have so many significant digits. A tab or line break is an InputError."""
     import pandas as pd
 
-    table = pd.DataFrame(predictions.columns)
+    table = pd.DataFrame(columns)
     for name in table.select_dtypes("str"):
         if (wrong := table[name].str.contains(r"[\t\r\n]")).any():
             text = table[name][wrong].iloc[0]
             raise InputError(f"{path}: the id, speaker or class {text!r} holds a tab or line break; rename it in the manifest")
+    options = {"float_format": f"%.{digits}g", "na_rep": undefined, "quoting": csv.QUOTE_NONE, "lineterminator": "\n"}
     with atomic(path) as f:
-        table.to_csv(f, sep="\t", index=False, float_format="%.12g", na_rep="nan", quoting=csv.QUOTE_NONE, lineterminator="\n")
+        table.to_csv(f, sep="\t", index=False, **options)
+
+
+def write_predictions(path, predictions):
+    """Write `predictions.tsv`."""
+    write_table(path, predictions.columns, digits=12)
 
 
 def read_predictions(path):

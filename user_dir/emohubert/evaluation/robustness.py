@@ -13,11 +13,11 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import Stamp, atomic, make_folder, write_json, write_lines
+from ..core.files import Stamp, make_folder, write_json, write_lines
 from ..corpus import synthetic
 from ..data import degradations
 from . import scoring
-from .predictions import read_predictions, write_predictions
+from .predictions import read_predictions, write_predictions, write_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
 """Scores of classes and how they are called; for dimensions it is the CCC of each."""
@@ -175,7 +175,7 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
         rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
     counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
     report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}
-    write_table(directory / "robustness.tsv", report)
+    write_tsv(directory / "robustness.tsv", report)
     write_lines(directory / "robustness.md", markdown(report))
     draw(directory / "robustness.png", report)
     write_json(directory / "robustness.json", report)
@@ -200,19 +200,15 @@ def _scores(scores, tests):
     }
 
 
-def write_table(path, report):
+def write_tsv(path, report):
     """Write `condition` and, for each score, `NAME NAME_low NAME_high NAME_change NAME_change_low NAME_change_high NAME_p`."""
-    import pandas as pd
-
-    ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_p")
-    rows = []
-    for row in report["conditions"]:
-        rows.append({"condition": row["name"]})
-        for name, s in row["scores"].items():
-            values = (s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"])
-            rows[-1] |= {name.replace(" ", "_") + end: value for end, value in zip(ends, values, strict=True)}
-    with atomic(path) as f:
-        pd.DataFrame(rows).to_csv(f, sep="\t", index=False, float_format="%.6g", na_rep="-", lineterminator="\n")
+    rows = report["conditions"]
+    columns = {"condition": [row["name"] for row in rows]}
+    for name in rows[0]["scores"]:
+        values = ((s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"]) for s in (row["scores"][name] for row in rows))
+        ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_p")
+        columns |= {name.replace(" ", "_") + end: v for end, v in zip(ends, zip(*values, strict=True), strict=True)}
+    write_table(path, columns, digits=6, undefined="-")
 
 
 def markdown(report):

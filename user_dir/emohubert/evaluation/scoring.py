@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import atomic, make_folder, sha256, write_json
+from ..core.files import make_folder, sha256, write_json
 from ..corpus.manifest import NO_EMOTION
 from . import metrics
-from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps, write_embeddings, write_predictions
+from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps, write_embeddings, write_predictions, write_table
 
 MOST_VALUES = 30
 """A metadata column with more values than this is named in `columns_left_out` instead of being broken down."""
@@ -152,12 +152,9 @@ def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed
 
 def write_thresholds(path, predictions):
     """Write the decision-threshold sweep of every class: `class threshold accuracy precision recall F1 FP FN TP`."""
-    names = ("threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP")
-    with atomic(path) as f:
-        f.write("\t".join(("class", *names)) + "\n")
-        for name, sweep in sweeps(predictions).items():
-            for row in zip(*(sweep[n] for n in names), strict=True):
-                f.write("\t".join([name, *(f"{value:.6g}" for value in row)]) + "\n")
+    found = sweeps(predictions)
+    columns = {name: np.concatenate([sweep[name] for sweep in found.values()]) for name in next(iter(found.values()))}
+    write_table(path, {"class": np.repeat(list(found), len(columns["threshold"]) // len(found)), **columns}, digits=6)
 
 
 class _Classes:
