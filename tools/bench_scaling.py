@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What training on many processes costs beside the training: waiting for the slowest, and reading audio.
+"""The overhead of training on many processes: waiting for the slowest, and reading audio.
 
 Waiting: the share of time that processes wait for the one with the most to do, were every update as long as its largest part. Ours
 cuts the batch of an update into parts that take equally long (`batching.divided`); fairseq makes batches for each process by itself

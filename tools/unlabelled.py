@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A manifest directory for pretraining: the audio and speakers of some splits, and nothing that says a label.
+"""A manifest directory for pretraining: the audio and speakers of some splits, without labels.
 
 Writes OUT_DIR/train.*, OUT_DIR/valid.* and OUT_DIR/test.*, as far as they are asked for: audio lists, speakers and sessions. `--train train` is the inductive
 setting; `--train train test` the transductive one: the unlabelled audio of the test speakers takes part in pretraining, which every
-result has to say.
+result has to state.
 
   tools/unlabelled.py exp/emodb/fold1 exp/fold1/unlabelled --train train --valid valid
 """

@@ -1,1 +1,1 @@
-"""Errors, files, command lines and threads: nothing of speech."""
+"""Errors, files, command line, devices, threads: what does not depend on speech."""

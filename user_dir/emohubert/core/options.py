@@ -1,4 +1,4 @@
-"""What configurations are made of: options with a help text, and classes that an option names, which register themselves."""
+"""Building blocks of configurations: options with a help text, and registries of the classes that an option can name."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Threads of one core each: work is shared out in whole blocks, so that every sum has one order whatever the machine."""
+"""Threads of one core each: work is shared out in whole blocks, so that sums have the same order on every machine."""
 
 import contextlib
 import functools

@@ -13,7 +13,7 @@ STAGED = "staged.json"
 
 
 def write_unlabelled(directory, out, parts):
-    """Write a manifest directory of some splits' audio, speakers and sessions, without anything that says a label.
+    """Write a manifest directory of some splits' audio, speakers and sessions, without any labels.
 
     `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written). Returns {new split: utterances}.
     InputError if a split is missing, or an utterance would be in the new directory twice.

@@ -1,1 +1,1 @@
-"""Speakers never heard: similar speakers, calibration, adapted embeddings."""
+"""Unseen speakers: similar speakers, calibration, adapted embeddings."""

@@ -1,4 +1,4 @@
-"""What the tasks share."""
+"""Shared by the tasks."""
 
 import logging
 import sys
