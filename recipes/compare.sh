@@ -4,7 +4,7 @@
 #   bash recipes/compare.sh --corpus-dir RAVDESS --manifests ravdess --init scratch --out exp/compare --seeds "1 2 3"
 #
 # Stages: 1 V-FT, 2 TAPT, 3 P-TAPT, 4 FLEA, 5 PAPT, 6 the table, the audit and the report. Each is the recipe of its name in --out/NAME;
-# interrupted, or copied with --out to the same path on another machine, the same command goes on where it stopped.
+# interrupted, or copied with --out to the same path on another machine, the same command resumes where it stopped.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"

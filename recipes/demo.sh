@@ -10,7 +10,7 @@
 # FIRST, LAST  first and last stage to run (default: all nine)
 # UPDATES      updates of the first pretraining (default: 450); SEED (default: 1)
 #
-# Run again, it goes on where it stopped. All models are far too small and trained far too briefly for good numbers; what
+# Run again, it resumes where it stopped. All models are far too small and trained far too briefly for good numbers; what
 # is to be seen is every step at work, and which setting each number comes from.
 set -euo pipefail
 # shellcheck source=lib.sh

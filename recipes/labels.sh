@@ -15,7 +15,7 @@
 # --nshard N               shards (default: 1)
 # --rank R                 stages 1 and 3: only this shard, from 0
 # --jobs N                 shards at the same time (default: 1)
-# --out DIR                output folder; run again, it goes on where it stopped
+# --out DIR                output folder; run again, it resumes where it stopped
 # --stage A --stop-stage B first and last stage (default: all)
 # --features "OPTION …"    further options of tools/dump_features.py, such as "--precision bf16"
 # --kmeans "OPTION …"      further options of tools/learn_kmeans.py, such as "--max-memory 8G"

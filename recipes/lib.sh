@@ -90,7 +90,7 @@ tool() {
     "$PYTHON" "$ROOT/tools/steps.py" "$@"
 }
 
-# train CONFIG DIR key=value …: a training into DIR. Done already: skipped. Interrupted: goes on where it stopped.
+# train CONFIG DIR key=value …: a training into DIR. Done already: skipped. Interrupted: resumes where it stopped.
 train() {
     "$PYTHON" "$ROOT/tools/train.py" "$@" ${NPROC:+--nproc "$NPROC"}
 }

@@ -18,7 +18,7 @@ Options of every recipe:
   --manifests NAME         script in manifests/ (emodb ravdess nemo crema_d iemocap msp_podcast synthetic table)
   --init CKPT              checkpoint to start from: fairseq HuBERT or wav2vec 2.0, ours, or a Hugging Face folder; {fold} is replaced.
                            scratch: a tiny HuBERT, pretrained from nothing on each fold'"'"'s unlabelled training part
-  --out DIR                output folder; run again, a recipe goes on where it stopped
+  --out DIR                output folder; run again, a recipe resumes where it stopped
   --stage A --stop-stage B first and last stage (default: all)
   --folds "1 2"            folds (default: all)
   --seeds "1 2 3"          seeds of fine-tuning (default: 1)

@@ -5,7 +5,7 @@
 #       --set "task.data=exp/corpus task.label_dir=exp/labels/L9/km500 model.init_from=hubert_base_ls960.pt"
 #
 # --config NAME            configuration in config/
-# --out DIR                folder of the training; run again, it goes on where it stopped
+# --out DIR                folder of the training; run again, it resumes where it stopped
 # --set "KEY=VALUE …"      its settings. What an update learns from is dataset.max_tokens × processes × optimization.update_freq,
 #                          however it is divided
 # --nproc N                processes, over torchrun: NCCL between GPUs, gloo without (default: fairseq takes all GPUs)

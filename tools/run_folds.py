@@ -6,7 +6,7 @@
             results.md, .json  per fold, mean ± std over folds and seeds, pooled; with setting and protocol
 
 MANIFEST_DIR holds a folder foldK for each fold. `{fold}` and `{seed}` in a value of key=value are replaced. Finished runs are
-skipped, an interrupted one goes on where it stopped, and a folder with other settings is refused. The checkpoint evaluated is
+skipped, an interrupted one resumes where it stopped, and a folder with other settings is refused. The checkpoint evaluated is
 the best on the split `valid`; where a fold has none, the last epoch is, and the table says so.
 
 As a Slurm array of one job for each run (fold by fold, seeds within, counted from 0), then the table:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a configuration into a folder: fairseq-hydra-train with progress, and the reason in a few lines where it fails.
 
-SAVE_DIR becomes checkpoint.save_dir. A finished training is skipped, an interrupted one goes on from its last checkpoint, and a folder
+SAVE_DIR becomes checkpoint.save_dir. A finished training is skipped, an interrupted one resumes from its last checkpoint, and a folder
 with other settings is refused. The log is SAVE_DIR/hydra_train.log; values with a / are paths and need no quotes for Hydra. In a job
 of recipes/slurm/ with several tasks, all of them train. Exit status 75: preempted; the same command goes on.
 

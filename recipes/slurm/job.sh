@@ -2,7 +2,7 @@
 # One job of recipes/slurm/submit.sh: job.sh ROOT LAUNCH GRACE DONE UNIT "VALUE …" COMMAND…
 #
 # UNIT says which option COMMAND gets for this task of an array: fold (--folds VALUE), run (--index N), shard (--rank N), one (none).
-# A signal shortly before the end of the job's time, or a preempted training, queues the job again: it goes on from where it stopped.
+# A signal shortly before the end of the job's time, or a preempted training, queues the job again: it resumes where it stopped.
 # What is complete leaves a mark in DONE, so that the same submission does not repeat it.
 set -uo pipefail
 root=$1 grace=$3 marks=$4 unit=$5
@@ -22,9 +22,9 @@ again() {
         echo "job.sh: queued again a thousand times already: giving up" >&2
         exit 1
     fi
-    echo "job.sh: queueing this job again (restart $((${SLURM_RESTART_COUNT:-0} + 1))); it goes on from where it stopped"
+    echo "job.sh: queueing this job again (restart $((${SLURM_RESTART_COUNT:-0} + 1))); it resumes where it stopped"
     if ! scontrol requeue "$SLURM_JOB_ID"; then
-        echo "job.sh: Slurm did not take it; submit again by hand, the same command goes on" >&2
+        echo "job.sh: Slurm did not take it; submit again by hand, the same command resumes" >&2
         return
     fi
     sleep 600 # until Slurm ends this one

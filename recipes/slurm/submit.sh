@@ -6,11 +6,11 @@
 # OPTION…            those of recipes/RECIPE.sh
 # --resources FILE   what jobs ask for (default: recipes/slurm/resources.conf)
 # --dry-run          print the sbatch commands, submit nothing
-# --status           how the jobs of the chain in --out stand
+# --status           state of the jobs of the chain in --out
 # --again            submit what is done already, too
 #
-# The same command goes on after a failure: tasks that are complete are left out. Logs: --out/slurm/. Where --folds is not given, and
-# manifests are not there yet, they are made here and now, since the number of folds says how many jobs there are.
+# After a failure the same command continues: tasks that are complete are left out. Logs: --out/slurm/. Where --folds is not given, and
+# manifests are not there yet, they are made at once, since the number of folds determines the number of jobs.
 # Needed: --out on a file system that all nodes share.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)

@@ -2,7 +2,7 @@
 
 Frames of the fitting split are kept in memory, all of them or as many recordings as the budget allows; k-means is fitted
 on them, and the rest of the audio is labelled as it is read. Nothing but labels is written. What is finished is kept: a
-run that was killed goes on where it was and ends with the same bytes.
+run that was killed resumes where it was and ends with the same bytes.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 settings.txt   the configuration and its key=value, a line each; a training with other settings is refused
 output.log     everything that its processes printed
-finished       it is complete and not started again; without it, the same command goes on from the last checkpoint
+finished       it is complete and not started again; without it, the same command resumes from the last checkpoint
 stopped        it was preempted, after so many updates (see `processes`)
 failed/        tracebacks of the processes of a training that failed
 """
@@ -27,7 +27,7 @@ from ..core.programs import folder_of
 logger = logging.getLogger("emohubert")
 
 PREEMPTED = 75
-"""Exit status (EX_TEMPFAIL) of a preempted training: it has saved a checkpoint, and the same command goes on from it."""
+"""Exit status (EX_TEMPFAIL) of a preempted training: it has saved a checkpoint, and the same command resumes from it."""
 OVERRIDE = re.compile(r"(\+{1,2}|~)?[A-Za-z_][\w.@/]*=.*|~[A-Za-z_][\w.@/]*", re.DOTALL)
 """What is a `key=value` of Hydra on a command line, and no path or option."""
 _PROGRAM = Path(__file__).with_name("hydra_train.py")
@@ -96,12 +96,12 @@ class Training:
         progress = _Progress(self.folder, bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
         status = execute([*launcher(nproc, variables), *program], log, variables, progress)
         if status and stopped.is_file():
-            logger.warning("%s: preempted after %s; the same command goes on from there", self.folder, stopped.read_text().strip())
+            logger.warning("%s: preempted after %s; the same command resumes from there", self.folder, stopped.read_text().strip())
             raise SystemExit(PREEMPTED)
         if status:
             print(failure(self.folder, log, begin), file=sys.stderr, flush=True)
             raise InputError(
-                f"{self.folder}: training failed (status {status}); the end of {log} is above, the same command goes on from the last checkpoint"
+                f"{self.folder}: training failed (status {status}); the end of {log} is above, the same command resumes from the last checkpoint"
             )
         progress.end()
         (self.folder / "finished").touch()
