@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 import numpy as np
-from fairseq.data import data_utils
 
 from emohubert.core import cli
 from emohubert.core.batching import divided
@@ -45,6 +44,8 @@ def ours(lengths, parts, budget, most, seed):
 
 def fairseqs(lengths, budget, most, seed):
     """The same for fairseq's batches, shuffled."""
+    from fairseq.data import data_utils
+
     rng = np.random.default_rng(seed)
     order = np.lexsort([rng.permutation(len(lengths)), lengths])[::-1].astype(np.int64)
     batches = data_utils.batch_by_size(

@@ -30,15 +30,8 @@ _OURS = {"task.data": "MANIFEST_DIR and --folds", "common.seed": "--seeds", "che
 
 @dataclass(frozen=True)
 class Run(Training):
-    """One training and its evaluation.
-
-    Attributes:
-        index: place among all runs.
-        fold, seed: what it is of.
-        manifest: the fold's manifest directory.
-        split: that is evaluated.
-        validated: whether there is a validation split.
-    """
+    """One training and its evaluation: its place among all, fold, seed, the fold's manifest directory, the split that is evaluated, and
+    whether there is one to validate on."""
 
     index: int = 0
     fold: str = ""
@@ -67,14 +60,13 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
     """All runs of a cross-validation, fold by fold.
 
     Args:
-        config: name of a configuration.
+        config, options: of Training.
         manifest_dir: holds a folder `foldK` for each fold.
         out_dir: runs go to `foldK/seedS` below it.
         seeds: list of int.
         folds: list of str, such as ["1", "2"]; by default all that there are.
         split: to be evaluated.
         overrides: `key=value` for every run; `{fold}` and `{seed}` in a value are replaced.
-        options: of Training.
 
     Raises:
         InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.

@@ -15,8 +15,8 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from fairseq import checkpoint_utils
@@ -37,15 +37,8 @@ _timeout = -1
 _signals = []
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which of the processes of a training this is.
-
-    Attributes:
-        rank, size: among all.
-        local_rank: among those of this machine.
-        method: how they meet, as torch.distributed's `init_method`.
-    """
+class Place(NamedTuple):
+    """Which process of a training this is: its rank among all `size`, that on its machine, and torch.distributed's `init_method`."""
 
     rank: int
     size: int
@@ -54,11 +47,7 @@ class Place:
 
 
 def place(environment=os.environ):
-    """The Place that torchrun or srun gave this process; None where neither did, or srun started it alone.
-
-    Raises:
-        InputError: Slurm does not name its first node.
-    """
+    """The Place that torchrun or srun gave this process; None where neither did, or srun started it alone."""
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         return Place(rank, size, int(environment.get("LOCAL_RANK", rank)), "env://")
@@ -169,10 +158,8 @@ def _run(here, cfg, main, kwargs):
 
 
 def _record_failure(folder, here, error):
-    """Put an exception into failed/rankN.log of the folder and on standard error; the process that failed first has the last word.
-
-    Others fail for want of it; launchers, which count seconds, would take one of them for the cause.
-    """
+    """Put an exception into failed/rankN.log and on standard error; the process that failed first has the last word, as others' failures
+    follow from its own, and launchers, which count seconds, would take one of those for the cause."""
     text = "".join(traceback.format_exception(error))
     first = _first_failed(here)
     with contextlib.suppress(OSError, InputError), atomic(make_folder(Path(folder) / "failed") / f"rank{here.rank}.log") as f:
@@ -252,10 +239,8 @@ def not_hanging(step):
 
 
 def within_bounds(train):
-    """Wrapper of an epoch: the first says how many updates there will be, for `launch`; after the last update there is none.
-
-    fairseq makes one more update before it looks whether a training that starts again has ended.
-    """
+    """Wrapper of an epoch: the first says how many updates there will be, for `launch`; a training that starts again after its last update
+    ends, where fairseq would make one more before it looks."""
     told = False
 
     @functools.wraps(train)
