@@ -11,7 +11,7 @@ With --calibration (calibration.npz of tools/calibrate.py) predictions are calib
 line by the speaker's lines so far, in the order given, itself included; `heard` counts them.
 The speaker's vector is the mean of the pooled vectors that tools/evaluate.py --embeddings writes.
 
-A file that cannot be read, or is shorter than one frame, is named and the rest goes on; exit status 2 at the end.
+A file that cannot be read, or is shorter than one frame, is reported and skipped; exit status 2 at the end.
 
   tools/predict.py runs/ser_classification_base/checkpoint_best.pt recordings/ --format csv --output predictions.csv
   tools/predict.py runs/ser_regression_base/checkpoint_best.pt interview.mp3 --window 5 --hop 1

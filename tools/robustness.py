@@ -5,7 +5,7 @@ Writes to OUT_DIR:
     robustness.tsv, .md, .json   a line per condition, the clean recordings first: UA, WA and macro F1, or the CCC of each
                                  dimension, and their change, all with bootstrap intervals over speakers
     robustness.png               the changes
-    conditions/*.tsv             the predictions under each condition; a run that was stopped goes on after the last of them
+    conditions/*.tsv             the predictions under each condition; an interrupted run resumes after the last of them
 
 The same utterance gets the same noise and the same room whatever the model, so that models can be compared. An option without
 a value, such as --clip, leaves that kind of condition out.

@@ -1,4 +1,4 @@
-"""Figures of a corpus: how long its clips are, what is in it, who speaks, and how the speakers' voices lie to each other."""
+"""Figures of a corpus: how long its clips are, what is in it, who speaks, and how similar the speakers' voices are."""
 
 import logging
 import re

@@ -1,1 +1,1 @@
-"""Patches to fairseq, processes of a training, learning curves."""
+"""Launching a training, its processes, patches to fairseq, learning curves."""

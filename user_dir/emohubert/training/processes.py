@@ -270,7 +270,7 @@ def stopping_on_request(validate_and_save):
             if is_first():
                 with atomic(Path(cfg.checkpoint.save_dir) / "stopped") as f:
                     f.write(f"{trainer.get_num_updates()} updates\n")
-            logger.warning("preempted after %d updates; the same command goes on from there", trainer.get_num_updates())
+            logger.warning("preempted after %d updates; the same command resumes from there", trainer.get_num_updates())
             if _store is not None:
                 distributed.barrier()
             raise SystemExit(PREEMPTED)
