@@ -19,7 +19,7 @@ def rooms():
 def reference(room, purpose):
     """The page of a room: every public name of its modules, from their docstrings."""
     modules = sorted(path.stem for path in (PACKAGE / room).glob("*.py") if not path.stem.startswith("_"))
-    lines = [f"# {room}", "", purpose, ""]
+    lines = [f"# {room}", "", f"{purpose[0].upper()}{purpose[1:]}.", ""]
     for module in modules:
         lines += [f"## emohubert.{room}.{module}", "", f"::: emohubert.{room}.{module}", "    options: {show_root_heading: false}", ""]
     return "\n".join(lines)
