@@ -10,6 +10,7 @@ import audmetric
 import numpy as np
 import pytest
 import sklearn.metrics
+from scripts import run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split
@@ -175,6 +176,17 @@ def test_a_pickle_among_embeddings_does_not_run(tmp_path, monkeypatch, bare):
     assert not (tmp_path / "ran").exists()
 
 
+def test_missing_files_are_one_line(tmp_path, capsys):
+    (tmp_path / "test.tsv").write_text("/audio\na.wav\t16000\n")
+    (tmp_path / "model.pt").touch()
+    command = ("tools/evaluate.py", tmp_path / "none.pt", tmp_path, "test", tmp_path / "out")
+    assert run(*command) == 2 and run(command[0], tmp_path / "model.pt", *command[2:], "--speaker-vectors", tmp_path / "none.npz") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path}/{n}: no such file; correct the path" for n in ("none.pt", "none.npz")
+    ]
+    assert not (tmp_path / "out").exists()
+
+
 # --- metrics.json -----------------------------------------------------------------------------------------------------
 
 
@@ -308,8 +320,8 @@ def test_the_breakdown_follows_the_ids_not_the_order():
 
 def test_same_seed_same_bytes(tmp_path):
     made, embeddings = some_dimensions(60, dims=["arousal"]), np.random.default_rng(0).normal(size=(60, 8))
-    for run in "ab":
-        scoring.save(tmp_path / run, made, a_split(made, sex=["f", "m"] * 30), embeddings)
+    for folder in "ab":
+        scoring.save(tmp_path / folder, made, a_split(made, sex=["f", "m"] * 30), embeddings)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert len(files) == 3 + 2 + 6
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)

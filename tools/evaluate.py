@@ -25,8 +25,45 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
+from emohubert.core.files import Stamp, make_folder, read_json, write_json
+from emohubert.corpus.manifest import read_split
+from emohubert.evaluation import scoring
+from emohubert.evaluation.predictions import read_embeddings, read_predictions
 
 logger = logging.getLogger("emohubert.evaluate")
+
+
+def evaluate(args, split, out):
+    """Predict and score a split, and write everything; returns the content of metrics.json."""
+    from emohubert.core.device import choose_device
+    from emohubert.evaluation.inference import predict_split, speaker_setting
+    from emohubert.provenance import records
+    from emohubert.speakers.new_speakers import NewSpeakers
+    from emohubert.speakers.normalisation import normalised
+    from emohubert.tasks.trained import load_trained
+
+    device = choose_device(args.device)
+    task, model = load_trained(args.checkpoint)
+    added, origin, used = {}, {}, args.speaker_vectors
+    if args.speaker_vectors:
+        new = NewSpeakers.read(args.speaker_vectors)
+        added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
+        origin["speaker_vectors"] = {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}
+    training = read_embeddings(args.normalise_speakers) if args.normalise_speakers else None
+    predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
+    setting = speaker_setting(task, split, added)
+    if training is not None:
+        predictions = normalised(task, model, predictions, embeddings, training)
+        setting["setting"] = setting["setting"].replace("inductive", "normalised by unlabelled audio")
+        origin["normalise_speakers"] = args.normalise_speakers
+        if used is None:  # the unlabelled audio of the split's speakers is used all the same
+            used = out / "normalisation"
+            records.write_adaptation(used, args.checkpoint, split)
+    scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
+    scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **task.selection, **setting, **origin, **scores}
+    records.write_evaluation(out, args.checkpoint, split, predictions.ids, used)
+    write_json(out / "metrics.json", scores)
+    return scores
 
 
 @cli.command
@@ -40,33 +77,11 @@ def main(argv=None):
     )
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     args = parser.parse_args(argv)
-
-    from emohubert.core.device import choose_device
-    from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
-    from emohubert.corpus.manifest import read_split
-    from emohubert.evaluation import scoring
-    from emohubert.evaluation.inference import predict_split, speaker_setting
-    from emohubert.evaluation.predictions import read_embeddings, read_predictions
-    from emohubert.provenance import records
-    from emohubert.speakers.new_speakers import NewSpeakers
-    from emohubert.speakers.normalisation import normalised
-    from emohubert.tasks.trained import load_trained
-
-    device = choose_device(args.device)
     split = read_split(args.manifest_dir, args.split)
-    task, model = load_trained(args.checkpoint)
-    out = make_folder(args.out_dir)
-    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)
+    files = {name: getattr(args, name) for name in ("speaker_vectors", "normalise_speakers")}
+    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
     settings["options"] = [args.embeddings, args.repeats, args.seed]
-    added, origin = {}, {}
-    if args.speaker_vectors:
-        new = NewSpeakers.read(args.speaker_vectors)
-        settings["speaker_vectors"] = sha256(args.speaker_vectors)
-        added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
-        origin = {"speaker_vectors": {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}}
-    if args.normalise_speakers:
-        training = read_embeddings(args.normalise_speakers)
-        settings["normalise_speakers"] = sha256(args.normalise_speakers)
+    out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])
     if stamp.is_current() and not args.overwrite:
@@ -74,24 +89,10 @@ def main(argv=None):
         scores = read_json(out / "metrics.json")
     else:
         stamp.clear()
-        predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
-        used = args.speaker_vectors
-        setting = speaker_setting(task, split, added)
-        if args.normalise_speakers:
-            predictions = normalised(task, model, predictions, embeddings, training)
-            setting["setting"] = setting["setting"].replace("inductive", "normalised by unlabelled audio")
-            origin["normalise_speakers"] = args.normalise_speakers
-            if used is None:  # the unlabelled audio of the split's speakers is used all the same
-                used = out / "normalisation"
-                records.write_adaptation(used, args.checkpoint, split)
-        scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
-        origin = {**task.selection, **setting, **origin}
-        scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **origin, **scores}
-        records.write_evaluation(out, args.checkpoint, split, predictions.ids, used)
-        write_json(out / "metrics.json", scores)
+        scores = evaluate(args, split, out)
         stamp.write()
     if args.compare:
-        report = scoring.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, seed=args.seed)
+        report = scoring.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, args.seed)
         write_json(out / "comparison.json", report)
     print(summary(scores))
     print(f"written to {out}")
@@ -102,13 +103,9 @@ def summary(scores):
     lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}", f"checkpoint: {scores['selected']}"]
     if "UA" in scores:
         lines.append(f"UA {scores['UA']:.3f}  WA {scores['WA']:.3f}  macro F1 {scores['macro_f1']:.3f}")
-    for name, d in scores.get("dims", {}).items():
-        values = {k: float("nan") if d[k] is None else d[k] for k in ("ccc", "pearson", "rmse", "speaker_ccc_mean", "speaker_ccc_std")}
-        lines.append(
-            "{}: CCC {ccc:.3f}  Pearson {pearson:.3f}  RMSE {rmse:.3f}  CCC over speakers {speaker_ccc_mean:.3f} ± {speaker_ccc_std:.3f}".format(
-                name, **values
-            )
-        )
+    line = "{}: CCC {ccc:.3f}  Pearson {pearson:.3f}  RMSE {rmse:.3f}  CCC over speakers {speaker_ccc_mean:.3f} ± {speaker_ccc_std:.3f}"
+    for name, values in scores.get("dims", {}).items():
+        lines.append(line.format(name, **{key: float("nan") if value is None else value for key, value in values.items()}))
     return "\n".join(lines)
 
 

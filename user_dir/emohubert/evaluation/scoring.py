@@ -17,9 +17,16 @@ MOST_VALUES = 30
 """A metadata column with more values than this is named in `columns_left_out` instead of being broken down."""
 
 
-def inputs(checkpoint, directory, split):
-    """What an evaluation is made from, for a `files.Stamp`: the SHA-256s of a checkpoint and of a split's manifest and sidecars."""
-    return {"checkpoint": sha256(checkpoint), "manifest": [sha256(p) for p in sorted(Path(directory).glob(f"{split}.*"))]}
+def inputs(checkpoint, directory, split, **files):
+    """What an evaluation is made from, for a `files.Stamp`: SHA-256s of a checkpoint, a split's manifest and sidecars, and other files."""
+
+    def digest(path):
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; correct the path")
+        return sha256(path)
+
+    manifest = [sha256(p) for p in sorted(Path(directory).glob(f"{split}.*"))]
+    return {"checkpoint": digest(checkpoint), "manifest": manifest, **{name: digest(path) for name, path in files.items() if path}}
 
 
 def evaluate(predictions, split=None, repeats=2000, seed=1):
