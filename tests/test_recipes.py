@@ -109,6 +109,17 @@ def test_pretraining_audio_holds_no_label(tmp_path, corpus):
     assert run("tools/unlabelled.py", manifest, tmp_path / "none") == 2
 
 
+def test_programs_in_one_process_up_to_the_first_that_fails(tmp_path, corpus, capsys):
+    one, two, three = (["unlabelled", corpus / "manifest", tmp_path / name] for name in ("one", "two", "three"))
+    assert run("tools/steps.py", *one, "--train", "train", "--", *two, "--", *three, "--train", "train") == 2
+    assert "two: nothing to write" in capsys.readouterr().err
+    assert (tmp_path / "one" / "train.tsv").exists() and not (tmp_path / "three").exists()
+    assert run("tools/steps.py", "unlabeled", "x") == 2
+    assert "error: unlabeled: not a program" in capsys.readouterr().err
+    assert run("tools/steps.py", "unlabelled", "--frobnicate") == 2
+    assert "(see unlabelled --help)" in capsys.readouterr().err
+
+
 def test_the_table_of_held_out_speakers(tmp_path, capsys):
     for name, bits in {"a": (5.0, 4.5, 4.0), "b": (5.0, 4.0, 4.5)}.items():
         held_out = {"utterances": 2, "bits": dict(zip(("<unk>", "nearest", "adapted"), bits, strict=True))}
