@@ -6,15 +6,16 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.stats import entropy
+from sklearn.metrics import mutual_info_score
 
 from ..core.errors import InputError
-from ..core.files import atomic
+from ..core.files import atomic, natural
 from ..core.plotting import DPI, STYLE
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import NO_EMOTION, read_dictionary
 
-RUN_PERCENTILES = (10, 50, 90)
 _SHUFFLES = 10
 
 
@@ -28,13 +29,19 @@ def label_sets(folder, split):
     found = {p.parent.relative_to(folder).as_posix(): p.parent for p in folder.rglob(f"{split}.km") if not p.parent.name.startswith(".")}
     if not found:
         raise InputError(f"{folder}: holds no {split}.km, nor does any folder in it; make labels with tools/make_labels.py")
-    return {name: found[name] for name in sorted(found, key=_natural)}
+    return {name: found[name] for name in sorted(found, key=natural)}
 
 
 def read_labels(folder, split):
     """FrameLabels of a split with the number of symbols of their dictionary: (labels, symbols)."""
     symbols = read_dictionary(folder / "dict.km.txt")
     return read_frame_labels(folder / f"{split.name}.km", symbols, split.n_samples), len(symbols)
+
+
+def targets_of(split):
+    """What labels are compared with: the emotion and the speaker of each utterance, where the manifest knows them."""
+    emotions = [None if e == NO_EMOTION else e for e in split.emotions or ()]
+    return {name: values for name, values in (("emotion", emotions), ("speaker", split.speakers)) if values}
 
 
 def quality(labels, offsets, clusters, targets, hop, seed=1):
@@ -49,41 +56,37 @@ def quality(labels, offsets, clusters, targets, hop, seed=1):
         seed: of the shuffles that give the level of chance.
 
     Returns:
-        dict: `sizes` and `runs`, and for each target `purity`, `majority` (purity of a single cluster), `nmi` (mutual
-        information over the mean of both entropies), `mutual_information` and `entropy` in bits, and `nmi_chance`: the
-        mean NMI when the values are shuffled among the utterances. It grows with the clusters and shrinks with the audio.
+        dict: `sizes` (perplexity: `clusters` if all are equal) and `runs` (stretches of one label within an utterance), and for
+        each target the measures of `association` with `nmi_chance`: the mean NMI when the values are shuffled among the
+        utterances. It grows with the clusters and shrinks with the audio.
     """
     labels, offsets = np.asarray(labels), np.asarray(offsets)
     sizes = np.bincount(labels, minlength=clusters)
-    share = sizes / max(sizes.sum(), 1)
-    entropy = _entropy(sizes)
+    starts = np.union1d(np.flatnonzero(np.diff(labels, prepend=-1)), offsets[:-1][np.diff(offsets) > 0])
+    seconds = len(labels) * hop / SAMPLE_RATE
     result = {
         "clusters": clusters,
         "frames": len(labels),
         "sizes": {
             "used": int((sizes > 0).sum()),
-            "smallest": int(sizes.min()),
-            "median": float(np.median(sizes)),
-            "largest": int(sizes.max()),
-            "largest_share": float(share.max()),
-            "entropy": entropy,
-            "evenness": entropy / np.log2(clusters) if clusters > 1 else 1.0,
-            "perplexity": float(2**entropy),
+            "largest_share": float(sizes.max() / max(sizes.sum(), 1)),
+            "perplexity": float(np.exp(entropy(sizes))) if len(labels) else 0.0,
         },
-        "runs": _runs(labels, offsets, 1000 * hop / SAMPLE_RATE),
+        "runs": {"number": len(starts), "mean_ms": 1000 * seconds / max(len(starts), 1)},
         "targets": {},
     }
-    of_frame = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     for name, values in targets.items():
         classes = sorted({v for v in values if v is not None})
         if len(classes) > 1:
             table = {value: i for i, value in enumerate(classes)}
             codes = np.array([-1 if v is None else table[v] for v in values])
-            rng = np.random.default_rng(seed)
-            shuffled = [_contingency(labels, clusters, rng.permutation(codes)[of_frame], len(classes)) for _ in range(_SHUFFLES)]
-            measures = association(_contingency(labels, clusters, codes[of_frame], len(classes)))
-            chance = float(np.mean([association(counts)["nmi"] for counts in shuffled]))
-            result["targets"][name] = {"classes": len(classes), **measures, "nmi_chance": chance}
+            lengths, rng = np.diff(offsets), np.random.default_rng(seed)
+
+            def measure(codes, lengths=lengths, classes=len(classes)):
+                return association(_contingency(labels, clusters, np.repeat(codes, lengths), classes))
+
+            chance = np.mean([measure(rng.permutation(codes))["nmi"] for _ in range(_SHUFFLES)])
+            result["targets"][name] = {"classes": len(classes), **measure(codes), "nmi_chance": float(chance)}
     return result
 
 
@@ -97,55 +100,41 @@ def _contingency(labels, clusters, codes, classes):
 def association(counts):
     """Purity and mutual information of a table of counts, clusters × classes.
 
-    Purity is the share of frames whose class is the commonest of their cluster; the normalised mutual information is
-    I / mean(H(cluster), H(class)), as in scikit-learn.
+    Purity is the share of frames whose class is the commonest of their cluster (`majority`: if there were one cluster); the
+    normalised mutual information is I / mean(H(cluster), H(class)); `mutual_information` and `entropy` (of the classes) are in bits.
     """
-    counts = np.asarray(counts, dtype=np.float64)
+    counts = np.asarray(counts)
     total = counts.sum()
     if not total:
-        return {"purity": None, "majority": None, "mutual_information": None, "entropy": None, "nmi": None}
-    clusters, classes = _entropy(counts.sum(1)), _entropy(counts.sum(0))
-    information = max(clusters + classes - _entropy(counts.ravel()), 0.0)
-    mean = (clusters + classes) / 2
+        return dict.fromkeys(("purity", "majority", "mutual_information", "entropy", "nmi"))
+    clusters, classes = entropy(counts.sum(1), base=2), entropy(counts.sum(0), base=2)
+    information = max(float(mutual_info_score(None, None, contingency=counts)), 0.0) / np.log(2)
     return {
         "purity": float(counts.max(1).sum() / total),
         "majority": float(counts.sum(0).max() / total),
         "mutual_information": information,
-        "entropy": classes,
-        "nmi": information / mean if mean else 1.0,
+        "entropy": float(classes),
+        "nmi": float(2 * information / (clusters + classes)) if clusters + classes else 1.0,
     }
-
-
-def targets_of(split):
-    """What labels are compared with: the emotion and the speaker of each utterance, where the manifest knows them."""
-    targets = {}
-    if split.emotions:
-        targets["emotion"] = [None if e == NO_EMOTION else e for e in split.emotions]
-    if split.speakers:
-        targets["speaker"] = split.speakers
-    return targets
 
 
 def table(results):
     """The measures of several sets as lines of text."""
     targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
-    head = ["labels", "K", "used", "perplexity", "largest", "run ms"]
+    rows = [["labels", "K", "used", "perplexity", "largest", "run ms"]]
     for target in targets:
-        head += [f"{target} purity", f"({target} majority)", f"{target} NMI", "(chance)", f"{target} bits"]
-    rows = [head]
+        rows[0] += [f"{target} purity", f"({target} majority)", f"{target} NMI", "(chance)", f"{target} bits"]
     for name, r in results.items():
-        row = [name, str(r["clusters"]), str(r["sizes"]["used"]), f"{r['sizes']['perplexity']:.1f}"]
-        row += [f"{100 * r['sizes']['largest_share']:.1f}%", f"{r['runs']['mean_ms']:.0f}"]
+        sizes = r["sizes"]
+        row = [name, str(r["clusters"]), str(sizes["used"]), f"{sizes['perplexity']:.1f}", f"{100 * sizes['largest_share']:.1f}%"]
+        row.append(f"{r['runs']['mean_ms']:.0f}")
         for target in targets:
             t = r["targets"].get(target)
-            if t:
-                row += [f"{t['purity']:.3f}", f"({t['majority']:.3f})", f"{t['nmi']:.4f}", f"({t['nmi_chance']:.4f})"]
-                row += [f"{t['mutual_information']:.3f}"]
-            else:
-                row += ["–"] * 5
+            formats = "{purity:.3f} ({majority:.3f}) {nmi:.4f} ({nmi_chance:.4f}) {mutual_information:.3f}"
+            row += formats.format(**t).split() if t else ["–"] * 5
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ([c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows)
+    cells = ([c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows)
     return ["  ".join(row).rstrip() for row in cells]
 
 
@@ -155,86 +144,37 @@ def heat_map(path, results):
     The shade and the upper number are the normalised mutual information in percent, the lower number the purity.
     Sets that are not `FEATURE/kmK` get a row of their own.
     """
-    places = {name: _place(name, r["clusters"]) for name, r in results.items()}
-    rows = sorted({row for row, _ in places.values()}, key=_natural)
-    columns = sorted({column for _, column in places.values()}, key=_natural)
+    places = {name: (name.removesuffix(f"/km{r['clusters']}"), str(r["clusters"])) for name, r in results.items()}
+    rows, columns = (sorted(set(values), key=natural) for values in zip(*places.values(), strict=True))
     targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
     if not targets:
         raise InputError(f"{path}: the manifest has neither several emotions nor several speakers; there is nothing to compare labels with")
     with matplotlib.rc_context(STYLE):
-        height = 1.15 + 0.5 * len(rows)
-        figure = Figure(figsize=(max(3.4, 1.7 + 0.78 * len(columns)), height * len(targets)), dpi=DPI, layout="constrained")
+        size = max(3.4, 1.7 + 0.78 * len(columns)), (1.15 + 0.5 * len(rows)) * len(targets)
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         for axes, target in zip(np.atleast_1d(figure.subplots(len(targets), 1)), targets, strict=True):
-            shade, purity = (np.full((len(rows), len(columns)), np.nan) for _ in range(2))
-            for name, (row, column) in places.items():
-                if target in results[name]["targets"]:
-                    found = results[name]["targets"][target]
-                    shade[rows.index(row), columns.index(column)] = 100 * found["nmi"]
-                    purity[rows.index(row), columns.index(column)] = 100 * found["purity"]
-            top = max(float(np.nanmax(shade)), 1e-9)
-            image = axes.imshow(shade, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-            for i, j in np.argwhere(~np.isnan(shade)):
-                axes.text(
-                    j, i, f"{shade[i, j]:.1f}\n{purity[i, j]:.0f}%", ha="center", va="center", fontsize=8, linespacing=1.15,
-                    color="black" if shade[i, j] > 0.6 * top else "white",
-                )  # fmt: skip
-            axes.set_xticks(range(len(columns)), columns)
-            axes.set_yticks(range(len(rows)), rows)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
+            found = {place: results[name]["targets"][target] for name, place in places.items() if target in results[name]["targets"]}
+            _panel(figure, axes, {place: (100 * t["nmi"], 100 * t["purity"]) for place, t in found.items()}, rows, columns)
             axes.set_title(f"{target.capitalize()}: NMI × 100, purity")
-            bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
-            bar.outline.set_visible(False)
         axes.set_xlabel("clusters")
         with atomic(path, "wb") as f:
             figure.savefig(f, format="png", metadata={"Software": None})
     return path
 
 
-def _place(name, clusters):
-    """Row and column of a set in the heat map."""
-    feature, _, folder = name.rpartition("/")
-    kind = folder.removeprefix(f"km{clusters}") if folder.startswith("km") else folder
-    if "-pieces" in folder:
-        units, _, _ = folder.partition("-pieces")
-        return f"{feature or '.'} {units}", f"pieces {clusters}"
-    return (feature or "." if not kind else name), f"{clusters}"
-
-
-def _runs(labels, offsets, milliseconds):
-    """Lengths of stretches of one label within utterances."""
-    if not len(labels):
-        return {"number": 0, "mean_ms": 0.0, "single_share": 0.0, **{f"p{p}_ms": 0.0 for p in RUN_PERCENTILES}}
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    starts = np.union1d(starts, offsets[:-1][np.diff(offsets) > 0])
-    lengths = np.diff(np.append(starts, len(labels)))
-    percentiles = {f"p{p}_ms": float(np.percentile(lengths, p)) * milliseconds for p in RUN_PERCENTILES}
-    return {
-        "number": len(lengths),
-        "mean_ms": float(lengths.mean()) * milliseconds,
-        "single_share": float((lengths == 1).mean()),
-        **percentiles,
-    }
-
-
-def _entropy(counts):
-    """Entropy of counts, in bits."""
-    counts = np.asarray(counts, dtype=np.float64)
-    counts = counts[counts > 0]
-    share = counts / counts.sum() if len(counts) else counts
-    return max(float(-(share * np.log2(share)).sum()), 0.0)
-
-
-def _natural(name):
-    """Sort key: numbers in a name count as numbers."""
-    parts, digits = [], ""
-    for c in f"{name} ":
-        if c.isdigit():
-            digits += c
-        else:
-            if digits:
-                parts.append((0, int(digits), ""))
-                digits = ""
-            parts.append((1, 0, c))
-    return parts
+def _panel(figure, axes, values, rows, columns):
+    """One heat map: {(row, column): (number that gives the shade, percentage below it)}."""
+    shade = np.full((len(rows), len(columns)), np.nan)
+    top = max(*(number for number, _ in values.values()), 1e-9)
+    for (row, column), (number, percentage) in values.items():
+        i, j = rows.index(row), columns.index(column)
+        shade[i, j] = number
+        style = {"ha": "center", "va": "center", "fontsize": 8, "linespacing": 1.15, "color": "black" if number > 0.6 * top else "white"}
+        axes.text(j, i, f"{number:.1f}\n{percentage:.0f}%", **style)
+    image = axes.imshow(shade, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).outline.set_visible(False)
