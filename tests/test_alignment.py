@@ -142,12 +142,11 @@ def test_parsing_equals_splitting(tmp_path_factory, rows, block):
     pieces = list(KeptFile(path).blocks(block))
     assert b"".join(pieces) == data
     assert all(piece.endswith(b"\n") for piece in pieces)
-    tokens = [frame_labels._Tokens(piece) for piece in pieces]
-    split = data.split(b"\n")[:-1]
-    assert [n for t in tokens for n in t.per_line] == [len(line.split()) for line in split]
-    assert [n for t in tokens for n in t.line_lengths] == [len(line) + 1 for line in split]
-    for parser in (frame_labels._Parser(SYMBOLS), frame_labels._Parser([*SYMBOLS, "x"])):
-        assert [label for piece in pieces for label in parser(piece)] == [int(token) for token in data.split()]
+    symbols, n_samples = SYMBOLS, [400 + 320 * (len(line.split()) - 1) if line.split() else 0 for line in lines]
+    for known in (symbols, [*symbols, "x"]):
+        labels = read_frame_labels(path, known, n_samples)
+        assert labels.labels.tolist() == [int(token) for token in data.split()]
+        assert [labels.line(i).tolist() for i in range(len(lines))] == [[int(token) for token in line.split()] for line in lines]
 
 
 def test_symbols_need_not_be_numbers(tmp_path):

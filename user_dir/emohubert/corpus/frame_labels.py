@@ -8,6 +8,7 @@ scripts come without it; their hop is the one that fits the numbers of labels.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,8 @@ _STOCK_CHUNK = 1_600_000
 """fairseq's feature dump cuts recordings into chunks of 100 s and loses a frame at each cut."""
 _MOST_EXTRA = 2
 """Tools that pad the last window give up to two labels more than there are frames."""
-_BLOCK = 1 << 20
-"""Bytes of a label file that are parsed at once: they and what becomes of them stay in the processor's cache."""
-_DIGITS = 9
-"""Longer numbers are parsed one by one."""
+_BLOCK = 1 << 18
+"""Bytes of a label file that are parsed at once."""
 
 
 @dataclass
@@ -45,7 +44,7 @@ class FrameLabels:
     hop: int
     _file: KeptFile
     _starts: np.ndarray
-    _parse: "_Parser"
+    _table: dict
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -53,13 +52,8 @@ class FrameLabels:
     @property
     def labels(self):
         """Every label as an index into the dictionary, utterance after utterance; parsed anew."""
-        found = np.empty(self.offsets[-1], dtype=self._parse.kind)
-        done = 0
-        for block in self._file.blocks(_BLOCK):
-            labels = self._parse(block)
-            found[done : done + len(labels)] = labels
-            done += len(labels)
-        return found
+        blocks = [self._indices(block) for block in self._file.blocks(_BLOCK)]
+        return np.concatenate(blocks) if blocks else self._indices(b"")
 
     def line(self, index):
         """The labels of an utterance, as indices into the dictionary.
@@ -67,9 +61,11 @@ class FrameLabels:
         Raises:
             InputError: the file has changed.
         """
-        text = self._file.read(int(self._starts[index]), int(self._starts[index + 1]))
-        labels = self._parse.by_token(text)
-        return labels if labels.min(initial=0) >= 0 else self._parse(text)  # such as 05 for 5
+        return self._indices(self._file.read(int(self._starts[index]), int(self._starts[index + 1])))
+
+    def _indices(self, text):
+        kind = np.int16 if len(self._table) <= np.iinfo(np.int16).max else np.int32
+        return np.fromiter(map(self._table.__getitem__, text.split()), dtype=kind)
 
     def targets(self, index, first_frame, frames):
         """Targets of `frames` model frames from `first_frame` on: int64 array, NO_LABEL where the line has ended."""
@@ -102,96 +98,35 @@ def read_frame_labels(path, symbols, n_samples):
         ) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); correct task.label_dir and task.labels") from error
-    parse, counts, lengths, unknown, example = _Parser(symbols), [], [], 0, None
+    table, counts, lengths, unknown = _Table({s.encode(): i for i, s in enumerate(symbols)}), [], [], []
     for block in file.blocks(_BLOCK):
-        tokens = _Tokens(block)
-        labels = parse(block, tokens)
-        bad = np.flatnonzero(labels < 0)
-        if len(bad) and not unknown:
-            example = sum(map(len, counts)) + tokens.line(bad[0]), block.split()[bad[0]].decode("utf-8", "replace")
-        unknown += len(bad)
-        counts.append(tokens.per_line)
-        lengths.append(tokens.line_lengths)
+        lines = block.removesuffix(b"\n").split(b"\n")
+        tokens = [line.split() for line in lines]
+        if min(map(table.__getitem__, chain(*tokens)), default=0) < 0:
+            done = sum(map(len, counts))
+            unknown += [(number, token) for number, line in enumerate(tokens, done + 1) for token in line if table[token] < 0]
+        counts.append([len(line) for line in tokens])
+        lengths.append([len(line) + 1 for line in lines])
+        lengths[-1][-1] -= not block.endswith(b"\n")
     lines = sum(map(len, counts))
     if lines != len(n_samples):
         raise InputError(f"{path}: {lines} lines for {len(n_samples)} utterances; make the labels again for this manifest")
     if unknown:
-        line, token = example
+        line, token = unknown[0]
         raise InputError(
-            f"{path}:{line + 1}: the label “{token}” is not among the {len(symbols)} of the dictionary "
-            f"({unknown} such labels in all); make labels and dictionary again together"
+            f"{path}:{line}: the label “{token.decode('utf-8', 'replace')}” is not among the {len(symbols)} of the dictionary "
+            f"({len(unknown)} such labels in all); make labels and dictionary again together"
         )
     offsets, starts = offsets_of(counts), offsets_of(lengths)
-    return FrameLabels(path, offsets, _hop(path, np.diff(offsets), np.asarray(n_samples)), file, starts, parse)
+    return FrameLabels(path, offsets, _hop(path, np.diff(offsets), np.asarray(n_samples)), file, starts, table)
 
 
-class _Tokens:
-    """Where the labels of whole lines are.
+class _Table(dict):
+    """From labels as bytes to their index in the dictionary, -1 for unknown ones; 05 is taken for 5."""
 
-    Attributes:
-        codes: the bytes, uint8.
-        inside: bool, which of them belong to labels.
-        starts, ends: of every label in the text.
-        per_line: labels of each line.
-        line_lengths: bytes of each line, its end included.
-    """
-
-    def __init__(self, text):
-        codes = np.frombuffer(text if text.endswith(b"\n") else text + b"\n", dtype=np.uint8)
-        inside = np.zeros(len(codes) + 1, dtype=bool)
-        inside[1:] = (codes != 32) & ((codes < 9) | (codes > 13))  # what bytes.split() does not take for space
-        edges = np.flatnonzero(inside[1:] != inside[:-1])
-        self.codes, self.inside, self.starts, self.ends = codes, inside[1:], edges[::2], edges[1::2]
-        self._line_ends = np.flatnonzero(codes == 10)
-        self.per_line = np.diff(np.searchsorted(self.starts, self._line_ends), prepend=0)
-        self.line_lengths = np.diff(self._line_ends, prepend=-1)
-        self.line_lengths[-1] -= len(codes) - len(text)
-
-    def line(self, token):
-        """The line of a label, from 0."""
-        return int(np.searchsorted(self._line_ends, self.starts[token]))
-
-
-class _Parser:
-    """From text to indices into the dictionary, -1 for unknown labels, in the smallest integer type that holds them.
-
-    Args:
-        symbols: the dictionary's symbols, in order.
-    """
-
-    def __init__(self, symbols):
-        self.kind = np.int16 if len(symbols) <= np.iinfo(np.int16).max else np.int32
-        self._table = {symbol.encode(): i for i, symbol in enumerate(symbols)}
-        self._lookup = None
-        if symbols and all(s.isdecimal() and len(s) < 8 and str(int(s)) == s for s in symbols):
-            values = np.array(symbols, dtype=np.int64)
-            self._lookup = np.full(values.max() + 2, -1, dtype=self.kind)
-            self._lookup[values] = np.arange(len(values))
-
-    def __call__(self, text, tokens=None):
-        """Parse whole lines; `tokens`, if known, say where their labels are.
-
-        Cluster numbers are parsed by numpy and looked up in an array, twenty times as fast as one by one.
-        """
-        if self._lookup is None or not text.strip() or text.translate(None, b"0123456789 \t\n\v\f\r"):
-            return self.by_token(text)
-        tokens = tokens or _Tokens(text)
-        longest = int((tokens.ends - tokens.starts).max())
-        if longest > _DIGITS:
-            values = np.fromstring(text, dtype=np.int64, sep=" ")
-        else:
-            kind = np.int16 if longest < 5 else np.int32
-            digits = tokens.codes.astype(kind) - kind(ord("0"))
-            values, within = digits.copy(), tokens.inside.copy()
-            for place in range(1, longest):  # at every byte, the number that ends there
-                within[place:] &= tokens.inside[:-place]
-                values[place:] += digits[:-place] * within[place:] * kind(10**place)
-            values = values[tokens.ends - 1]
-        return self._lookup[np.minimum(values, len(self._lookup) - 1)]
-
-    def by_token(self, text):
-        """Look up one label after the other: the fastest way for a line."""
-        return np.array([self._table.get(token, -1) for token in text.split()], dtype=self.kind)
+    def __missing__(self, label):
+        plain = label.lstrip(b"0") or b"0"
+        return self[plain] if label.isdigit() and plain != label and plain in self else -1
 
 
 def state_hop(folder, hop):

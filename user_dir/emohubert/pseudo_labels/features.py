@@ -7,8 +7,8 @@ nor the number of cores. On a GPU pieces go in padded batches; their features eq
 rounding of float32, and `Extracted.alone` gives the latter where the last bit decides.
 """
 
+import functools
 import os
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,13 +89,8 @@ def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
 class MfccFeatures:
     """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration).
 
-    Attributes:
-        names, widths, hop: of the features: ("mfcc",), {"mfcc": 39}, 160 samples.
-        settings: what else the numbers depend on.
-        sources: what they come from, for records.
-
     The same numbers as fairseq's `dump_mfcc_feature.py`. A recording longer than `max_chunk_seconds` is transformed in
-    parts; deltas are taken over the whole.
+    parts; deltas are taken over the whole. `settings` is what else the numbers depend on, `sources` what they come from.
     """
 
     names = (MFCC,)
@@ -159,41 +154,20 @@ class EncoderFeatures:
         encoder.check_layers(layers)
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
         self.encoder, self.precision = encoder, precision
+        self.device, self.workers = encoder.device, workers
         self.layers = {f"L{layer}": layer for layer in sorted(set(layers))}
-        self.workers = workers
+        self.names, self.widths = tuple(self.layers), dict.fromkeys(self.layers, encoder.width)
         self.settings = {"precision": precision, "max_chunk_seconds": max_chunk_seconds}
         self.sources = [records.source("checkpoint", encoder.path, sha256=encoder.sha256)]
-        self.padded = encoder.device.type != "cpu" if padded is None else padded
+        self.padded = self.device.type != "cpu" if padded is None else padded
         self._budget = int(batch_seconds * audio.SAMPLE_RATE)
         self._max_samples = int(max_chunk_seconds * audio.SAMPLE_RATE)
         self._context = int(min(_CONTEXT_SECONDS, max_chunk_seconds / 4) * audio.SAMPLE_RATE)
 
-    @property
-    def names(self):
-        """Names of the features, such as ("L6", "L9")."""
-        return tuple(self.layers)
-
-    @property
-    def widths(self):
-        """Width of each."""
-        return dict.fromkeys(self.layers, self.encoder.width)
-
     def describe(self, name):
         """What the features are, for `kmeans.npz`."""
-        return {
-            "kind": "encoder",
-            "checkpoint": self.encoder.sha256,
-            "layer": self.layers[name],
-            "width": self.encoder.width,
-            "sample_rate": audio.SAMPLE_RATE,
-            "hop": self.hop,
-            "normalise": self.encoder.normalise,
-        }
-
-    @property
-    def device(self):
-        """Where they are computed."""
-        return self.encoder.device
+        encoder, form = self.encoder, {"sample_rate": audio.SAMPLE_RATE, "hop": self.hop, "normalise": self.encoder.normalise}
+        return {"kind": "encoder", "checkpoint": encoder.sha256, "layer": self.layers[name], "width": encoder.width, **form}
 
     def extract(self, split, indices, consume, names=None, alone=False):
         """Call `consume(Extracted)` for each piece of the utterances, maybe in worker threads; yields the seconds done.
@@ -207,38 +181,29 @@ class EncoderFeatures:
         """
         layers = {name: self.layers[name] for name in names or self.names}
         found = [p for i in indices for p in pieces(i, split.n_samples[i], self._max_samples, self._context)]
-        statistics = _Statistics(split) if self.encoder.normalise else None
-        with exact_arithmetic(self.device):
-            if not self.padded:
-                yield from self._one_per_thread(split, found, statistics, consume, layers)
-                return
-            grouping = by_length([p.samples for p in found], self._budget, max_utterances=1 if alone else None)
-            yield from self._in_batches(split, [[found[i] for i in batch] for batch in grouping], statistics, consume, layers)
+        grouping = by_length([p.samples for p in found], self._budget, max_utterances=1 if alone or not self.padded else None)
+        jobs = [([found[i] for i in batch], len(batch) * found[batch[0]].samples) for batch in grouping]  # the longest comes first
+        statistics = functools.cache(lambda utterance: mean_and_variance(split, utterance)) if self.encoder.normalise else None
 
-    def _one_per_thread(self, split, found, statistics, consume, layers):
-        def process(piece):
-            waveform = _waveform(split, piece, statistics)
-            consume(Extracted(piece, self._forward(split, [piece], [waveform], layers)[0]))
-            return piece.samples / audio.SAMPLE_RATE
-
-        jobs = [(piece, piece.samples) for piece in sorted(found, key=lambda p: -p.samples)]
-        yield from as_finished(process, jobs, self.workers, self._budget)
-
-    def _in_batches(self, split, batches, statistics, consume, layers):
         def load(batch):
             return batch, [_waveform(split, piece, statistics) for piece in batch]
 
-        jobs = [(batch, len(batch) * max(p.samples for p in batch)) for batch in batches]
-        for batch, waveforms in as_finished(load, jobs, self.workers, _READ_AHEAD * self._budget):
-            for i, features in enumerate(self._forward(split, batch, waveforms, layers)):
-                alone = None
-                if len(batch) > 1 and self.precision == "float32":
+        def process(loaded):
+            batch, waveforms = loaded
+            for piece, waveform, features in zip(batch, waveforms, self._forward(split, batch, waveforms, layers), strict=True):
+                rounded = len(batch) > 1 and self.precision == "float32"
+                alone = functools.partial(self._alone, split, piece, waveform, layers) if rounded else None
+                consume(Extracted(piece, features, alone))
+            return sum(piece.samples for piece in batch) / audio.SAMPLE_RATE
 
-                    def alone(piece=batch[i], waveform=waveforms[i]):
-                        return self._forward(split, [piece], [waveform], layers)[0]
+        with exact_arithmetic(self.device):
+            if self.padded:
+                yield from map(process, as_finished(load, jobs, self.workers, _READ_AHEAD * self._budget))
+            else:
+                yield from as_finished(lambda batch: process(load(batch)), jobs, self.workers, self._budget)
 
-                consume(Extracted(batch[i], features, alone))
-            yield sum(p.samples for p in batch) / audio.SAMPLE_RATE
+    def _alone(self, split, piece, waveform, layers):
+        return self._forward(split, [piece], [waveform], layers)[0]
 
     def _forward(self, split, batch, waveforms, layers):
         lengths = [len(w) for w in waveforms]
@@ -286,27 +251,15 @@ def _waveform(split, piece, statistics):
     waveform = audio.read(split.audio(piece.utterance), piece.start, piece.stop, total)
     if statistics is None:
         return waveform
-    return audio.normalise(waveform) if piece.samples == total else statistics.normalise(waveform, piece.utterance)
+    if piece.samples == total:
+        return audio.normalise(waveform)
+    mean, variance = statistics(piece.utterance)
+    return ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
 
 
-class _Statistics:
-    """Mean and variance of recordings that are extracted in several pieces: normalisation is over the whole recording."""
-
-    _BLOCK = 60 * audio.SAMPLE_RATE
-
-    def __init__(self, split):
-        self.split, self._known, self._lock = split, {}, threading.Lock()
-
-    def normalise(self, waveform, utterance):
-        with self._lock:
-            if utterance not in self._known:
-                self._known[utterance] = self._measure(utterance)
-            mean, variance = self._known[utterance]
-        return ((waveform - mean) / np.sqrt(variance + 1e-5)).astype(np.float32)
-
-    def _measure(self, utterance):
-        total = int(self.split.n_samples[utterance])
-        blocks = [(i, min(i + self._BLOCK, total)) for i in range(0, total, self._BLOCK)]
-        path = self.split.audio(utterance)
-        mean = sum(audio.read(path, *b, total).sum(dtype=np.float64) for b in blocks) / total
-        return mean, sum(np.square(audio.read(path, *b, total) - mean, dtype=np.float64).sum() for b in blocks) / total
+def mean_and_variance(split, utterance):
+    """Mean and variance of a recording, read minute by minute: one in several pieces is normalised as a whole."""
+    total, path = int(split.n_samples[utterance]), split.audio(utterance)
+    minutes = [(i, min(i + 60 * audio.SAMPLE_RATE, total)) for i in range(0, total, 60 * audio.SAMPLE_RATE)]
+    mean = sum(audio.read(path, *minute, total).sum(dtype=np.float64) for minute in minutes) / total
+    return mean, sum(np.square(audio.read(path, *minute, total) - mean, dtype=np.float64).sum() for minute in minutes) / total

@@ -41,17 +41,13 @@ class Assigner:
 
     def labels(self, frames):
         """Labels of (frames, width) float32 features: int64 tensor. Of equally near centroids, the first."""
-        return self._labels(frames, 0.0)[0]
+        return self.labels_and_doubt(frames, 0.0)[0]
 
     def labels_and_doubt(self, frames, noise):
         """Labels, and whether features known to a relative precision of `noise` leave any of them in doubt.
 
         A label is in doubt if some features x + δ with |δ| <= noise · |x| have another nearest centroid.
         """
-        labels, doubtful = self._labels(frames, noise)
-        return labels, bool(doubtful)
-
-    def _labels(self, frames, noise):
         frames = torch.as_tensor(frames).to(self.device, torch.float32)
         labels = torch.empty(len(frames), dtype=torch.int64, device=self.device)
         doubtful = False
@@ -78,13 +74,7 @@ class Assigner:
         return nearest, doubtful
 
     def _compare_exactly(self, frames, rows, candidates, noise):
-        """The nearest of the candidates of each frame in float64, and whether noise could make it another.
-
-        Args:
-            frames: the frames.
-            rows, candidates: pairs of a frame and one of its candidates, in order.
-            noise: relative precision of the frames.
-        """
+        """The nearest of each frame's candidates in float64, and whether noise could make it another; (rows, candidates) are pairs."""
         pairs = list(zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True))
         distances = torch.cat([self._half_distances(frames[r], self.exact[c]) for r, c in pairs])
         least = torch.full((len(frames),), float("inf"), dtype=torch.float64, device=self.device).scatter_reduce(0, rows, distances, "amin")
@@ -163,13 +153,11 @@ class _Frames:
     def labels(self, centroids):
         """The nearest centroid of every frame."""
         assigner = Assigner(centroids, self.metric, self.device)
-        found = self._map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)
-        return torch.cat(list(found))
+        return torch.cat(list(self._map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)))
 
     def distances(self, centroids, labels):
         """Squared distance of each frame to its centroid, float64."""
-        found = self._map(lambda part: (self.take(part) - centroids[labels[part]]).double().pow(2).sum(1), self._parts)
-        return torch.cat(list(found))
+        return torch.cat(list(self._map(lambda part: (self.take(part) - centroids[labels[part]]).double().pow(2).sum(1), self._parts)))
 
     def add(self, sums, labels, rows=None, sign=1):
         """Add frames (all, or those of an index tensor) to the float64 sum of their cluster, in place and in order."""

@@ -76,17 +76,15 @@ def quality(labels, offsets, clusters, targets, hop, seed=1):
         "targets": {},
     }
     for name, values in targets.items():
-        classes = sorted({v for v in values if v is not None})
+        classes = {value: i for i, value in enumerate(sorted({v for v in values if v is not None}))}
         if len(classes) > 1:
-            table = {value: i for i, value in enumerate(classes)}
-            codes = np.array([-1 if v is None else table[v] for v in values])
-            lengths, rng = np.diff(offsets), np.random.default_rng(seed)
-
-            def measure(codes, lengths=lengths, classes=len(classes)):
-                return association(_contingency(labels, clusters, np.repeat(codes, lengths), classes))
-
-            chance = np.mean([measure(rng.permutation(codes))["nmi"] for _ in range(_SHUFFLES)])
-            result["targets"][name] = {"classes": len(classes), **measure(codes), "nmi_chance": float(chance)}
+            codes, rng = np.array([classes.get(v, -1) for v in values]), np.random.default_rng(seed)
+            first, *shuffled = (
+                association(_contingency(labels, clusters, np.repeat(c, np.diff(offsets)), len(classes)))
+                for c in (codes, *(rng.permutation(codes) for _ in range(_SHUFFLES)))
+            )
+            chance = float(np.mean([measures["nmi"] for measures in shuffled]))
+            result["targets"][name] = {"classes": len(classes), **first, "nmi_chance": chance}
     return result
 
 
