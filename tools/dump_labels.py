@@ -3,6 +3,7 @@
 
     LAB_DIR/{split}_{R}_{N}.km    a line of labels for each recording of the shard
             dict.km.txt           the labels
+            frames.km.json        the samples between two labels, where the features or the centroids say it
 
 KM_PATH is a kmeans.npz, or a scikit-learn joblib file such as HuBERT's official one, which is read without running anything
 in it. Centroids are refused for features of another checkpoint, layer or kind than they were fitted on.

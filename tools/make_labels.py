@@ -5,9 +5,10 @@ All layers and all numbers of clusters come from one pass over the audio; no fea
 on the fitting split only (on as many of its recordings as --max-memory allows) and label every split:
 
     OUT_DIR/{mfcc|prosody|L9}/km50/{split}.km     a line of labels for each line of the manifest
-                           dict.km.txt    the labels, with their frames in the fit
-                           kmeans.npz     the centroids, what they were fitted on, inertia, sizes of the clusters
-                           kmeans.npz.seen  the recordings that they were fitted on, for tools/audit_run.py
+                                   dict.km.txt    the labels, with their frames in the fit
+                                   frames.km.json   the samples between two labels
+                                   kmeans.npz     the centroids, what they were fitted on, inertia, sizes of the clusters
+                                   kmeans.npz.seen  the recordings that they were fitted on, for tools/audit_run.py
 
 With --pieces N there is also OUT_DIR/L9/km50-pieces{N}/: acoustic pieces, SentencePiece units over the clusters.
 

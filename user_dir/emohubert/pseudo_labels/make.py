@@ -60,11 +60,14 @@ class LabelMaker:
         self.options = {"metric": metric, "restarts": restarts, "iterations": iterations}
         self.splits = {name: read_split(directory, name) for name in _split_names(directory, splits)}
         self.out = make_folder(out)
-        self._fingerprints, self._memory = {}, {}
+        self._memory = {}
         self.rechecked = 0
         self.fit_split, self.sample = None, []
         if centroids is None:
             self.fit_split = self.splits.get(fit_split) or read_split(directory, fit_split)
+        read = self.splits if self.fit_split is None else {**self.splits, fit_split: self.fit_split}
+        self._audio = {name: audio_fingerprint(split) for name, split in read.items()}
+        if centroids is None:
             self.sample = self._choose_sample()
             self.sets = [self._fitted_set(name, k) for name in features.names for k in sorted(set(clusters))]
         else:
@@ -108,7 +111,7 @@ class LabelMaker:
 
     def _fitted_set(self, name, clusters):
         settings = {**self.features.settings, "clusters": clusters, "seed": self.seed, **self.options}
-        settings |= {"audio": self._audio(self.fit_split), "recordings": fingerprint([int(i) for i in self.sample])}
+        settings |= {"audio": self._audio[self.fit_split.name], "recordings": fingerprint([int(i) for i in self.sample])}
         return self._set(name, clusters, settings)
 
     def _given_set(self, path):
@@ -126,11 +129,6 @@ class LabelMaker:
             sources = [records.source("centroids", path, sha256=sha256(path)), *self.features.sources]
             records.write(records.beside(given.centroids), records.LABELS, sources=sources)
         return given
-
-    def _audio(self, split):
-        if split.name not in self._fingerprints:
-            self._fingerprints[split.name] = audio_fingerprint(split)
-        return self._fingerprints[split.name]
 
     def _choose_sample(self):
         split = self.fit_split
@@ -204,7 +202,7 @@ class LabelMaker:
     # --- labelling ----------------------------------------------------------------------------------------------------
 
     def _label_settings(self, s, split):
-        return {"fit": s.fit_stamp.settings, "audio": self._audio(split), **self.features.settings}
+        return {"fit": s.fit_stamp.settings, "audio": self._audio[split.name], **self.features.settings}
 
     def _label(self, split):
         jobs = []
