@@ -95,7 +95,7 @@ def test_noise_of_any_length(kind, n):
 
 
 def test_unknown_noise():
-    with pytest.raises(InputError, match="no noise is called “brown”; choose of white, pink, babble"):
+    with pytest.raises(InputError, match="no noise is called “brown”; choose from white, pink, babble"):
         make_noise("brown", 10, np.random.default_rng(0))
 
 

@@ -67,7 +67,7 @@ def main(argv=None):
     parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.out.suffix != ".npz":
-        raise InputError(f"{args.out}: the embeddings go into an .npz file; give a name that ends so")
+        raise InputError(f"{args.out}: the embeddings go into an .npz file; give a name that ends in .npz")
     if not Path(args.checkpoint).is_file():
         raise InputError(f"{args.checkpoint}: no such checkpoint file; correct the path")
     if not 0 <= args.holdout < 1:

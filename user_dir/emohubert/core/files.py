@@ -92,7 +92,7 @@ def append(source, f):
             raise
         raise InputError(f"{source}: cannot be read ({error.strerror}); restore it, and start again") from error
     if f.tell() - start != before.st_size:
-        raise InputError(f"{source}: {f.tell() - start} bytes where there were {before.st_size}; start again when nothing writes to it")
+        raise InputError(f"{source}: {f.tell() - start} bytes where there were {before.st_size}; start again when nothing is writing to it")
     return before
 
 

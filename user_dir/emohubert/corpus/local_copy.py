@@ -42,7 +42,7 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
     found = [read_split(d, s, sidecars=["meta"]) for d, s in every if splits is None or s in splits]
     missing = sorted(set(splits or []) - {split.name for split in found})
     if missing:
-        raise InputError(f"{directory}: has no split {missing[0]}; choose of {' '.join(sorted({s for _, s in every}))}")
+        raise InputError(f"{directory}: has no split {missing[0]}; choose from {' '.join(sorted({s for _, s in every}))}")
     out = local / name
     with _lock(local / ".staging.lock"):
         staged, origin = out / STAGED, str(directory.resolve())

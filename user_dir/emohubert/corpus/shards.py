@@ -80,7 +80,7 @@ class _Shard:
                     tar.addfile(member, audio)
                     now = os.fstat(audio.fileno())
                 if (now.st_size, now.st_mtime_ns) != (r.size, r.changed):
-                    raise InputError(f"{r.file}: was changed while it was packed; start again when nothing writes to it")
+                    raise InputError(f"{r.file}: was changed while it was packed; start again when nothing is writing to it")
         for r, place in zip(self.recordings, self.places(), strict=True):
             try:
                 n_samples = probe(self.path.parent.parent / place).n_samples

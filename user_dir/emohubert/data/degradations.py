@@ -53,7 +53,7 @@ def make_noise(kind, n, rng):
     if kind == "babble":
         talk = sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in _talkers())
         return np.resize(talk, n)
-    raise InputError(f"no noise is called “{kind}”; choose of {', '.join(NOISES)}")
+    raise InputError(f"no noise is called “{kind}”; choose from {', '.join(NOISES)}")
 
 
 @functools.cache

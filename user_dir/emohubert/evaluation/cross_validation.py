@@ -166,7 +166,7 @@ def _own_gpu(run, jobs):
 
 def _remove(run):
     if run.folder.is_dir() and any(run.folder.iterdir()) and not (run.folder / "settings.txt").is_file():
-        raise InputError(f"{run.folder}: holds something else than a training (no settings.txt); choose another output folder")
+        raise InputError(f"{run.folder}: holds something other than a training (no settings.txt); choose another output folder")
     shutil.rmtree(run.folder, ignore_errors=True)
 
 

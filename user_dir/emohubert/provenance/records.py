@@ -176,7 +176,7 @@ def read(path):
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{path}: not a record of what was seen, or a damaged one ({reason}); make again what it lies beside") from error
+        raise InputError(f"{path}: not a record of what was seen, or a damaged one ({reason}); make the file beside it again") from error
     digest = hashlib.sha256(f"{root}\n{body}".encode("utf-8", "surrogateescape")).hexdigest()
     speakers, sessions = [sys.intern(s) for s in speakers], [sys.intern(s) for s in sessions]
     return Record(Path(path), role, sources, Utterances(root, paths, lengths, speakers, sessions, digest), facts)

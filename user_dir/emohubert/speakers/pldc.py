@@ -327,5 +327,5 @@ def load(path):
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: does not hold a calibration ({error}); make it again with tools/calibrate.py") from error
     if not whole or found.k < 1 or not np.isfinite(values).all() or not np.isfinite(base).all():
-        raise InputError(f"{path}: the calibration is not whole; make it again with tools/calibrate.py")
+        raise InputError(f"{path}: the calibration is incomplete; make it again with tools/calibrate.py")
     return found
