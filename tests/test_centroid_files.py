@@ -134,11 +134,22 @@ def test_a_hostile_joblib_file_runs_nothing(tmp_path, frames, place, compress, c
         b"K\x01K\x02a.",
         b"cnumpy\nload\n.",
         b"cnumpy\ndtype.base\n.",
+        b"\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # BYTEARRAY8 of a terabyte
+        b"cnumpy\nndarray\n(N}X\x04\x00\x00\x00nameK\x01stb.",  # BUILD that sets an attribute of a class
     ],
 )
 def test_hostile_instructions_are_refused(tmp_path, program):
     (tmp_path / "km.bin").write_bytes(program)
     with pytest.raises(InputError, match=r"km\.bin: (refused|neither)"):
+        load_centroids(tmp_path / "km.bin")
+
+
+def test_memory_is_taken_for_what_is_there_not_for_what_is_claimed(tmp_path, frames):
+    whole = file_of_2020(frames[:9])
+    huge = whole.replace(b"K\x09K\x07\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86")  # 2³¹ × 2³¹ floats
+    assert huge != whole
+    (tmp_path / "km.bin").write_bytes(huge)
+    with pytest.raises(InputError, match="cut off within an array"):
         load_centroids(tmp_path / "km.bin")
 
 

@@ -37,8 +37,6 @@ _OTHERS = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for n
     "numpy.random.mtrand.RandomState",
     "_codecs.encode",  # how protocol 2 writes bytes
 }
-
-
 _COMPRESSIONS = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
@@ -125,17 +123,10 @@ class _Unpickler(NumpyUnpickler):
         name = f"{module}.{name}"
         if name not in _KMEANS | _ARRAY | _OTHERS:
             raise _RefusedError(f"it names {name[:100]}, which a k-means has no use for and which could run code")
-        return _Sealed(name, (_Array if name in _ARRAY else _Record,), {"name": name})
+        return type(name, (_Array if name in _ARRAY else _Record,), {"name": name})
 
 
-class _Sealed(type):
-    """The type of stand-ins; a file cannot change them."""
-
-    def __setattr__(cls, name, value):
-        raise _RefusedError(f"it sets {name} of a class")
-
-
-class _Record(metaclass=_Sealed):
+class _Record:
     """What a class or function of the file would have made: its name, arguments and state, nothing that runs."""
 
     state = None
