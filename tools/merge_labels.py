@@ -13,8 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.corpus.manifest import read_split
-from emohubert.pseudo_labels.feature_shards import merge_labels
 
 
 @cli.command
@@ -25,6 +23,9 @@ def main(argv=None):
     parser.add_argument("nshard", metavar="N", type=cli.positive_int, help="number of shards")
     parser.add_argument("--manifest-dir", metavar="DIR", help="check the number of lines against this manifest")
     args = parser.parse_args(argv)
+    from emohubert.corpus.manifest import read_split
+    from emohubert.pseudo_labels.feature_shards import merge_labels
+
     utterances = len(read_split(args.manifest_dir, args.split)) if args.manifest_dir else None
     path, lines = merge_labels(args.lab_dir, args.split, args.nshard, utterances)
     print(f"{path}: {lines} lines")
