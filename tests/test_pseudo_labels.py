@@ -220,15 +220,8 @@ def test_what_is_written(labels, manifest, checkpoint):
     split, encoder = read_split(manifest, "test"), load_encoder(checkpoint)
     features = extract(EncoderFeatures(encoder, [4]), split)
     model = KMeans.load(labels / "L4" / "km9" / "kmeans.npz")
-    assert model.features == {
-        "kind": "encoder",
-        "checkpoint": encoder.sha256,
-        "layer": 4,
-        "width": 48,
-        "sample_rate": 16_000,
-        "hop": 320,
-        "normalise": False,
-    }
+    form = {"sample_rate": 16_000, "hop": 320, "normalise": False}
+    assert model.features == {"kind": "encoder", "checkpoint": encoder.sha256, "layer": 4, "width": 48, **form}
     assert model.fit["split"] == "train"
     for i, line in enumerate((labels / "L4" / "km9" / "test.km").read_text().splitlines()):
         distances = ((features[i, "L4"][:, None].astype(np.float64) - model.centroids) ** 2).sum(-1)
@@ -379,20 +372,8 @@ def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, c
     assert 0.8 < shares["L4/km60"] < 1
     monkeypatch.setattr(device, "_cpu_flags", lambda: [])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    options = (
-        manifest,
-        tmp_path / "x",
-        "--checkpoint",
-        checkpoint,
-        "--layers",
-        4,
-        "--clusters",
-        5,
-        "--precision",
-        "bf16",
-        "--device",
-        "cpu",
-    )
+    encoder = ("--checkpoint", checkpoint, "--layers", 4, "--precision", "bf16", "--device", "cpu")
+    options = (manifest, tmp_path / "x", *encoder, "--clusters", 5)
     assert run("tools/make_labels.py", *options) == 2
     assert "cpu has no bf16 arithmetic; use --precision float32" in capsys.readouterr().err
     monkeypatch.setattr(device, "_cpu_flags", lambda: ["avx512_bf16"])
@@ -545,19 +526,8 @@ def test_ten_times_the_audio_does_not_take_more_memory(tmp_path):
     (single / "train.tsv").write_text("\n".join(lines) + "\n")
     peaks = []
     for folder in (single, tenfold):
-        arguments = [
-            folder,
-            tmp_path / f"out-{folder.name}",
-            "--checkpoint",
-            checkpoint,
-            "--layers",
-            2,
-            4,
-            "--clusters",
-            20,
-            "--max-memory",
-            "2M",
-        ]
+        encoder = ("--checkpoint", checkpoint, "--layers", 2, 4)
+        arguments = [folder, tmp_path / f"out-{folder.name}", *encoder, "--clusters", 20, "--max-memory", "2M"]
         result = subprocess.run(command(*arguments, window=120), check=True, capture_output=True, text=True)
         peaks.append(int(result.stdout.split()[-1]))
     assert peaks[1] < 1.1 * peaks[0], json.dumps(peaks)

@@ -94,8 +94,7 @@ class Assigner:
 def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):
     """k-means++ on a sample of the frames, then Lloyd's iterations on all of them.
 
-    An empty cluster moves to the frame that is farthest from its centroid. On a CPU the result depends on the frames,
-    their order and the seed only, not on the number of threads.
+    An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads.
 
     Args:
         frames: (frames, width) float32 array; not copied.

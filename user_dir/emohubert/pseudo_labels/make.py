@@ -23,7 +23,7 @@ from .centroid_files import load_centroids
 from .centroids import KMeans
 from .features import NOISE, collect
 from .label_sets import LabelSet, PartialLabels, label_line, read_label_lines, remove_stale, write_dictionary
-from .recordings import audio_fingerprint, choose_recordings, short_recordings, windows, work_through
+from .recordings import audio_fingerprint, choose_recordings, warn_of_short, windows, work_through
 
 logger = logging.getLogger("emohubert")
 
@@ -85,8 +85,7 @@ class LabelMaker:
         """Fit what is not fitted, label what is not labelled; returns the label sets."""
         start = time.perf_counter()
         for split in self.splits.values():
-            if short := short_recordings(split, self.features.hop):
-                logger.warning(short)
+            warn_of_short(split, self.features.hop)
         self._fit()
         for split in sorted(self.splits.values(), key=lambda split: split is not self.fit_split):
             if split is not self.fit_split:

@@ -1,11 +1,15 @@
 """The recordings of a split as work: which to fit on, in which windows, whether they have changed, and how far the work is."""
 
+import logging
+
 import numpy as np
 
 from ..core.cli import progress
 from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..corpus import audio
+
+logger = logging.getLogger("emohubert")
 
 
 def audio_fingerprint(split, indices=None):
@@ -25,15 +29,13 @@ def audio_fingerprint(split, indices=None):
     return fingerprint(rows)
 
 
-def short_recordings(split, hop, named=50):
-    """The recordings under one frame, as text that names them; None if there are none."""
+def warn_of_short(split, hop, named=50):
+    """Log which recordings are under one frame."""
     short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
-    if not len(short):
-        return None
-    names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
-    return (
-        f"{split.tsv}: {len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line: {names}"
-    )
+    if len(short):
+        names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
+        what = f"{len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line"
+        logger.warning("%s: %s: %s", split.tsv, what, names)
 
 
 def choose_recordings(names, frames, budget, seed):

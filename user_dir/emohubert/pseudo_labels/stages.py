@@ -22,7 +22,7 @@ from .centroid_files import load_centroids, write_joblib
 from .centroids import KMeans
 from .feature_shards import FeatureShard, read_shards, shard_path, shard_range
 from .label_sets import label_line, write_dictionary
-from .recordings import audio_fingerprint, choose_recordings, short_recordings, windows, work_through
+from .recordings import audio_fingerprint, choose_recordings, warn_of_short, windows, work_through
 
 logger = logging.getLogger("emohubert")
 
@@ -45,8 +45,7 @@ def dump_features(directory, name, folder, features, nshard, rank, overwrite=Fal
     """
     split = read_split(directory, name)
     indices = np.arange(*shard_range(len(split), nshard, rank))
-    if short := short_recordings(split, features.hop):
-        logger.warning(short)
+    warn_of_short(split, features.hop)
     recordings, stamps = audio_fingerprint(split, indices.tolist()), {}
     for kind in features.names:
         path = shard_path(make_folder(Path(folder) / kind), name, rank, nshard, "npy")
