@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from emohubert.evaluation.predictions import (
     write_predictions,
 )
 from emohubert.evaluation.scoring import metrics
-from emohubert.speakers import calibration_files, pldc
+from emohubert.speakers import MATCHES, calibration_files, pldc
 from emohubert.speakers.neighbours import cosine, ranking
 from emohubert.speakers.pldc import RunningSpeaker, class_frequencies, fit, label_statistics, matched
 
@@ -290,7 +293,7 @@ def test_too_few_speakers_to_leave_one_out(speakers):
 # --- one utterance at a time ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("match", pldc.MATCHES)
+@pytest.mark.parametrize("match", MATCHES)
 def test_a_running_speaker_ends_where_the_whole_file_does(match):
     if match == "prior":
         (speakers, embeddings, labels, _), (_, new, _, predicted) = simulate_classes(0, 1.5)
@@ -421,6 +424,13 @@ def test_program_writes_what_the_contract_names(files, tmp_path, capsys):
     expected = {row[0] for row in rows[1:] if float(row[4]) < float(row[3])}
     assert {speaker for speaker, _ in report["worse"]} == expected and all(name in printed for name in expected)
     assert "match mean-std" in printed and ": applied" in printed and report["guard"]["helps"]
+
+
+def test_the_program_reads_files_only(files, tmp_path):
+    arguments = [str(x) for pair in files["d"].items() for x in pair]
+    code = f"import sys, runpy; sys.argv[1:] = {[*arguments, str(tmp_path / 'out')]}; runpy.run_path('tools/calibrate.py', run_name='__main__')"
+    code += "; assert not {'torch', 'fairseq', 'sklearn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], capture_output=True)
 
 
 def test_program_with_classes(files, tmp_path):

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core import cli
 from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
+from emohubert.speakers import METHODS
 
 logger = logging.getLogger("emohubert.adapt_speaker")
-METHODS = ("adapted", "nearest")
 
 
 def number(text):

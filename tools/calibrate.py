@@ -28,8 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core.cli import Parser, command, logger
 from emohubert.core.errors import InputError
-
-MATCHES = ("mean", "std", "mean-std", "prior")
+from emohubert.speakers import MATCHES
 
 
 def neighbours(text):

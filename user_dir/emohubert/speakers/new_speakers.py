@@ -8,10 +8,9 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
+from . import METHODS
 
 logger = logging.getLogger("emohubert")
-
-METHODS = ("adapted", "nearest")
 
 
 @dataclass(frozen=True)

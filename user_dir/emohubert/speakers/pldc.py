@@ -27,9 +27,9 @@ import numpy as np
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
+from . import MATCHES
 from .neighbours import cosine, numbers_of_neighbours, ranking
 
-MATCHES = ("mean", "std", "mean-std", "prior")
 _CONSTANT = 1e-7
 """Predictions that vary by less than this share of their mean, the resolution of float32, are constant."""
 
