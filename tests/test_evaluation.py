@@ -4,13 +4,15 @@ import io
 import json
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import audmetric
 import numpy as np
 import pytest
 import sklearn.metrics
-from scripts import run
+from scripts import ROOT, run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split
@@ -185,6 +187,16 @@ def test_missing_files_are_one_line(tmp_path, capsys):
         f"error: {tmp_path}/{n}: no such file; correct the path" for n in ("none.pt", "none.npz")
     ]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("program", ["evaluate", "predict", "results", "robustness"])
+def test_help_loads_nothing_heavy(program):
+    code = (
+        "import runpy, sys\nsys.argv = [sys.argv[1], '--help']\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nfinally:\n    "
+    )
+    code += "print(*{'torch', 'fairseq', 'scipy', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, ROOT / "tools" / f"{program}.py"], capture_output=True, text=True, check=True)
+    assert "usage: " in done.stdout and done.stderr == "\n"
 
 
 # --- metrics.json -----------------------------------------------------------------------------------------------------

@@ -74,14 +74,6 @@ def predict(args, paths, out):
     return failed
 
 
-def seconds(text):
-    """The argument of an option in seconds."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
 def stamp_of(args, paths):
     """What --output was made from."""
     names = ("format", "window", "hop", "longest", "speaker", "speaker_id")
@@ -101,16 +93,20 @@ def main(argv=None):
     parser.add_argument("paths", metavar="PATH", nargs="+", help="audio file, or folder")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json: one object a line")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
-    parser.add_argument("--window", type=seconds, metavar="S", help="seconds of a window: a time line")
-    parser.add_argument("--hop", type=seconds, metavar="S", help="seconds between the beginnings of windows (default: the window)")
-    parser.add_argument("--longest", type=seconds, default=LONGEST_SECONDS, metavar="S", help="longest file without --window, in seconds")
+    parser.add_argument("--window", type=cli.positive_float, metavar="S", help="seconds of a window: a time line")
+    parser.add_argument(
+        "--hop", type=cli.positive_float, metavar="S", help="seconds between the beginnings of windows (default: the window)"
+    )
+    parser.add_argument(
+        "--longest", type=cli.positive_float, default=LONGEST_SECONDS, metavar="S", help="longest file without --window, in seconds"
+    )
     parser.add_argument("--calibration", metavar="FILE", help="calibration.npz of tools/calibrate.py")
     parser.add_argument(
         "--speaker", choices=(ALL, FOLDER), default=ALL, help="with --calibration: all files are of one speaker, or those of each folder"
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
-    parser.add_argument("--batch-seconds", type=seconds, default=100.0, metavar="S", help="most audio in the model at once")
+    parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in the model at once")
     parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
     parser.add_device()
     parser.add_overwrite()

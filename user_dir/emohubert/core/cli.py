@@ -80,7 +80,9 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
         self.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
         self.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
-        self.add_argument("--batch-seconds", type=float, default=100.0, metavar="S", help="most audio in a batch; changes no result")
+        self.add_argument(
+            "--batch-seconds", type=positive_float, default=100.0, metavar="S", help="most audio in a batch; changes no result"
+        )
         self.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one a core")
         self.add_seed()
         self.add_device()

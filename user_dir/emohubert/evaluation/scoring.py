@@ -129,7 +129,7 @@ def compare(predictions, other, repeats=2000, seed=1):
 
 
 def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed=1):
-    """Evaluate, and write everything `tools/evaluate.py` promises.
+    """Evaluate, and write everything `tools/evaluate.py` promises; returns the metrics.
 
     Writes `predictions.tsv`, `embeddings.npz` (with `embeddings`), `thresholds.tsv` (classification), `figures/*.png`, and
     last, so that it vouches for the rest, `metrics.json`. Figures of an earlier run in the same folder are removed.
@@ -138,9 +138,6 @@ def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed
         directory: output folder, made if needed.
         predictions, split, repeats, seed: as `evaluate`.
         embeddings: float (n, d), a row for every prediction, or None.
-
-    Returns:
-        The metrics.
     """
     from .draw import draw
 
