@@ -5,7 +5,7 @@ into UA or CCC of the whole epoch, which are never averages over batches.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import distributed
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from ..core.options import option
 from ..evaluation import metrics
 
 
@@ -67,13 +68,9 @@ def confusion(output, target):
 class EmotionClassificationConfig(FairseqDataclass):
     """Options of the cross-entropy."""
 
-    class_weights: ChoiceEnum(("none", "balanced")) = field(
-        default="none", metadata={"help": "balanced: classes weighted by 1 / training count (mean weight 1)"}
-    )
-    label_smoothing: float = field(default=0.0, metadata={"help": "of the cross-entropy"})
-    frame_weight: float = field(
-        default=0.0, metadata={"help": "weight of the cross-entropy of every frame with its utterance's class (needs model.frame_head)"}
-    )
+    class_weights: ChoiceEnum(("none", "balanced")) = option("none", "balanced: classes weighted by 1 / training count (mean weight 1)")
+    label_smoothing: float = option(0.0, "of the cross-entropy")
+    frame_weight: float = option(0.0, "weight of the cross-entropy of every frame with its utterance's class (needs model.frame_head)")
 
 
 @register_criterion("emotion_classification", dataclass=EmotionClassificationConfig)

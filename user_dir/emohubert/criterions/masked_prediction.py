@@ -1,7 +1,7 @@
 """Criterion: cross-entropy of frame labels at masked (and, if wanted, unmasked) frames (Hsu et al. 2021, equation 2)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import List, Optional
 
 import torch
@@ -11,6 +11,7 @@ from fairseq.logging import metrics
 from torch.nn import functional as F
 
 from ..core.errors import InputError
+from ..core.options import option
 from ..corpus.frame_labels import NO_LABEL
 
 
@@ -18,12 +19,10 @@ from ..corpus.frame_labels import NO_LABEL
 class MaskedPredictionConfig(FairseqDataclass):
     """Weights of the terms."""
 
-    pred_masked_weight: float = field(default=1.0, metadata={"help": "weight of masked frames: α of the HuBERT paper"})
-    pred_nomask_weight: float = field(default=0.0, metadata={"help": "weight of unmasked frames: 1 - α"})
-    features_pen_weight: float = field(default=10.0, metadata={"help": "weight of the mean square of the convolutional features"})
-    label_weights: Optional[List[float]] = field(
-        default=None, metadata={"help": "weight of each label set, in the order of task.labels (default: 1 each)"}
-    )
+    pred_masked_weight: float = option(1.0, "weight of masked frames: α of the HuBERT paper")
+    pred_nomask_weight: float = option(0.0, "weight of unmasked frames: 1 - α")
+    features_pen_weight: float = option(10.0, "weight of the mean square of the convolutional features")
+    label_weights: Optional[List[float]] = option(None, "weight of each label set, in the order of task.labels (default: 1 each)")
 
 
 @register_criterion("masked_prediction", dataclass=MaskedPredictionConfig)
@@ -45,19 +44,10 @@ class MaskedPrediction(FairseqCriterion):
             raise InputError(f"criterion.label_weights has {len(self.label_weights)} values for {len(sets)} label sets; give one each")
 
     def forward(self, model, sample, reduce=True):
-        """Loss of a batch.
-
-        Returns:
-            (loss, sample size, logging output): tensors throughout, so that nothing waits for the GPU.
-        """
-        output = model(
-            target_list=sample["target_list"],
-            masked=self.weights["masked"] > 0,
-            unmasked=self.weights["unmasked"] > 0,
-            **sample["net_input"],
-        )
-        log = {}
-        loss = 0.0
+        """Returns (loss, sample size, logging output): tensors throughout, so that nothing waits for the GPU."""
+        wanted = {part: weight > 0 for part, weight in self.weights.items()}
+        output = model(target_list=sample["target_list"], **wanted, **sample["net_input"])
+        log, loss = {}, 0.0
         for part, all_logits in output["logits"].items():
             for k, (logits, targets) in enumerate(zip(all_logits, output["targets"][part], strict=True)):
                 term = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
@@ -71,13 +61,8 @@ class MaskedPrediction(FairseqCriterion):
         sample_size = frames.sum()
         penalty = (output["features_pen"] * frames).sum()
         loss = loss + self.features_pen_weight * penalty
-        log |= {
-            "loss": loss.detach().double(),
-            "features_pen": penalty.detach().double(),
-            "sample_size": sample_size,
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["nsentences"],
-        }
+        log |= {"loss": loss.detach().double(), "features_pen": penalty.detach().double(), "sample_size": sample_size}
+        log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
         if model.speaker_conditioning is not None:  # a model wrapped for several processes hands its attributes on
             log |= {"speaker_norm": model.speaker_conditioning.mean_norm().double(), "batches": 1}
         return loss, sample_size, log
