@@ -33,10 +33,7 @@ EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au",
 
 
 def n_frames(n_samples, hop=HOP):
-    """Frames of `n_samples` samples (or of an array or tensor of them): `(n_samples - 400) // hop + 1`, 0 under 400 samples.
-
-    The default hop is HuBERT's. MFCCs have the same window every 160 samples.
-    """
+    """Frames of `n_samples` samples (or of an array or tensor of them): `(n_samples - 400) // hop + 1`, 0 under 400 samples."""
     frames = (n_samples - RECEPTIVE_FIELD) // hop + 1
     return max(frames, 0) if isinstance(frames, int) else frames.clip(min=0)
 
@@ -123,20 +120,10 @@ def probe(path):
 
 
 def read(path, start=0, stop=None, n_samples=None):
-    """Read a file, or the part [start, stop), as mono at 16 kHz; only that part is decoded (of an MP3, all that comes before it, too).
+    """Read a file, or the part [start, stop) of it, as mono at 16 kHz: float32 (stop - start,), full scale ±1, channels averaged.
 
-    A part equals the same slice of the whole file, also when the file is resampled.
-
-    Args:
-        path: any file that libsndfile reads, or a member of a tar.
-        start, stop: in samples at 16 kHz; `stop=None` reads to the end.
-        n_samples: if given, the length at 16 kHz that the file must have.
-
-    Returns:
-        float32 (stop - start,), full scale ±1, channels averaged.
-
-    Raises:
-        InputError: missing, unreadable, truncated, NaN or infinity in it, not `n_samples` long, or ending before `start`.
+    `start`, `stop` and `n_samples`, the length that the file must have, are in samples at 16 kHz. A part equals the same slice of the
+    whole file, also when it is resampled. InputError if it is missing, unreadable, truncated, not finite, or of another length.
     """
     path = Path(path)
     with opened(path) as f:
@@ -155,20 +142,14 @@ def read(path, start=0, stop=None, n_samples=None):
 
 
 def normalise(waveform):
-    """Zero mean and unit variance over the waveform, as fairseq's `layer_norm`; HuBERT large expects it.
-
-    (The extractor of transformers adds 1e-7 to the variance, not 1e-5: very quiet audio becomes louder there.)
-    """
+    """Zero mean and unit variance over the waveform, as fairseq's `layer_norm`; HuBERT large expects it."""
     mean = waveform.mean(dtype=np.float64)
     variance = waveform.var(dtype=np.float64)
     return ((waveform - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
 
 
 def content_of(path):
-    """(hash of the decoded samples at 16 bits, or "" for digital silence; length at 16 kHz): the same for a WAV file and its FLAC copy.
-
-    InputError if the file is missing, not audio, truncated, damaged, or holds NaN.
-    """
+    """(hash of the decoded samples at 16 bits, or "" for digital silence; length at 16 kHz): the same for a WAV file and its FLAC copy."""
     digest, frames, silent = hashlib.sha256(), 0, True
     try:
         with opened(path) as f:

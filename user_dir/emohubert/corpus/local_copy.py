@@ -18,24 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def stage(directory, local, splits=None, name="manifest", jobs=8):
-    """Copy the audio of a manifest directory, its folds included, to a local disk, and write the manifest directory that lists it.
+    """Copy the audio of a manifest directory, folds included, to the folder `local`, and write the manifest directory `name` there.
 
-    Paths below the root, sizes and times of change stay as they are: labels and features that were made from the one are those of
-    the other, and records of what was seen name the original. Other processes that copy to the same folder wait and then find
-    everything there.
-
-    Args:
-        directory: manifest directory.
-        local: folder on the local disk.
-        splits: names of the splits that are wanted; by default all.
-        name: of the new manifest directory in `local`.
-        jobs: files that are copied at once.
-
-    Returns:
-        (the new manifest directory, files, files that were copied now).
-
-    Raises:
-        InputError: no such split or file, not enough space, or the folder holds the manifest of something else.
+    Paths, sizes and times of change stay: labels and features of the one are those of the other. Other processes that copy to the same
+    folder wait for it. Returns (the new manifest directory, files, files copied now). InputError if a split, a file or space is missing.
     """
     directory, local = Path(directory), make_folder(local)
     every = [(d, s) for d in manifest_directories(directory) for s in splits_of(d)]

@@ -21,12 +21,7 @@ SHARES = np.array([0.6, 0.2, 0.2])
 def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
     """The splits of a protocol of `PROTOCOLS`: {fold → {split → list of Utterance}}; the fold is "" where there is only one.
 
-    Args:
-        utterances: list of Utterance.
-        protocol: its name.
-        seed: of every choice by chance.
-        folds: for "folds", as for `speaker_folds`.
-        group_of: utterance → group of its speaker that the choice of speakers balances (default: meta `sex`).
+    `folds`: lists of speakers, for "folds". `group_of`: utterance → group of its speaker that is balanced (default: meta `sex`).
     """
     if protocol == "folds":
         return speaker_folds(utterances, folds)
@@ -57,10 +52,7 @@ def leave_one_speaker_out(utterances):
 
 
 def speaker_folds(utterances, folds):
-    """Speaker-independent cross-validation, `fold1` …: fold k tests the k-th list of speakers, validates on the next, trains on the rest.
-
-    InputError if fewer than three lists have utterances, or a speaker is in none or in several.
-    """
+    """Speaker-independent cross-validation, `fold1` …: fold k tests the k-th list of speakers, validates on the next, trains on the rest."""
     listed = Counter(s for fold in folds for s in fold)
     twice = [s for s, n in listed.items() if n > 1]
     missing = sorted({u.speaker for u in utterances} - set(listed))
@@ -78,10 +70,7 @@ def speaker_folds(utterances, folds):
 
 
 def balanced_folds(group, k, seed):
-    """Divide speakers (`group`: speaker → group, such as the sex) by chance into `k` lists of nearly equal size, each group alike.
-
-    InputError if k is out of range.
-    """
+    """Divide speakers (`group`: speaker → group, such as the sex) by chance into `k` lists of nearly equal size, each group alike."""
     if not 3 <= k <= len(group):
         raise InputError(f"{k} folds of {len(group)} speakers: give from 3 to {len(group)}")
     rng = np.random.default_rng([seed, 11])
@@ -92,9 +81,7 @@ def balanced_folds(group, k, seed):
 def stratified_split(utterances, seed):
     """60/20/20 % of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
 
-    Minimisation (Pocock & Simon 1975): the utterances, shuffled within speaker and class, go one by one where they least
-    disturb the proportions of the speaker, the class, the speaker's class, and the whole. Each speaker's first one goes
-    to the training part, so that training knows every speaker.
+    Minimisation (Pocock & Simon 1975): one by one they go where they least disturb the proportions; each speaker's first one to training.
     """
     rng = np.random.default_rng([seed, 12])
     shuffled = [utterances[i] for i in rng.permutation(len(utterances))]

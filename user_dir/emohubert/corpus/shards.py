@@ -102,22 +102,10 @@ def member_name(path):
 
 
 def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
-    """Pack the audio of a manifest directory, its folds included, and write the manifest directory that lists it.
+    """Pack the audio of a manifest directory, folds included, into shards below `out`, and write the manifest directory that lists it there.
 
-    Every file is packed once, in the order of the lists; the same files give the same shards, byte for byte. A second run only
-    makes what is missing.
-
-    Args:
-        directory, out: manifest directory, and folder of the new one with the shards in it.
-        shard_bytes: a shard is closed before it would be larger.
-        jobs: shards that are written at once.
-        overwrite: write all shards again.
-
-    Returns:
-        (recordings, shards, shards that were written now).
-
-    Raises:
-        InputError: a recording is missing, damaged, of another length than the manifest says, or packed already; a full disk.
+    Every file is packed once; the same files give the same bytes, and a second run only makes what is missing. Returns (recordings,
+    shards, shards written now). InputError if a recording is missing, damaged, of another length, or packed already.
     """
     directory, out = Path(directory), make_folder(out)
     if out.resolve() == directory.resolve():

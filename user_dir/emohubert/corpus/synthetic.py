@@ -47,29 +47,19 @@ _RELEASE = {"t": (-22, 4500, 2500, 0.022), "k": (-22, 2000, 1200, 0.026), "d": (
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker.
-
-    Attributes:
-        id, sex: such as "s03" and "female".
-        f0: habitual pitch in Hz.
-        tract, formants: factor on all formants (1: adult man; larger: shorter vocal tract), and seven factors near 1, one per formant.
-        tilt: corner frequency of the source's low-pass, as a factor.
-        jitter: standard deviation of the pitch from cycle to cycle, relative.
-        breath, level: aspiration against voicing, and habitual level, in dB.
-        tempo, expressiveness: factors on the syllable rate, and on everything that emotion changes.
-    """
+    """One speaker."""
 
     id: str
     sex: str
-    f0: float
-    tract: float
-    formants: tuple
-    tilt: float
-    jitter: float
-    breath: float
-    tempo: float
-    level: float
-    expressiveness: float
+    f0: float  # habitual pitch, Hz
+    tract: float  # factor on all formants; 1: adult man, larger: shorter vocal tract
+    formants: tuple  # seven factors near 1, one per formant
+    tilt: float  # factor on the corner frequency of the source's low-pass
+    jitter: float  # standard deviation of the pitch from cycle to cycle, relative
+    breath: float  # aspiration against voicing, dB
+    tempo: float  # factor on the syllable rate
+    level: float  # dB
+    expressiveness: float  # factor on everything that emotion changes
 
     def traits(self):
         """Pitch and vocal-tract length on scales of about ±1 over adult voices: what listeners hear first."""
@@ -77,10 +67,7 @@ class Voice:
 
 
 def draw_voices(n, seed):
-    """`n` different voices, women and men in turn, the same for the same seed.
-
-    The pitches of each sex are spread over its range with random offsets, so that no two speakers coincide.
-    """
+    """`n` voices, women and men in turn; pitches are spread over the range of each sex, so that no two coincide."""
     rng = np.random.default_rng([seed, 0])
     place = {}
     for sex, count in (("female", -(-n // 2)), ("male", n // 2)):
@@ -122,11 +109,7 @@ def draw_emotion(name, rng, spread=0.09):
 
 
 def listener_bias(voices, seed):
-    """How far listeners' ratings of each voice lie from what it shows: (speakers, 3), within ±1.
-
-    A smooth function of pitch and vocal-tract length, so that similar voices are misjudged in similar ways: the
-    situation that label calibration from similar speakers assumes.
-    """
+    """How far ratings of each voice lie from what it shows: (speakers, 3), within ±1; similar voices are misjudged in similar ways."""
     angles = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(DIMENSIONS))
     directions = np.stack([np.cos(angles), np.sin(angles)])  # (traits, dimensions)
     return np.tanh(1.5 * np.stack([v.traits() for v in voices]) @ directions)
@@ -150,31 +133,21 @@ def draw_lexicon(seed, words=48):
 
 
 def synthesise(voice, emotion, seconds, lexicon, rng):
-    """One utterance: float32, round(seconds × 16000) samples, peak below 1.
-
-    Args:
-        voice: a Voice.
-        emotion: (arousal, valence, dominance), each in 0..1.
-        seconds: length, 0.3 or more.
-        lexicon: words as `draw_lexicon` gives them.
-        rng: numpy Generator: words, prosody and noise.
-    """
+    """One utterance of a Voice: float32, round(seconds × 16000) samples, peak below 1; `emotion`: (arousal, valence, dominance) in 0..1."""
     if seconds < 0.3:
         raise InputError(f"{seconds} s is too short for an utterance; give 0.3 s or more")
     n = round(seconds * SAMPLE_RATE)
     style = _style(voice, emotion, rng)
     frames = -(-n // _HOP) + 1
     track = _articulation(style, lexicon, frames, rng)
-    f0 = np.interp(np.arange(n), np.arange(frames) * _HOP, track["f0"])
-    voicing = np.interp(np.arange(n), np.arange(frames) * _HOP, track["voicing"])
+    f0, voicing, frication = (np.interp(np.arange(n), np.arange(frames) * _HOP, track[name]) for name in ("f0", "voicing", "noise"))
     flow, gate = _glottal_pulses(f0, style["jitter"], rng)
     noise = rng.standard_normal((2, n))
     breath = 10 ** (style["breath"] / 20) * noise[0] * (0.35 + 0.65 * gate)
     voiced = voicing * (flow / np.sqrt(np.mean(flow**2)) + breath) + 10 ** (-64 / 20) * noise[0]
-    frication = np.interp(np.arange(n), np.arange(frames) * _HOP, track["noise"]) * noise[1]
     vocal_tract = _filter(track["formants"], style["bandwidths"], style["corner"])
     friction = _filter(track["noise_centre"][:, None], track["noise_bandwidth"][:, None], None)
-    wave = _overlap_add(_spectra(voiced, frames) * vocal_tract + _spectra(frication, frames) * friction, n)
+    wave = _overlap_add(_spectra(voiced, frames) * vocal_tract + _spectra(frication * noise[1], frames) * friction, n)
     wave *= np.sin(np.pi / 2 * np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / 160)) ** 2  # no click at the ends
     wave *= 10 ** (style["level"] / 20) / np.sqrt(np.mean(wave**2))
     return _limit(wave).astype(np.float32)
@@ -193,10 +166,7 @@ def _style(voice, emotion, rng):
         "corner": np.clip(1100 * voice.tilt * 2 ** (0.9 * a + 0.6 * d - 0.55 * v + 0.15 * chance[4]), 200, 6000),  # Hz
         "breath": voice.breath - 6 * a - 4 * d + 2 * v + 1.5 * chance[5],
         "jitter": np.clip(voice.jitter * 2 ** (0.6 * a - 1.1 * v), 0.001, 0.05),
-        "formants": voice.tract
-        * np.array(voice.formants)
-        * np.array([1 + 0.07 * a, 1 + 0.06 * v, 1 + 0.04 * v, 1, 1, 1, 1])
-        * (1 - 0.02 * d),
+        "formants": voice.tract * np.array(voice.formants) * [1 + 0.07 * a, 1 + 0.06 * v, 1 + 0.04 * v, 1, 1, 1, 1] * (1 - 0.02 * d),
         "bandwidths": np.minimum(_BANDWIDTHS * voice.tract * 2 ** (-0.25 * a), 600),
     }
 
@@ -245,9 +215,8 @@ def _phones(style, lexicon, seconds, rng):
                 if phone in _VOWELS:
                     if stress == 0:
                         accents.append((len(phones), style["range"] * rng.uniform(0.5, 1.2)))
-                    phones.append(
-                        (_VOWELS[phone], 0.0 if stress == 0 else -2.0, -100, 3000, 2000, 0.13 * stretch * rng.uniform(0.85, 1.15))
-                    )
+                    level, duration = 0.0 if stress == 0 else -2.0, 0.13 * stretch * rng.uniform(0.85, 1.15)
+                    phones.append((_VOWELS[phone], level, -100, 3000, 2000, duration))
                 else:
                     *sound, duration = _CONSONANTS[phone]
                     phones.append((*sound, duration * stretch))
@@ -259,33 +228,24 @@ def _phones(style, lexicon, seconds, rng):
 
 
 def _glottal_pulses(f0, jitter, rng):
-    """Derivative of Rosenberg's glottal flow (1971, pulse C) at every sample, and the flow itself (0..1).
-
-    The derivative is the flow's difference from sample to sample, which averages over the sample and so keeps aliasing low.
-    """
+    """Derivative of Rosenberg's glottal flow (1971, pulse C), as differences of samples against aliasing, and the flow itself (0..1)."""
     cycles = np.cumsum(f0) / SAMPLE_RATE
     per_cycle = rng.standard_normal((2, int(cycles[-1]) + 2))
     index = cycles.astype(int)
     cycles = np.cumsum(f0 * (1 + jitter * per_cycle[0][index])) / SAMPLE_RATE
     phase = cycles % 1
     opening, closing = 0.42, 0.18
-    flow = np.where(
-        phase < opening,
-        0.5 - 0.5 * np.cos(np.pi * phase / opening),
-        np.where(phase < opening + closing, np.cos(np.pi / 2 * (phase - opening) / closing), 0),
-    )
+    falling = np.where(phase < opening + closing, np.cos(np.pi / 2 * (phase - opening) / closing), 0)
+    flow = np.where(phase < opening, 0.5 - 0.5 * np.cos(np.pi * phase / opening), falling)
     shimmer = 1 + 2 * jitter * per_cycle[1][np.minimum(cycles.astype(int), per_cycle.shape[1] - 1)]
     return np.diff(flow, prepend=0) * shimmer, flow
 
 
 def _filter(frequencies, bandwidths, corner):
-    """Frequency responses (frames, _FFT/2 + 1) of a cascade of resonators, and of a one-pole low-pass at `corner` Hz.
-
-    All poles go into one polynomial per frame, whose Fourier transform is the denominator.
-    """
+    """Frequency responses (frames, _FFT/2 + 1) of cascaded resonators and of a one-pole low-pass at `corner` Hz."""
     radius = np.broadcast_to(np.exp(-np.pi * bandwidths / SAMPLE_RATE), frequencies.shape)
     linear = -2 * radius * np.cos(2 * np.pi * frequencies / SAMPLE_RATE)
-    polynomial = np.zeros((len(frequencies), 2 * frequencies.shape[1] + 2))
+    polynomial = np.zeros((len(frequencies), 2 * frequencies.shape[1] + 2))  # of all poles: its Fourier transform is the denominator
     polynomial[:, 0] = 1
     gain = np.ones(len(frequencies))
     for k in range(frequencies.shape[1]):

@@ -10,19 +10,15 @@ from ..core.files import reading_text
 
 
 def read_text(path, errors="strict"):
-    """A text file of a corpus, UTF-8 with or without a byte-order mark, any line ends; InputError if it is missing or no such text.
-
-    `errors="replace"` where only the ASCII part matters.
-    """
+    """A text file of a corpus, UTF-8; `errors="replace"` where only the ASCII part matters. InputError if it is missing or no such text."""
     with reading_text(path, "give its place in the options, or complete the corpus folder"):
         return Path(path).read_bytes().decode("utf-8-sig", errors)
 
 
 def read_delimited(path):
-    """A CSV or TSV file with a header; the delimiter (tab, comma, semicolon or |) is the one that the header has most of.
+    """A CSV or TSV file: (column names, list of (line number, {column: text})), texts stripped, empty lines skipped.
 
-    Returns (column names, list of (line number, {column: text})); texts are stripped, empty lines skipped. InputError if the file is missing,
-    not text, without a line of data, or has a line with another number of columns.
+    The delimiter (tab, comma, semicolon or |) is the one that the header has most of. InputError if the file is malformed or empty.
     """
     text = read_text(path)
     header = text.split("\n", 1)[0]
