@@ -21,10 +21,8 @@ import soundfile
 from ..core.errors import InputError
 
 SAMPLE_RATE = 16_000
-RECEPTIVE_FIELD = 400
-"""Samples that one frame of the convolutional encoder sees (25 ms)."""
-HOP = 320
-"""Samples between two frames (20 ms): 50 frames a second."""
+RECEPTIVE_FIELD = 400  # samples that one frame of the convolutional encoder sees (25 ms)
+HOP = 320  # samples between two frames (20 ms)
 FRAME_RATE = SAMPLE_RATE / HOP
 _PACKED = re.compile(r"(.+\.tar):(\d+):(\d+)", re.DOTALL)
 _BUFFER = 1 << 16  # bytes of a tar that are read at once
@@ -50,10 +48,10 @@ def resampled_length(n, rate):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says: samples per channel at its own rate, that rate in Hz, channels."""
+    """What a file's header says."""
 
-    frames: int
-    rate: int
+    frames: int  # samples per channel at its own rate
+    rate: int  # Hz
     channels: int
 
     @property
@@ -129,10 +127,8 @@ def read(path, start=0, stop=None, n_samples=None):
     with opened(path) as f:
         length = resampled_length(f.frames, f.samplerate)
         if n_samples is not None and length != n_samples:
-            raise InputError(
-                f"{path}: {length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz), but the manifest says {n_samples}; "
-                "the file is damaged or changed: restore it, or make the manifest again"
-            )
+            found = f"{length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz), but the manifest says {n_samples}"
+            raise InputError(f"{path}: {found}; the file is damaged or changed: restore it, or make the manifest again")
         stop = length if stop is None else min(stop, length)
         if not 0 <= start <= stop:
             raise InputError(f"{path}: there is no part from sample {start} to {stop}, the file has {length} at 16 kHz; correct the times")

@@ -29,12 +29,8 @@ _NAMED = 5  # left-out files that are named in the log; corpus.json names all
 def parser(description, protocols=(), audio_help="folder of the corpus", own_protocols=None, classes=()):
     """The command line of a corpus script: AUDIO_DIR OUT_DIR and the options that all have.
 
-    Args:
-        description: the script's docstring.
-        protocols: names of the protocols it offers, the default first.
-        audio_help: what AUDIO_DIR is.
-        own_protocols: name → description of protocols that only this corpus has.
-        classes: its classes, for an option --classes that chooses some.
+    `protocols`: those it offers, the default first; `own_protocols`: name → description of those that only this corpus has; `classes`:
+    for an option --classes that chooses some.
     """
     p = Parser(description=description)
     p.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help=audio_help)
@@ -72,10 +68,9 @@ class LeftOut(defaultdict):
 
 
 def find_audio(folder, left_out, under=""):
-    """Relative paths (forward slashes, sorted) of all audio files below a folder, or below `under` in it.
+    """Relative paths (forward slashes, sorted) of all audio files below a folder, or below `under` in it; hidden files go to `left_out`.
 
-    Links are followed, but not back to where the search was. Hidden files and what macOS adds to archives (`._name`, `__MACOSX`) go to
-    `left_out`. InputError if there is no such folder.
+    Links are followed, but not back to where the search was.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -108,16 +103,10 @@ def first_copies(paths, left_out):
 
 
 def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
-    """Entries of all audio files that are named as the corpus names them; other files go to `left_out`.
+    """Entries of all audio files whose names, without ending, match `pattern`; other files go to `left_out`.
 
-    Args:
-        args: the parsed command line of `parser`; `classes`, if it has them, chooses.
-        corpus: name of the corpus, for messages.
-        pattern: regular expression of the names, without ending.
-        entry: function of a path and the match of its name: an Utterance without length, or the reason (str) to leave it out.
-        left_out: LeftOut so far.
-        like: an example of a name, for the InputError if there is none.
-        under: look only below this folder in the corpus folder.
+    `entry`: function of a path and the match: an Utterance without length, or the reason (str) to leave it out. `like`: an example of
+    a name, for the InputError if there is none. `under`: look only below this folder in the corpus folder.
     """
     entries, classes = [], getattr(args, "classes", None)
     for path in first_copies(find_audio(args.audio_dir, left_out, under), left_out):
@@ -155,15 +144,8 @@ def unit_scale(low, high):
 def write(args, corpus, entries, protocol, *, everything=False, scales=None, left_out=None, source=None):
     """Measure the audio, split, write the manifest directory, and say what it holds; skipped when nothing changed.
 
-    Args:
-        args: the parsed command line of `parser`.
-        corpus: name of the corpus.
-        entries: list of Utterance whose n_samples is not known yet.
-        protocol: function from the measured utterances to {fold → {split → list of Utterance}}.
-        everything: write `all.*` as well.
-        scales: dimension → {"min": …, "max": …, …}.
-        left_out: LeftOut so far.
-        source: whatever else, beside options and entries, the manifests depend on (JSON values).
+    `entries`: list of Utterance of any length; `protocol`: function from the measured ones to {fold → {split → list of Utterance}};
+    `everything`: write `all.*` as well; `source`: whatever else the manifests depend on (JSON values). See `write_corpus`.
     """
     left_out = LeftOut() if left_out is None else left_out
     entries = _without_duplicates(entries, left_out)
@@ -202,18 +184,14 @@ def write_protocol(args, corpus, entries, folds, **more):
 
 
 def measure(root, entries, left_out, skip_damaged=False, workers=4):
-    """Fill in every entry's n_samples from its file's header; files without a single frame (under 400 samples) are left out.
-
-    InputError if a file is damaged, unless `skip_damaged`.
-    """
+    """Fill in every entry's n_samples from its file's header; files without a single frame (under 400 samples) are left out."""
     return _each_file(entries, lambda u: probe(Path(root) / u.path).n_samples, "reading headers", left_out, skip_damaged, workers)
 
 
 def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
     """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, and return the entries with the new paths and lengths.
 
-    A file that is there with the source's time of change and the right length is kept, unless `overwrite`. InputError if a file is damaged
-    (unless `skip_damaged`), two files would get one name, or a new file does not read back.
+    A file that is there with the source's time of change and the right length is kept, unless `overwrite`.
     """
     source, target = Path(source), make_folder(target)
     if source.resolve() == target.resolve():
@@ -234,8 +212,6 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
             if np.abs(wave).max(initial=0) > 1:
                 clipped.append(u.path)
             write_audio(new, wave)
-            if probe(new).n_samples != expected:
-                raise InputError(f"{new}: {probe(new).n_samples} samples were written instead of {expected}; run again with --overwrite")
             os.utime(new, ns=(modified, modified))
         return expected
 
@@ -259,7 +235,7 @@ def write_audio(path, wave):
 
 
 def _each_file(entries, function, description, left_out, skip_damaged, workers):
-    """Apply a function to every entry in threads (decoding happens outside Python's lock); returns the measured entries."""
+    """Apply a function to every entry in threads; returns the measured entries."""
 
     def attempt(u):
         try:

@@ -1,13 +1,12 @@
 """Checks of manifest directories: is everything readable, aligned and known, and does evaluation leak into training?
 
-A leak is something that a training split shares with a validation or test split: a speaker, a recording session, or the
-audio itself, also under another name. The folds of one corpus folder are protocols of their own and are not compared with
-each other; different folders, such as one for pretraining and one for fine-tuning, are.
+A leak is a speaker, a session, or audio, also under another name, that a training split shares with a validation or test split. The
+folds of one corpus folder are not compared with each other; different folders, such as of pretraining and of fine-tuning, are.
 """
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,8 @@ _NAMED = 3  # examples in a message
 
 def role(split):
     """What a split is for, by its name: "train", "valid", "test", or "" for any other (such as `all`)."""
-    for name, starts in (("train", ("train",)), ("valid", ("valid", "dev")), ("test", ("test",))):
-        if split.startswith(starts):
-            return name
-    return ""
+    starts = {"train": "train", "valid": "valid", "dev": "valid", "test": "test"}
+    return next((name for start, name in starts.items() if split.startswith(start)), "")
 
 
 @dataclass
@@ -48,21 +45,13 @@ class Member:
 
 @dataclass
 class Leak:
-    """What an evaluation shares with what its model learns from.
+    """What an evaluation shares with what its model learns from."""
 
-    Attributes:
-        kind: of `LEAKS`.
-        shared: speakers, sessions, or paths (`path = path` for audio under two names).
-        allowed: by the user.
-        between: what shares it, {name: value}, such as two audio lists.
-        message: one line.
-    """
-
-    kind: str
-    shared: list
+    kind: str  # of `LEAKS`
+    shared: list  # speakers, sessions, or paths (`path = path` for audio under two names)
     allowed: bool
-    between: dict
-    message: str
+    between: dict  # what shares it, {name: value}, such as two audio lists
+    message: str  # one line
 
     def __str__(self):
         return self.message
@@ -79,7 +68,7 @@ def examples(shared):
 
 @dataclass
 class CheckReport:
-    """Result of a check: errors and leaks that are not allowed make it fail, notes do not."""
+    """Errors and leaks that are not allowed make a check fail, notes do not."""
 
     members: list
     errors: list = field(default_factory=list)
@@ -116,15 +105,10 @@ def summary(split):
 
 
 def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
-    """Check manifest directories; returns a CheckReport. InputError if a folder holds no manifests at all.
+    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport.
 
-    Args:
-        directories: manifest directories, or corpus folders with fold*/ in them.
-        label_dirs: folders with frame labels of the first of them (`{split}.km`, `dict.km.txt`), or any folder above;
-            for a corpus with folds, below a folder named like the fold.
-        allow: leaks that are reported but no failure: a kind, or `kind:split` for those into one evaluation split.
-        decode: decode every file; otherwise only headers are read, and audio is compared by its path.
-        workers: threads.
+    `label_dirs`: folders with frame labels of the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`.
+    `decode`: decode every file; otherwise only headers are read, and audio is compared by its path.
     """
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))
@@ -144,8 +128,8 @@ def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
         for split in member.splits.values():
             report.errors += _list_errors(split)
             report.errors += _scale_errors(split, member.corpus.get("label_scales") or {})
-        report.errors += _dictionary_errors(member, "emo", "class", "emotions", NO_EMOTION)
-        report.errors += _dictionary_errors(member, "spk", "speaker", "speakers", UNKNOWN_SPEAKER)
+        for kind in (("emo", "class", "emotions", NO_EMOTION), ("spk", "speaker", "speakers", UNKNOWN_SPEAKER)):
+            report.errors += _dictionary_errors(member, *kind)
     report.errors += _label_errors([m for m in members if m.given == 0], label_dirs)
     _find_leaks(report, contents, set(allow))
     return report
@@ -176,19 +160,16 @@ def _check_audio(report, decode, workers):
             continue
         contents[path], length = result
         copies[contents[path]].append(path)
-        wrong = [(split, index) for split, index in uses[path] if split.n_samples[index] != length]
-        if wrong:
+        if wrong := [(split, index) for split, index in uses[path] if split.n_samples[index] != length]:
             split, index = wrong[0]
             elsewhere = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
             report.errors.append(
                 f"{split.where(index)}: {path} has {length} samples at 16 kHz, the manifest says {split.n_samples[index]}{elsewhere}; "
                 "restore the file, or make the manifest again"
             )
-    silent = copies.pop("", [])
-    if silent:
+    if silent := copies.pop("", []):
         report.notes.append(f"{len(silent)} files are digital silence, such as {silent[0]}: they are not compared")
-    several = [paths for paths in copies.values() if len(paths) > 1]
-    if several:
+    if several := [paths for paths in copies.values() if len(paths) > 1]:
         report.notes.append(f"{len(several)} recordings are there under several names, such as {several[0][0]} and {several[0][1]}")
     return contents
 
@@ -199,23 +180,19 @@ def _list_errors(split):
         first = {}
         again = [i for i, name in enumerate(names) if first.setdefault(name, i) != i]
         if again:
-            yield (
-                f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already "
-                f"({len(again)} such lines); remove them from the list and its sidecars"
-            )
+            where = f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already"
+            yield f"{where} ({len(again)} such lines); remove them from the list and its sidecars"
             break
     short = np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)
     if len(short):
-        yield (
-            f"{split.where(short[0])}: {split.n_samples[short[0]]} samples are not enough for a frame ({RECEPTIVE_FIELD}); "
-            f"{len(short)} such lines; remove them"
-        )
+        what = f"{split.n_samples[short[0]]} samples are not enough for a frame ({RECEPTIVE_FIELD})"
+        yield f"{split.where(short[0])}: {what}; {len(short)} such lines; remove them"
 
 
 def _dictionary_errors(member, kind, what, attribute, ignored):
     """Classes of all splits, or speakers of training splits, are in the dictionary."""
-    used = [s for s in member.splits.values() if getattr(s, attribute) and (kind == "emo" or role(s.name) == "train")]
-    used = [s for s in used if set(getattr(s, attribute)) != {ignored}]
+    relevant = [s for s in member.splits.values() if kind == "emo" or role(s.name) == "train"]
+    used = [s for s in relevant if set(getattr(s, attribute) or ()) - {ignored}]
     path = member.directory / f"dict.{kind}.txt"
     if not used and not path.exists():
         return
@@ -225,13 +202,9 @@ def _dictionary_errors(member, kind, what, attribute, ignored):
         yield str(error)
         return
     for split in used:
-        values = getattr(split, attribute)
-        unknown = [i for i, value in enumerate(values) if value not in known]
-        if unknown:
-            yield (
-                f"{split.where(unknown[0], kind)}: the {what} “{values[unknown[0]]}” is not in {path} ({len(unknown)} such lines); "
-                "correct the line, or make the manifest again"
-            )
+        if unknown := [(i, value) for i, value in enumerate(getattr(split, attribute)) if value not in known]:
+            where, lines = split.where(unknown[0][0], kind), f"{len(unknown)} such lines"
+            yield f"{where}: the {what} “{unknown[0][1]}” is not in {path} ({lines}); correct the line, or make the manifest again"
 
 
 def _scale_errors(split, scales):
@@ -240,20 +213,16 @@ def _scale_errors(split, scales):
         low, high = (scales.get(name, {}).get(end) for end in ("min", "max"))
         outside = [] if low is None or high is None else np.flatnonzero((values < low) | (values > high))
         if len(outside):
-            yield (
-                f"{split.where(outside[0], 'dim')}: {name} is {values[outside[0]]:g}, but its scale in corpus.json is {low} to {high} "
-                f"({len(outside)} such lines); correct the line or the scale"
-            )
+            what = f"{name} is {values[outside[0]]:g}, but its scale in corpus.json is {low} to {high}"
+            yield f"{split.where(outside[0], 'dim')}: {what} ({len(outside)} such lines); correct the line or the scale"
 
 
 def _label_errors(members, label_dirs):
     """Every label file below the folders fits the split of these members that it is for."""
     for given in map(Path, label_dirs):
         folders = sorted({p.parent for pattern in ("*.km", "dict.km.txt") for p in given.rglob(pattern)})
-        if not given.is_dir():
-            yield f"{given}: no such label folder; make it with tools/make_labels.py"
-        elif not folders:
-            yield f"{given}: holds no label file (SPLIT.km); make them with tools/make_labels.py"
+        if not folders:
+            yield f"{given}: {'holds no label file (SPLIT.km)' if given.is_dir() else 'no such label folder'}; use tools/make_labels.py"
         for folder in folders:
             yield from _label_folder_errors(members, folder)
 
@@ -284,8 +253,8 @@ def _label_folder_errors(members, folder):
 def _find_leaks(report, contents, allow):
     for a, b in ((a, b) for a in report.members for b in report.members if a.comparable(b)):
         same_people = None in (corpora := {a.corpus.get("corpus"), b.corpus.get("corpus")}) or len(corpora) == 1
-        for first in (s for s in a.splits.values() if role(s.name) == "train"):
-            for second in (s for s in b.splits.values() if role(s.name) in ("valid", "test")):
+        for first, second in product(a.splits.values(), b.splits.values()):
+            if role(first.name) == "train" and role(second.name) in ("valid", "test"):
                 if same_people:
                     _compare_people(report, allow, first, second)
                 _compare_audio(report, contents, allow, first, second)

@@ -13,10 +13,9 @@ STAGED = "staged.json"
 
 
 def write_unlabelled(directory, out, parts):
-    """Write a manifest directory of some splits' audio, speakers and sessions, without any labels.
+    """Write a manifest directory of some splits' audio, speakers and sessions, without any labels; returns {new split: utterances}.
 
-    `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written). Returns {new split: utterances}.
-    InputError if a split is missing, or an utterance would be in the new directory twice.
+    `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written).
     """
     new, seen = {}, {}
     for name, sources in parts.items():
@@ -34,10 +33,7 @@ def write_unlabelled(directory, out, parts):
 
 
 def relocate(split, out, root, paths):
-    """Write a split (with `meta`) whose audio is elsewhere now, with its sidecars and the utterances' ids as they are.
-
-    `out`: folder to write; `root`: new folder of the audio; `paths`: the new paths, in the order of the split.
-    """
+    """Write a split (with `meta`) to `out` whose audio is at `paths` below `root` now, with its sidecars and the utterances' ids."""
     out, meta = make_folder(out), f"{split.name}.meta.tsv"
     for old in sorted(split.directory.glob(f"{glob.escape(split.name)}.*")):
         if old.name not in (split.tsv.name, meta) and not old.name.endswith(".tsv") and old.is_file():

@@ -1,10 +1,7 @@
 """Frame labels of a split: reading `.km` files, and the one rule that ties label lines to audio frames.
 
-A label file has one line per utterance and one label per label frame; label frames come every 320 samples (HuBERT's own
-frames) or every 160 (MFCCs). Model frame t takes label t (hop 320) or 2t (hop 160), as fairseq's `forward_targets` does.
-
-The hop is stated in a file beside the labels, `frames.km.json` for `*.km`: `{"sample_rate": 16000, "hop": 320}`. Labels of fairseq's
-scripts come without it; their hop is the one that fits the numbers of labels.
+A label comes every 320 samples (HuBERT's own frames) or every 160 (MFCCs). Model frame t takes label t (hop 320) or 2t (hop 160), as
+fairseq's `forward_targets` does. `frames.km.json` beside `*.km` states the hop; without it, it is the one that fits the audio.
 """
 
 from dataclasses import dataclass
@@ -14,34 +11,24 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import read_json, write_json
+from ..core.files import read_json, reading_text, write_json
 from .audio import HOP, SAMPLE_RATE, n_frames
 from .string_columns import KeptFile, offsets_of
 
 LABEL_HOPS = (HOP, HOP // 2)
-NO_LABEL = -100
-"""Target of a frame without a label (`ignore_index` of torch's cross-entropy)."""
-_STOCK_CHUNK = 1_600_000
-"""fairseq's feature dump cuts recordings into chunks of 100 s and loses a frame at each cut."""
-_MOST_EXTRA = 2
-"""Tools that pad the last window give up to two labels more than there are frames."""
-_BLOCK = 1 << 18
-"""Bytes of a label file that are parsed at once."""
+NO_LABEL = -100  # target of a frame without a label (`ignore_index` of torch's cross-entropy)
+_STOCK_CHUNK = 1_600_000  # fairseq's feature dump cuts recordings into chunks of 100 s and loses a frame at each cut
+_MOST_EXTRA = 2  # tools that pad the last window give up to two labels more than there are frames
+_BLOCK = 1 << 18  # bytes of a label file that are parsed at once
 
 
 @dataclass
 class FrameLabels:
-    """The labels of a split. They stay in their file, which was checked as a whole: a line is parsed whenever it is asked for.
-
-    Attributes:
-        path: the label file.
-        offsets: int64 array; utterance i has the labels from `offsets[i]` to `offsets[i + 1]` of the file.
-        hop: samples between two labels.
-    """
+    """The labels of a split. They stay in their file, which was checked as a whole: a line is parsed whenever it is asked for."""
 
     path: Path
-    offsets: np.ndarray
-    hop: int
+    offsets: np.ndarray  # int64; utterance i has the labels from offsets[i] to offsets[i + 1] of the file
+    hop: int  # samples between two labels
     _file: KeptFile
     _starts: np.ndarray
     _table: dict
@@ -56,11 +43,7 @@ class FrameLabels:
         return np.concatenate(blocks) if blocks else self._indices(b"")
 
     def line(self, index):
-        """The labels of an utterance, as indices into the dictionary.
-
-        Raises:
-            InputError: the file has changed.
-        """
+        """The labels of an utterance, as indices into the dictionary; InputError if the file has changed."""
         return self._indices(self._file.read(int(self._starts[index]), int(self._starts[index + 1])))
 
     def _indices(self, text):
@@ -75,29 +58,15 @@ class FrameLabels:
 
 
 def read_frame_labels(path, symbols, n_samples):
-    """Open and check a label file.
+    """Open and check a label file, whose dictionary has these `symbols` and whose utterances are `n_samples` long; returns FrameLabels.
 
-    Args:
-        path: of the `.km` file.
-        symbols: the dictionary's symbols, in order.
-        n_samples: samples of each utterance at 16 kHz, in the order of the lines.
-
-    Returns:
-        FrameLabels.
-
-    Raises:
-        InputError: missing file, another number of lines than utterances, a label that the dictionary does not know, or
-            a line that does not fit its audio.
+    InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio.
     """
     path = Path(path)
-    try:
+    if not path.exists():
+        raise InputError(f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels")
+    with reading_text(path, ""):
         file = KeptFile(path)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); correct task.label_dir and task.labels") from error
     table, counts, lengths, unknown = _Table({s.encode(): i for i, s in enumerate(symbols)}), [], [], []
     for block in file.blocks(_BLOCK):
         lines = block.removesuffix(b"\n").split(b"\n")
@@ -145,12 +114,10 @@ def _hop(path, counts, n_samples):
     stated = _hop_file(path)
     if stated.is_file():
         content = read_json(stated)
-        hops = [hop for hop in LABEL_HOPS if content == {"sample_rate": SAMPLE_RATE, "hop": hop}]
-        if not hops:
-            raise InputError(
-                f"{stated}: must say sample_rate {SAMPLE_RATE} and hop {' or '.join(map(str, LABEL_HOPS))}; make the labels again"
-            )
-        (hop,) = hops
+        hop = next((hop for hop in LABEL_HOPS if content == {"sample_rate": SAMPLE_RATE, "hop": hop}), None)
+        if hop is None:
+            hops = " or ".join(map(str, LABEL_HOPS))
+            raise InputError(f"{stated}: must say sample_rate {SAMPLE_RATE} and hop {hops}; make the labels again")
     else:
         audible = n_samples >= HOP + HOP  # shorter ones fit several hops
         hop = min(LABEL_HOPS, key=lambda hop: np.abs(counts - n_frames(n_samples, hop))[audible].sum())

@@ -18,33 +18,22 @@ from ..core.files import make_folder, natural, read_json, reading_text, write_js
 from .audio import SAMPLE_RATE, is_packed
 from .string_columns import KeptFile, Strings, Table, compact
 
-NO_EMOTION = "-"
-"""What `.emo` holds for an utterance without a class."""
-UNKNOWN_SPEAKER = "<unk>"
-"""What `.spk` holds where the corpus does not know who speaks; in no dictionary, and never one person."""
-_UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")
-"""Text that cannot stand in a column: tabs, line breaks, bytes of a file name that are not UTF-8, nothing at all."""
+NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
+UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
+_UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
 _REMEDY = "make the manifest first (manifests/NAME.py), or correct the path"
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording, as a corpus script sees it.
+    """One recording, as a corpus script sees it."""
 
-    Attributes:
-        path: relative to the corpus folder, with forward slashes.
-        n_samples: at 16 kHz.
-        speaker, emotion: ids; "-" for no class.
-        dimensions: name → value, such as {"arousal": 0.4}.
-        meta: column → text: whatever else the corpus knows (sex, session, intensity, …).
-    """
-
-    path: str
-    n_samples: int
+    path: str  # relative to the corpus folder, with forward slashes
+    n_samples: int  # at 16 kHz
     speaker: str
     emotion: str = NO_EMOTION
-    dimensions: dict = field(default_factory=dict)
-    meta: dict = field(default_factory=dict)
+    dimensions: dict = field(default_factory=dict)  # name → value
+    meta: dict = field(default_factory=dict)  # column → text: whatever else the corpus knows (sex, session, intensity, …)
 
     @property
     def id(self):
@@ -54,25 +43,17 @@ class Utterance:
 
 @dataclass
 class Split:
-    """One split of a manifest directory, with the sidecars it has (otherwise None).
-
-    Attributes:
-        directory, name, root: where it was read from; folder of the audio.
-        paths, n_samples: relative paths in order, and an int64 array.
-        speakers, emotions: lists of str. (A long list of different str is a `Strings`.)
-        dimensions: name → float array (NaN: no value).
-        meta: column → list of str, read when it is first asked for.
-    """
+    """One split of a manifest directory, with the sidecars it has (otherwise None)."""
 
     directory: Path
     name: str
-    root: Path
-    paths: list | Strings
-    n_samples: np.ndarray
+    root: Path  # folder of the audio
+    paths: list | Strings  # relative to it
+    n_samples: np.ndarray  # int64, at 16 kHz
     speakers: list | Strings | None = None
     emotions: list | Strings | None = None
-    dimensions: dict | None = None
-    meta: dict | Table | None = None
+    dimensions: dict | None = None  # name → float array (NaN: no value)
+    meta: dict | Table | None = None  # column → list of str, read when it is first asked for
 
     def __len__(self):
         return len(self.paths)
@@ -117,20 +98,15 @@ def read_table(path):
 def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
     """Read `{name}.tsv` and every sidecar that is there; InputError if one is malformed or of another length than the audio list.
 
-    Args:
-        directory: the manifest directory.
-        name: of the split, such as `train`.
-        speakers: suffix of the speaker sidecar; None ignores it.
-        problems: a list that takes what is wrong with sidecars, which are then left out, instead of raising it.
-        sidecars: attributes of the split that are wanted.
+    `speakers`: suffix of the speaker sidecar, or None. `problems`: a list that takes what is wrong with sidecars instead of raising it.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
     split = Split(directory, name, *_read_list(directory / f"{name}.tsv"))
     readers = {
-        "speakers": lambda: None if speakers is None else _sidecar(split, speakers),
-        "emotions": lambda: _sidecar(split, "emo"),
+        "speakers": lambda: None if speakers is None else _column_sidecar(split, speakers),
+        "emotions": lambda: _column_sidecar(split, "emo"),
         "dimensions": lambda: _dimensions(split),
         "meta": lambda: _table_sidecar(split, "meta.tsv"),
     }
@@ -193,9 +169,7 @@ def read_dictionary(path):
 
 
 def read_counts(path):
-    """{symbol: count} of a fairseq dictionary file (`symbol count` lines), in order; InputError if it is malformed or empty, or a symbol
-    is there twice.
-    """
+    """{symbol: count} of a fairseq dictionary file (`symbol count` lines), in order; InputError if it is malformed or empty."""
     found = {}
     for number, line in enumerate(read_column(path), 1):
         symbol, _, count = line.rpartition(" ")
@@ -210,10 +184,7 @@ def read_counts(path):
 
 
 def write_splits(directory, root, splits):
-    """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first.
-
-    All utterances of a split must know the same dimensions and meta columns. InputError if a split is empty, or a text cannot be written.
-    """
+    """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first."""
     directory = make_folder(directory)
     for name, utterances in splits.items():
         if not utterances:
@@ -232,10 +203,8 @@ def write_splits(directory, root, splits):
 def _write_split(directory, root, name, utterances):
     for u in utterances:
         if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
-            raise InputError(
-                f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}” is empty, or holds a tab, a line break or "
-                "something that is not UTF-8; rename it"
-            )
+            where = f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}”"
+            raise InputError(f"{where} is empty, or holds a tab, a line break or something that is not UTF-8; rename it")
     dimensions, columns = list(utterances[0].dimensions), [column for column in utterances[0].meta if column != "id"]
     values = ([f"{u.dimensions.get(d, float('nan')):.6g}" for d in dimensions] for u in utterances)
     classes = [u.emotion for u in utterances]
@@ -263,13 +232,8 @@ def table_lines(names, rows):
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, left_out=None):
     """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`.
 
-    Args:
-        directory, corpus, root: output folder, name of the corpus, folder of the audio.
-        folds: name → {split → list of Utterance}; the name "" is the output folder itself.
-        everything: the utterances of `all.*`, if it is wanted.
-        options: the options the manifests were made with.
-        scales: dimension → {"min": …, "max": …, …}: what the values mean.
-        left_out: reason → list of paths that are not in the manifests.
+    `folds`: name ("": the output folder itself) → {split → list of Utterance}. `everything`: the utterances of `all.*`.
+    `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason → list of paths.
     """
     directory, root = make_folder(directory), Path(root).resolve()
     (directory / "corpus.json").unlink(missing_ok=True)
@@ -306,31 +270,28 @@ def read_corpus(directory):
     return {}
 
 
-def _check_length(split, path, n):
-    if n != len(split):
-        raise InputError(f"{path}: {n} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
-
-
-def _sidecar(split, suffix):
-    path = split.directory / f"{split.name}.{suffix}"
-    if not path.is_file():
-        return None
-    column = read_column(path)
-    _check_length(split, path, len(column))
-    if not all(map(str.strip, set(column))):
-        number = next(number for number, line in enumerate(column, 1) if not line.strip())
-        raise InputError(f"{path}:{number}: empty line; every utterance needs a value")
-    return column
-
-
-def _table_sidecar(split, suffix):
+def _sidecar(split, suffix, read=read_column, length=len):
+    """What a sidecar holds, None without one; InputError if its lines are not as many as those of the audio list."""
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
     with reading_text(path, _REMEDY):
-        table = Table(path)
-    _check_length(split, path, table.rows)
-    return table
+        found = read(path)
+    if length(found) != len(split):
+        raise InputError(f"{path}: {length(found)} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
+    return found
+
+
+def _column_sidecar(split, suffix):
+    column = _sidecar(split, suffix)
+    if column is not None and not all(map(str.strip, set(column))):
+        number = next(number for number, line in enumerate(column) if not line.strip())
+        raise InputError(f"{split.where(number, suffix)}: empty line; every utterance needs a value")
+    return column
+
+
+def _table_sidecar(split, suffix):
+    return _sidecar(split, suffix, Table, lambda table: table.rows)
 
 
 def _dimensions(split):

@@ -27,14 +27,14 @@ FOLDER = "shards"
 
 @dataclass
 class _Recording:
-    """A file that is packed: where it is, what it is called in the tar, and the `file:line` that lists it first."""
+    """A file that is packed."""
 
     file: str
     size: int
     changed: int
     n_samples: int
-    listed: str
-    name: str = ""
+    listed: str  # the `file:line` that lists it first
+    name: str = ""  # in the tar
 
 
 @dataclass
@@ -87,10 +87,8 @@ class _Shard:
             except InputError as error:
                 raise InputError(f"{r.listed}: {r.file}: {error}") from None
             if n_samples != r.n_samples:
-                raise InputError(
-                    f"{r.listed}: {r.file} has {n_samples} samples at 16 kHz, the manifest says {r.n_samples}; restore the file, or make "
-                    "the manifest again"
-                )
+                found = f"{r.listed}: {r.file} has {n_samples} samples at 16 kHz, the manifest says {r.n_samples}"
+                raise InputError(f"{found}; restore the file, or make the manifest again")
         stamp.write()
 
 
@@ -147,10 +145,8 @@ def _recordings(splits):
                 except OSError as error:
                     raise InputError(f"{split.where(i)}: {file}: no such audio file; restore it or remove it from the manifest") from error
                 found[file] = _Recording(file, stat.st_size, stat.st_mtime_ns, n_samples, split.where(i))
-            elif found[file].n_samples != n_samples:
-                raise InputError(
-                    f"{split.where(i)}: {n_samples} samples, but {found[file].listed} says {found[file].n_samples}; make one right"
-                )
+            elif (first := found[file]).n_samples != n_samples:
+                raise InputError(f"{split.where(i)}: {n_samples} samples, but {first.listed} says {first.n_samples}; make one right")
     roots = {os.path.normpath(split.root) for split in splits}
     base = next(iter(roots)) if len(roots) == 1 else os.path.commonpath([os.path.dirname(file) for file in found])
     for recording in found.values():

@@ -1,7 +1,6 @@
 """Memory-efficient string columns, and files whose bytes stay as they were.
 
-A list of a million different str takes a hundred megabytes, and every forked process that only looks at it gets a copy of its own,
-since Python counts references inside of every str. So values that repeat become a list of shared str, others `Strings`: one buffer.
+Every process that looks at a list of str copies it, since references are counted inside of every str; so long columns are one buffer.
 """
 
 import os
@@ -15,7 +14,7 @@ from ..core.errors import InputError
 
 _SMALL = 1 << 20  # files of up to so many bytes are kept in memory; larger ones are kept open
 _BLOCK = 1 << 20  # bytes of a text file that are handled at once
-_LINES = 1 << 14  # that `Strings` decodes at once, and distinct values from which on `compact` looks whether lines repeat at all
+_LINES = 1 << 14  # distinct values from which on `compact` looks whether lines repeat at all
 
 
 class Strings(Sequence):
@@ -40,9 +39,7 @@ class Strings(Sequence):
         return self._data[self._offsets[found] : self._offsets[found + 1]].decode()
 
     def __iter__(self):
-        for first in range(0, len(self), _LINES):
-            for a, b in pairwise(self._offsets[first : first + _LINES + 1].tolist()):
-                yield self._data[a:b].decode()
+        return (self._data[a:b].decode() for a, b in pairwise(memoryview(self._offsets)))
 
     def __eq__(self, other):
         if not isinstance(other, (list, Strings)):
@@ -58,10 +55,7 @@ def offsets_of(lengths):
 
 
 def compact(blocks):
-    """The smallest column of lines: a list of shared str, or Strings where most lines are distinct.
-
-    `blocks` is a function that gives an iterable of lists of bytes; it is called again if most lines are distinct.
-    """
+    """The smallest column of the lines of `blocks()`, lists of bytes: a list of shared str, or Strings where most lines are distinct."""
     shared, lines = {}, []
     for block in blocks():
         lines += [shared.get(line) or shared.setdefault(line, line.decode()) for line in block]
@@ -71,10 +65,9 @@ def compact(blocks):
 
 
 class KeptFile:
-    """The bytes of a file as they were when it was opened, also after another file has got its name.
+    """The bytes of a file as they were when it was opened, also after another file has got its name: in memory, or kept open if large.
 
-    A small file is in memory, a large one is kept open, and opened again where this is pickled. Reading does not move a
-    position, so that threads and forked processes can share one.
+    Reading does not move a position, so that threads and forked processes can share one.
     """
 
     def __init__(self, path):
@@ -102,33 +95,29 @@ class KeptFile:
         """Bytes [start, stop); InputError if the file was written to, or, in another process, replaced."""
         if self._data is not None:
             return self._data[start:stop]
-        parts, stop = [], min(stop, self.size)
         try:
-            while start < stop and (data := os.pread(self._fd, stop - start, start)):
-                parts.append(data)
-                start += len(data)
-            same = self._now() == self._state
+            data, same = os.pread(self._fd, max(min(stop, self.size) - start, 0), start), self._now() == self._state
         except OSError as error:
             raise self._lost(error) from error
         if not same:
             raise InputError(f"{self.path}: was changed while it was in use; start again")
-        return b"".join(parts)
+        return data
 
     def _lost(self, error):
         return InputError(f"{self.path}: cannot be read any more ({error.strerror}); restore it, and start again")
 
     def blocks(self, size=_BLOCK):
         """Blocks of whole lines, with their line ends; no more than one is in memory."""
-        start, rest = 0, []
+        start, rest = 0, b""
         while data := self.read(start, start + size):
             start += len(data)
             cut = data.rfind(b"\n") + 1
             if cut:
-                yield b"".join([*rest, data[:cut]])
-                rest = []
-            rest += [data[cut:]] if cut < len(data) else []
+                yield rest + data[:cut]
+                rest = b""
+            rest += data[cut:]
         if rest:
-            yield b"".join(rest)
+            yield rest
 
     def lines(self):
         """Lists of lines as bytes, without any line ends and byte order mark; UnicodeDecodeError if the file is not UTF-8 text."""
@@ -158,10 +147,7 @@ class KeptFile:
 
 
 class Table(Mapping):
-    """A TSV file with a header, {column: list of str, or Strings}: checked at once, but a column is read when it is first asked for.
-
-    InputError if there is no header, two columns have one name, or a line has another number of columns.
-    """
+    """A TSV file with a header, {column: list of str, or Strings}: checked at once, but a column is read when it is first asked for."""
 
     def __init__(self, path):
         self._file, self._columns, self.names, self.rows = KeptFile(path), {}, None, 0
@@ -191,11 +177,11 @@ class Table(Mapping):
             self._columns[name] = compact(lambda: ([line.split(b"\t", column + 1)[column] for line in block] for block in self.lines()))
         return self._columns[name]
 
+    def __contains__(self, name):  # without reading the column
+        return name in self.names
+
     def __iter__(self):
         return iter(self.names)
 
     def __len__(self):
         return len(self.names)
-
-    def __contains__(self, name):
-        return name in self.names

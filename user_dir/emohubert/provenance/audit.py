@@ -1,9 +1,7 @@
 """Audit of a run: from the records of what was seen (`records`), did anything of an evaluation reach the model before?
 
-For every evaluation below a folder, the records are followed backwards: the checkpoint, what it was trained on and chosen by, the
-checkpoint it started from, the labels it was pretrained on, what their centroids were fitted on, the checkpoint that made those
-features, and so on. What is met on the way is compared with the evaluated utterances: speakers, sessions, and audio, also under
-another name. The way ends at files without records: outside of the run they are named as unknown, within it they are a problem.
+For every evaluation below a folder, the records are followed backwards (`trail`). What is met on the way is compared with the evaluated
+utterances: speakers, sessions, and audio, also under another name.
 """
 
 import os
@@ -26,7 +24,7 @@ BUNDLES = {"transductive": (PRETRAINING, CLUSTERING), "adapted": (ADAPTATION,)}
 
 @dataclass
 class AuditReport:
-    """Result of an audit: the run's folder, its evaluations, what the user allowed, and notes."""
+    """Result of an audit of a run's folder."""
 
     folder: Path
     evaluations: list
@@ -41,14 +39,17 @@ class AuditReport:
     @property
     def problems(self):
         """One line for every missing record that is not allowed, and every leak that is not."""
-        missing = [] if UNKNOWN in self.allowed else [problem for e in self.evaluations for problem in e.problems]
-        return [*dict.fromkeys(missing), *(str(leak) for leak in self.leaks if not leak.allowed)]
+        return [*([] if UNKNOWN in self.allowed else self._missing), *(str(leak) for leak in self.leaks if not leak.allowed)]
+
+    @property
+    def _missing(self):
+        return list(dict.fromkeys(problem for e in self.evaluations for problem in e.problems))
 
     @property
     def unknown(self):
         """What ends a way back: one line each."""
-        allowed = [problem for e in self.evaluations for problem in e.problems] if UNKNOWN in self.allowed else []
-        return list(dict.fromkeys([*(line for e in self.evaluations for line in e.unknown), *allowed]))
+        unknown = dict.fromkeys(line for e in self.evaluations for line in e.unknown)
+        return [*unknown, *(self._missing if UNKNOWN in self.allowed else [])]
 
     def as_json(self):
         """Everything, for audit.json."""
@@ -76,16 +77,9 @@ def check_allowed(item):
 
 
 def audit(folder, allow=(), decode=True, workers=4):
-    """Audit every evaluation below a run's folder; returns an AuditReport.
+    """Audit every evaluation below a run's folder; returns an AuditReport. InputError if there is none, or a record is damaged.
 
-    Args:
-        folder: of the run.
-        allow: see `check_allowed`.
-        decode: compare the audio's content too, where a name differs and the length does not; otherwise names only.
-        workers: threads that read audio.
-
-    Raises:
-        InputError: no such folder, no evaluation in it, or a damaged record.
+    `allow`: see `check_allowed`. `decode`: compare the audio's content too, where a name differs and the length does not.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,12 +92,13 @@ def audit(folder, allow=(), decode=True, workers=4):
         recorded, now = next(iter(trail.moved.items()))
         report.notes.append(f"{len(trail.moved)} recorded paths are taken to be below {folder} now, such as {recorded}: {now}")
     tests = [e for e in report.evaluations if e.record and e.is_test]
-    pairs = {(e.record.utterances.digest, m.record.utterances.digest): (e.record, m.record) for e in tests for m in e.met}
+    digests = lambda e, met: (e.record.utterances.digest, met.record.utterances.digest)  # noqa: E731
+    pairs = {digests(e, met): (e.record.utterances, met.record.utterances) for e in tests for met in e.met}
     contents = _contents(pairs.values(), workers, report.notes) if decode else {}
-    found = {key: _shared(one.utterances, other.utterances, contents) for key, (one, other) in pairs.items()}
+    found = {key: _shared(*pair, contents) for key, pair in pairs.items()}
     for e in tests:
         for i, met in enumerate(e.met):
-            shared = found[e.record.utterances.digest, met.record.utterances.digest]
+            shared = found[digests(e, met)]
             for kind in LEAKS if _comparable(e.record, met.record) else ("audio",):
                 e.shared[i, kind] = shared[kind]
                 if shared[kind] and met.role != WATCHED:
@@ -117,13 +112,10 @@ def _leak(report, e, met, kind, shared):
     bundle = next((name for name, roles in BUNDLES.items() if met.role in roles), f"{kind}:{met.role}")
     never = (kind, met.role) == ("audio", SELECTION)
     allowed = not never and bool({kind, f"{kind}:{met.role}", f"{kind}:{e.split}", bundle} & set(report.allowed))
-    remedy = (
-        "choose checkpoints by another split: this cannot be allowed" if never else f"keep them apart, or allow it with --allow {bundle}"
-    )
-    message = (
-        f"{e.name}: leak of {kind}: {len(shared)} of {of} {LEAKS[kind]} of {e.split} were {MEANING[met.role]} ({examples(shared)}), "
-        f"see {record} (via {via}); {remedy}"
-    )
+    remedy = "choose checkpoints by another split: this cannot be allowed"
+    remedy = remedy if never else f"keep them apart, or allow it with --allow {bundle}"
+    message = f"{e.name}: leak of {kind}: {len(shared)} of {of} {LEAKS[kind]} of {e.split} were {MEANING[met.role]} ({examples(shared)})"
+    message += f", see {record} (via {via}); {remedy}"
     between = {"evaluation": e.name, "split": e.split, "role": met.role, "of": of, "via": via, "record": record}
     return Leak(kind, shared, allowed, between, message)
 
@@ -150,10 +142,7 @@ def _values(utterances, kind):
 
 
 def _shared(one, other, contents):
-    """{kind: what two lists of utterances share}.
-
-    Audio is the same by its full path, or if its content is; where the content of one of the two is unknown, by length and name.
-    """
+    """{kind: what two lists of utterances share}; audio by its full path or content, or if that is unknown by length and name."""
     pairs = [(i, other.files[path]) for path, i in one.files.items() if path in other.files]
     for mine, theirs in _same_length(one, other):
         read, unread, by_content = {}, {}, {}
@@ -184,10 +173,7 @@ def _same_length(one, other):
 
 
 def _contents(pairs, workers, notes):
-    """File → hash of its content ("": silence, None: cannot be read), as far as `_shared` will ask for it of pairs of records.
-
-    `notes` takes sentences about files that cannot be compared.
-    """
+    """File → hash of its content ("": silence, None: cannot be read), as far as `_shared` will ask for it of pairs of records."""
 
     def content(path):
         try:
@@ -196,7 +182,7 @@ def _contents(pairs, workers, notes):
             return None
 
     wanted = {}
-    for one, other in ((a.utterances, b.utterances) for a, b in pairs):
+    for one, other in pairs:
         for mine, theirs in _same_length(one, other):
             wanted |= dict.fromkeys([*map(one.file, mine), *map(other.file, theirs)])
     found = dict(zip(wanted, in_threads(content, wanted, "comparing audio", "files", workers), strict=True))

@@ -1,13 +1,8 @@
 """Records of what was seen: everything that learns or evaluates writes them itself, and `audit` follows them.
 
-A record is a text file whose name ends in `.seen`, beside what was made:
-
-    line 1      JSON: the role, what was made from what (`sources`), what was read of the utterances, from which manifest
-    line 2      path, n_samples, speaker, session
-    then        one line per utterance; paths are relative to the `root` of line 1
-
-It holds the utterances themselves, so that it stays true when the manifest changes. Records beside checkpoints and labels have
-their content's fingerprint in the name: going on with the same data leaves one record, with other data two.
+A record is a text file `*.seen` beside what was made: line 1 is JSON (the role, the `sources` it was made from, the manifest), line 2
+names the columns path, n_samples, speaker, session, and then comes a line per utterance, with paths relative to the `root` of line 1.
+Beside checkpoints and labels, the content's fingerprint is in the name: going on with other data leaves two records.
 """
 
 import hashlib
@@ -34,26 +29,21 @@ TRAIN, PRETRAINING, SELECTION, WATCHED = "train", "pretraining", "selection", "w
 CLUSTERING, FEATURES, LABELS = "clustering", "features", "labels"
 EVALUATION, CALIBRATION, ADAPTATION = "evaluation", "calibration", "adaptation"
 ROLES = (TRAIN, PRETRAINING, SELECTION, WATCHED, CLUSTERING, FEATURES, LABELS, EVALUATION, CALIBRATION, ADAPTATION)
-"""What utterances were for: gradients with labels, gradients from audio alone, choosing the checkpoint, only being validated on,
-fitting centroids or acoustic pieces, being turned into features; `labels` lists none and only says where labels come from;
-being scored, calibrating with labels, fitting the embedding of a new speaker to audio."""
+"""What utterances were for (see `trail.MEANING`); a record of `labels` lists none and only says where labels come from."""
 _COLUMNS = "path\tn_samples\tspeaker\tsession"
 _KINDS = ("checkpoint", "labels", "centroids", "predictions", "vectors")
 
 
 @dataclass(frozen=True)
 class Utterances:
-    """A list of utterances: absolute root (links resolved), paths relative to it, lengths at 16 kHz, speakers, sessions ("": unknown).
+    """A list of utterances."""
 
-    `digest` is a hash of all this.
-    """
-
-    root: str
-    paths: list
-    n_samples: list
+    root: str  # absolute, links resolved
+    paths: list  # relative to it
+    n_samples: list  # at 16 kHz
     speakers: list
-    sessions: list
-    digest: str
+    sessions: list  # "": unknown
+    digest: str  # of all this
 
     def __len__(self):
         return len(self.paths)
@@ -78,16 +68,13 @@ class Utterances:
 
 @dataclass
 class Record:
-    """A record that was read: its path, its role (of `ROLES`), and Utterances.
-
-    `sources`: list of {"kind": of `_KINDS`, "path": absolute}; `facts`: everything else of line 1 (`labels` that were read, `manifest`, …).
-    """
+    """A record that was read."""
 
     path: Path
-    role: str
-    sources: list
+    role: str  # of `ROLES`
+    sources: list  # of {"kind": of `_KINDS`, "path": absolute}
     utterances: Utterances
-    facts: dict = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)  # everything else of line 1 (`labels` that were read, `manifest`, …)
 
 
 def source(kind, path, **facts):
@@ -103,13 +90,8 @@ def beside(path):
 def write(path, role, split=None, indices=None, sources=(), **facts):
     """Write a record, unless exactly this one is there; returns its path.
 
-    Args:
-        path: of the record; a folder: a name with the fingerprint in it is chosen there.
-        role: of `ROLES`.
-        split: the `manifest.Split` of the utterances, or None for a record without utterances.
-        indices: which utterances of the split, in order; by default all.
-        sources: from `source`.
-        facts: JSON values.
+    `path`: of the record, or a folder, where a name with the fingerprint in it is chosen. `split`: a `manifest.Split`, or None for a
+    record without utterances. `indices`: which utterances of it, in order. `facts`: JSON values.
     """
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
@@ -119,9 +101,8 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
     indices = range(len(split)) if indices is None else indices
     speakers, sessions = _speakers(split), (split.meta or {}).get("session") or [""] * len(split)
 
-    def rows():  # millions of them are never in memory together
-        return (f"{split.paths[i]}\t{split.n_samples[i]}\t{_cell(speakers[i])}\t{_cell(sessions[i])}" for i in indices)
-
+    cell = lambda text: re.sub(r"[\t\r\n]+", " ", str(text))  # noqa: E731
+    rows = lambda: (f"{split.paths[i]}\t{split.n_samples[i]}\t{cell(speakers[i])}\t{cell(sessions[i])}" for i in indices)  # noqa: E731
     return _write(path, {**facts, "utterances": len(indices)}, rows, split.name)
 
 
@@ -132,26 +113,16 @@ def _speakers(split):
     return lines if len(lines) == len(split) else split.speakers or [UNKNOWN_SPEAKER] * len(split)
 
 
-def _cell(text):
-    return re.sub(r"[\t\r\n]+", " ", str(text))
-
-
 def _write(path, facts, rows, name):
     """Write the first line, the columns' names and what `rows()` gives, unless just this is there."""
     first = json.dumps({"utterances": 0, **facts}, sort_keys=True, ensure_ascii=True)
-
-    def content():
-        return (f"{line}\n".encode("utf-8", "surrogateescape") for line in chain((first, _COLUMNS), rows()))
-
-    digest = hashlib.sha256()
-    for line in content():
-        digest.update(line)
-    path = Path(path)
+    content = "".join(f"{line}\n" for line in chain((first, _COLUMNS), rows())).encode("utf-8", "surrogateescape")
+    digest, path = hashlib.sha256(content).hexdigest(), Path(path)
     if path.suffix != SUFFIX:
-        path = make_folder(path) / f"{name}-{digest.hexdigest()[:12]}{SUFFIX}"
-    if not path.is_file() or sha256(path) != digest.hexdigest():
+        path = make_folder(path) / f"{name}-{digest[:12]}{SUFFIX}"
+    if not path.is_file() or sha256(path) != digest:
         with atomic(path, "wb") as f:
-            f.writelines(content())
+            f.write(content)
     return path
 
 
@@ -170,8 +141,6 @@ def read(path):
             raise ValueError(f"{len(paths)} of {n} utterances")
         if not all(s["kind"] in _KINDS and isinstance(s["path"], str) for s in sources):
             raise ValueError("a source of an unknown kind")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such record") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -210,9 +179,9 @@ def _started_from(cfg):
 
 
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):
-    """Record what was predicted by a checkpoint, as `predictions.seen` in the folder of `predictions.tsv`.
+    """Record what was predicted by a checkpoint, as `predictions.seen`: utterances `ids` of the split, in its order.
 
-    `ids` are those of the predicted utterances, in the order of the split; `vectors` is a file of embeddings of new speakers, or None.
+    `vectors`: file of embeddings of new speakers, or None.
     """
     predicted, indices = list(ids), []
     for i, name in enumerate(split.ids):
@@ -225,13 +194,9 @@ def write_evaluation(folder, checkpoint, split, ids, vectors=None):
 
 
 def write_calibration(folder, predictions, split, ids, used):
-    """Record the training utterances that predictions were calibrated with, as `calibration.seen`.
+    """Record the training utterances `ids` that a file of predictions was calibrated with, as `calibration.seen`.
 
-    Args:
-        folder: of the calibrated `predictions.tsv`.
-        predictions: file that was calibrated.
-        split, ids: the training split, and which of its utterances have an embedding.
-        used: other files of evaluations that were used: embeddings, predictions of training speakers.
+    `used`: other files of evaluations that were used: embeddings, predictions of training speakers.
     """
     known = set(ids)
     indices = [i for i, name in enumerate(split.ids) if name in known]
@@ -241,10 +206,7 @@ def write_calibration(folder, predictions, split, ids, used):
 
 
 def write_adaptation(vectors, checkpoint, split, label_dir=None):
-    """Record the audio of new speakers (`split`) that their embeddings were made from with a checkpoint, beside the file of `vectors`.
-
-    `label_dir`: folder of frame labels that were used, or None.
-    """
+    """Record the audio of new speakers that their embeddings were made from with a checkpoint and labels, beside the file of `vectors`."""
     sources = [source("checkpoint", checkpoint), *([source("labels", label_dir)] if label_dir else [])]
     return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), sources)
 

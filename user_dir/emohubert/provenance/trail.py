@@ -35,24 +35,15 @@ class Met:
 
 @dataclass
 class AuditedEvaluation:
-    """One evaluation and what its model had met.
+    """One evaluation and what its model had met."""
 
-    Attributes:
-        name: folder, relative to the run.
-        record: of the evaluated utterances; None if there is none.
-        met: list of Met.
-        shared: (position in `met`, kind) → what is shared.
-        unknown, problems: one line each: files outside of the run without a record; records that are missing or do not fit.
-        leaks: list of Leak.
-    """
-
-    name: str
-    record: records.Record | None = None
-    met: list = field(default_factory=list)
-    shared: dict = field(default_factory=dict)
-    unknown: list = field(default_factory=list)
-    problems: list = field(default_factory=list)
-    leaks: list = field(default_factory=list)
+    name: str  # folder, relative to the run
+    record: records.Record | None = None  # of the evaluated utterances
+    met: list = field(default_factory=list)  # of Met
+    shared: dict = field(default_factory=dict)  # (position in `met`, kind) → what is shared
+    unknown: list = field(default_factory=list)  # lines: files outside of the run without a record
+    problems: list = field(default_factory=list)  # lines: records that are missing or do not fit
+    leaks: list = field(default_factory=list)  # of Leak
 
     @property
     def split(self):
@@ -161,9 +152,8 @@ class Trail:
     def _end(self, e, path, what):
         """The way ends here: within the run that is a problem."""
         if Path(os.path.realpath(path)).is_relative_to(self._inside):
-            e.problems.append(
-                f"{path}: {what} without a record (*{records.SUFFIX}) of what it was made from; make it again, or allow it with --allow {UNKNOWN}"
-            )
+            missing = f"{path}: {what} without a record (*{records.SUFFIX}) of what it was made from"
+            e.problems.append(f"{missing}; make it again, or allow it with --allow {UNKNOWN}")
         else:
             e.unknown.append(f"{path}: {what} without a record: made elsewhere, what it has seen is unknown")
 

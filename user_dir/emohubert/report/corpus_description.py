@@ -1,6 +1,7 @@
 """What a corpus is made of: a table of its utterances, what is known of each speaker, and how the speakers sound."""
 
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +26,16 @@ MOST_VALUES = 12  # properties of speakers with more values than this are counte
 class Corpus:
     """The utterances of a manifest directory, each once, whatever splits and folds it is in.
 
-    Attributes:
-        name: of the corpus.
-        splits: list of Split.
-        table: DataFrame of the utterances: `id`, `path`, `seconds`, the splits they are in (`split`, and a column for each fold),
-            `speaker`, `emotion`, dimensions (NaN: unknown), metadata (text); and `source` and `row`, where they are in `splits`.
-        places, dimensions, meta: names → columns of the table.
+    Columns of `table`: `id`, `path`, `seconds`, the splits they are in (`split`, and one for each fold), `speaker`, `emotion`, dimensions
+    (NaN: unknown), metadata (text); and `source` and `row`, where they are in `splits`.
     """
 
     name: str
     splits: list
     table: pd.DataFrame
-    places: dict
-    dimensions: dict
-    meta: dict
+    places: list  # columns of the table, as are these:
+    dimensions: list
+    meta: dict  # name → column
 
     @property
     def known(self):
@@ -51,17 +48,13 @@ def read(directory):
 
     Where both a dimension and a metadata column are called, say, intensity, the column of the latter has `meta_` before its name.
     """
-    directory, splits, places, dimensions, meta = Path(directory), [], {}, {}, {}
-    for folder in manifest_directories(directory):
-        place = "split" if folder == directory else folder.name
-        for name in splits_of(folder):
-            splits.append((place, read_split(folder, name)))
-            places[place] = place
-    for _, split in splits:
-        dimensions |= {name: name for name in split.dimensions or {}}
+    directory = Path(directory)
+    folders = {"split" if folder == directory else folder.name: folder for folder in manifest_directories(directory)}
+    splits = [(place, read_split(folder, name)) for place, folder in folders.items() for name in splits_of(folder)]
+    places, dimensions = list(folders), list(dict.fromkeys(name for _, split in splits for name in split.dimensions or {}))
     taken = {"id", "path", "seconds", "speaker", "emotion", *places, *dimensions}
-    for _, split in splits:
-        meta |= {name: f"meta_{name}" if name in taken else name for name in split.meta or {} if name != "id"}
+    names = dict.fromkeys(name for _, split in splits for name in split.meta or {} if name != "id")
+    meta = {name: f"meta_{name}" if name in taken else name for name in names}
     frames = [_frame(number, place, split, meta) for number, (place, split) in enumerate(splits)]
     header = ["id", "path", "seconds", *places, "speaker", "emotion", *dimensions, *meta.values(), "source", "row"]
     table = pd.concat(frames, ignore_index=True)[header]
@@ -89,12 +82,9 @@ def utterance_table(corpus):
 
 
 def speaker_metadata(corpus):
-    """Metadata that tells something of speakers: columns in which nobody has two values.
+    """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}, numbers where all are numbers.
 
     A column in which hardly anybody has two is named in the log, since there may be a mistake in it.
-
-    Returns:
-        name → {speaker: value, or "" if it is not known}; numbers where all that are known are numbers.
     """
     found, speakers = {}, sorted(corpus.known["speaker"].unique())
     for name, column in corpus.meta.items():
@@ -114,17 +104,14 @@ def speaker_metadata(corpus):
 
 def _numbers(values):
     """The values as numbers if all that are known are; ids such as 03 stay text."""
+    known = [v for v in values.values() if v != ""]
     try:
-        return {s: "" if v == "" else _number(v) for s, v in values.items()}
+        usable = np.isfinite(list(map(float, known))).all() and not any(re.match(r"0\d", v) for v in known)
     except ValueError:
+        usable = False
+    if not usable:
         return values
-
-
-def _number(text):
-    number = float(text)
-    if not np.isfinite(number) or text[:1] == "0" and text[1:2].isdigit():
-        raise ValueError(text)
-    return int(number) if number == int(number) else number
+    return {s: "" if v == "" else int(float(v)) if float(v).is_integer() else float(v) for s, v in values.items()}
 
 
 def _counts(column):
@@ -137,12 +124,7 @@ def _split_counts(column):
 
 
 def speaker_table(corpus, metadata, vectors=None):
-    """What is known of each speaker, from `read`, `speaker_metadata` and `voices`.
-
-    Returns:
-        speaker → {`utterances`, `seconds`, `classes` ({class: utterances}), `splits` ({"split" or fold: {split: utterances}}),
-        `dimensions` ({name: mean}), `metadata`, `mfcc` (mean of 13 coefficients; not without a vector)}.
-    """
+    """What is known of each speaker, from `read`, `speaker_metadata` and `voices`, as JSON values."""
     mfcc = {} if vectors is None else dict(zip(vectors.ids, vectors.vectors, strict=True))
     table = {}
     for speaker, rows in corpus.known.groupby("speaker"):
@@ -191,8 +173,7 @@ def summary(corpus, metadata):
 def write(directory, out, workers=None, overwrite=False):
     """Describe the corpus of a manifest directory: tables, and figures in `figures/`.
 
-    Returns:
-        (the content of `summary.json`, paths of what was written), or None where all is there and made from the same manifests.
+    Returns (the content of `summary.json`, paths of what was written), or None where all is there and made from the same manifests.
     """
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]

@@ -23,10 +23,7 @@ FEWEST_SPEAKERS = 3  # a map of fewer shows nothing
 def draw(directory, corpus, metadata, vectors):
     """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths.
 
-    Args:
-        directory: output folder, which exists.
-        corpus, metadata: of `corpus_description.read` and `speaker_metadata`.
-        vectors: SpeakerVectors of mean MFCCs, or None.
+    `corpus`, `metadata`, `vectors`: of `corpus_description.read`, `speaker_metadata` and `voices`.
     """
     for path in directory.glob("*.png"):
         path.unlink()
