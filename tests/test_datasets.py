@@ -14,6 +14,7 @@ from corpus import SPEAKERS, make_corpus, make_labels
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.tasks.fairseq_task import FairseqTask
 
+import emohubert.tasks  # noqa: F401 (patches fairseq)
 from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels
