@@ -1,6 +1,4 @@
-"""Reading speech, and the arithmetic between samples and frames (the only place that knows 400 and 320).
-
-All models expect 16 kHz mono. Files of another rate or with several channels are converted while they are read.
+"""Reading speech as 16 kHz mono, and the arithmetic between samples and frames (the only place that knows 400 and 320).
 
 A path may name a member of an uncompressed tar, `shards/000003.tar:OFFSET:SIZE`: those bytes are read as if they were a file.
 """
@@ -62,7 +60,7 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class Location:
-    """Where the bytes of a recording are: in a file of its own, or from `start` on in a tar (`start`, `size`: None in a file)."""
+    """Where the bytes of a recording are: in a file of its own, or from `start` on in a tar."""
 
     file: Path
     start: int | None = None

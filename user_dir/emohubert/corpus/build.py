@@ -78,11 +78,12 @@ def find_audio(folder, left_out, under=""):
     found, searched, top = [], set(), (folder / under).resolve()
     for where, folders, files in os.walk(folder / under, followlinks=True):
         searched.add(os.path.realpath(where))
-        folders.sort()
-        for name in folders[:]:
-            path = Path(where, name)
-            if path.is_symlink() and (os.path.realpath(path) in searched or top.is_relative_to(path.resolve())):
-                folders.remove(name)
+        loops = {
+            f
+            for f in folders
+            if (path := Path(where, f)).is_symlink() and (os.path.realpath(path) in searched or top.is_relative_to(path.resolve()))
+        }
+        folders[:] = sorted(set(folders) - loops)
         for name in files:
             if Path(name).suffix.lower() in EXTENSIONS:
                 path = (Path(where) / name).relative_to(folder)

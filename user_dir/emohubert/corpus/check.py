@@ -32,8 +32,8 @@ def role(split):
 class Member:
     """One manifest directory that is checked: the folder the user gave, or a fold in it."""
 
-    given: int
-    fold: str
+    given: int  # position among the user's folders
+    fold: str  # "" for the folder itself
     directory: Path
     corpus: dict
     splits: dict = field(default_factory=dict)

@@ -1,8 +1,6 @@
-"""The manifest directory: `{split}.tsv` and its line-aligned sidecars, dictionaries and `corpus.json`.
+"""The manifest directory: `{split}.tsv` and its line-aligned sidecars (`.spk`, `.emo`, `.dim`, `.meta.tsv`), dictionaries, `corpus.json`.
 
-`{split}.tsv` is fairseq's: a root folder, then `relative/path<TAB>n_samples`; samples are counted at 16 kHz, after
-resampling where a file has another rate. Line i of every sidecar (`.spk`, `.emo`, `.dim`, `.meta.tsv`) belongs to line i
-of the audio list.
+`{split}.tsv` is fairseq's: a root folder, then `relative/path<TAB>n_samples`, counted at 16 kHz also where a file has another rate.
 """
 
 import hashlib
@@ -84,7 +82,7 @@ def _id_of(path):
 
 
 def read_column(path):
-    """Lines of a UTF-8 text file (any line ends, byte order mark or not): a list of shared str, or `Strings`. InputError if it is not one."""
+    """Lines of a UTF-8 text file (any line ends, byte order mark or not): a list of shared str, or `Strings`."""
     with reading_text(path, _REMEDY):
         return compact(KeptFile(path).lines)
 

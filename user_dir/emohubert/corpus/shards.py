@@ -1,7 +1,6 @@
 """Audio in tar shards: a few large files instead of millions of small ones, which shared disks are slow to open.
 
-A shard is a plain tar as WebDataset reads it: members `KEY.wav` or `KEY.flac`, the original files byte for byte, one after
-the other. A manifest names a member by where it lies, `shards/000003.tar:OFFSET:SIZE`, so that only its own bytes are read.
+A shard is a plain tar as WebDataset reads it, of the original files. A manifest names a member by `shards/000003.tar:OFFSET:SIZE`.
 """
 
 import hashlib
@@ -168,10 +167,8 @@ def _fill(recordings, folder, shard_bytes):
 
 def _remove_others(folder, shards):
     """Remove shards of an earlier packing, which nothing lists any more."""
-    kept = {shard.path.name for shard in shards}
-    for stamp in sorted(folder.glob("*.tar.json")):
-        name = stamp.name.removesuffix(".json")
-        if re.fullmatch(r"\d{6}\.tar", name) and name not in kept:
-            logger.info("%s: removed, it is of an earlier packing", folder / name)
+    kept = {f"{shard.path}.json" for shard in shards}
+    for stamp in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].tar.json"):
+        if str(stamp) not in kept:
             stamp.unlink()
-            (folder / name).unlink(missing_ok=True)
+            stamp.with_suffix("").unlink(missing_ok=True)

@@ -98,8 +98,8 @@ def audit(folder, allow=(), decode=True, workers=4):
     found = {key: _shared(*pair, contents) for key, pair in pairs.items()}
     for e in tests:
         for i, met in enumerate(e.met):
-            shared = found[digests(e, met)]
-            for kind in LEAKS if _comparable(e.record, met.record) else ("audio",):
+            shared, corpora = found[digests(e, met)], {r.facts.get("corpus") for r in (e.record, met.record)}
+            for kind in LEAKS if None in corpora or len(corpora) == 1 else ("audio",):
                 e.shared[i, kind] = shared[kind]
                 if shared[kind] and met.role != WATCHED:
                     e.leaks.append(_leak(report, e, met, kind, shared[kind]))
@@ -127,15 +127,6 @@ def _folders_of_evaluations(folder):
             yield Path(here)
 
 
-# --- what is shared ---------------------------------------------------------------------------------------------------
-
-
-def _comparable(one, other):
-    """Whether speakers and sessions of two records can be the same ones: not those of two corpora."""
-    corpora = {r.facts.get("corpus") for r in (one, other)}
-    return None in corpora or len(corpora) == 1
-
-
 def _values(utterances, kind):
     """The known speakers or sessions."""
     return set(utterances.speakers if kind == "speaker" else utterances.sessions) - {UNKNOWN_SPEAKER, ""}
@@ -158,10 +149,8 @@ def _shared(one, other, contents):
                 j = by_content.get(key, unread.get(name)) if key else (unread | read).get(name)
                 pairs += [] if j is None else [(i, j)]
     files = ((one.file(i), other.file(j)) for i, j in sorted(pairs))
-    return {
-        **{kind: sorted(_values(one, kind) & _values(other, kind)) for kind in ("speaker", "session")},
-        "audio": [a if a == b else f"{a} = {b}" for a, b in files],
-    }
+    people = {kind: sorted(_values(one, kind) & _values(other, kind)) for kind in ("speaker", "session")}
+    return {**people, "audio": [a if a == b else f"{a} = {b}" for a, b in files]}
 
 
 def _same_length(one, other):

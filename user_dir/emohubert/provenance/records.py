@@ -116,13 +116,15 @@ def _speakers(split):
 def _write(path, facts, rows, name):
     """Write the first line, the columns' names and what `rows()` gives, unless just this is there."""
     first = json.dumps({"utterances": 0, **facts}, sort_keys=True, ensure_ascii=True)
-    content = "".join(f"{line}\n" for line in chain((first, _COLUMNS), rows())).encode("utf-8", "surrogateescape")
-    digest, path = hashlib.sha256(content).hexdigest(), Path(path)
+    content = lambda: (f"{line}\n".encode("utf-8", "surrogateescape") for line in chain((first, _COLUMNS), rows()))  # noqa: E731
+    digest, path = hashlib.sha256(), Path(path)
+    for line in content():  # millions of them are never in memory together
+        digest.update(line)
     if path.suffix != SUFFIX:
-        path = make_folder(path) / f"{name}-{digest[:12]}{SUFFIX}"
-    if not path.is_file() or sha256(path) != digest:
+        path = make_folder(path) / f"{name}-{digest.hexdigest()[:12]}{SUFFIX}"
+    if not path.is_file() or sha256(path) != digest.hexdigest():
         with atomic(path, "wb") as f:
-            f.write(content)
+            f.writelines(content())
     return path
 
 
@@ -149,9 +151,6 @@ def read(path):
     digest = hashlib.sha256(f"{root}\n{body}".encode("utf-8", "surrogateescape")).hexdigest()
     speakers, sessions = [sys.intern(s) for s in speakers], [sys.intern(s) for s in sessions]
     return Record(Path(path), role, sources, Utterances(root, paths, lengths, speakers, sessions, digest), facts)
-
-
-# --- who writes what --------------------------------------------------------------------------------------------------
 
 
 def write_training(cfg, task):
