@@ -50,7 +50,6 @@ setup(
         "numpy>=2.2",
         "omegaconf>=2.3,<2.4",
         "pandas>=2.2",
-        "pyarrow>=18",
         "PyYAML>=6.0.1",
         "safetensors>=0.4",
         "scikit-learn>=1.5",

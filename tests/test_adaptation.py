@@ -30,7 +30,7 @@ from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.types import FrameLabelSet
 from emohubert.speakers.adaptation import (
     SpeakerFitter,
-    Utterance,
+    EncodedUtterance,
     adapt,
     best_k,
     choose_utterances,
@@ -100,7 +100,7 @@ def test_loss_and_gradient_are_those_of_the_whole_model(corpus, position, fc):
     heard = []
     for i, wave in enumerate(waves):
         x, _ = model.before_speaker(wave[None], [len(wave)])
-        heard.append(Utterance(i, x[0], [t[i] for t in targets]))
+        heard.append(EncodedUtterance(i, x[0], [t[i] for t in targets]))
     vector = model.speaker_conditioning.embedding.weight[2].clone().requires_grad_()
     losses = fitter.losses(heard, masks=2)
     losses, masked = losses[1][0](vector), losses[1][1]
@@ -140,7 +140,7 @@ def random_utterances(n, frames=20, repeated=1):
         drawn = rng.permutation(np.arange(frames // repeated) % LABELS)
         return torch.from_numpy(np.repeat(drawn, repeated))
 
-    return [Utterance(i, torch.from_numpy(rng.standard_normal((frames, 32))).float(), [labels()]) for i in range(n)]
+    return [EncodedUtterance(i, torch.from_numpy(rng.standard_normal((frames, 32))).float(), [labels()]) for i in range(n)]
 
 
 def fitted(path, manifest, corpus, chosen=None, seed=1, **options):
@@ -181,7 +181,7 @@ def test_the_most_probable_embedding_is_found(spread):
     _, model = load_trained(spread)
     model.double()
     fitter = SpeakerFitter(model, iterations=80)
-    heard = [Utterance(u.key, u.features.double(), u.targets) for u in random_utterances(2, repeated=2)]
+    heard = [EncodedUtterance(u.key, u.features.double(), u.targets) for u in random_utterances(2, repeated=2)]
     rows = model.speaker_conditioning.embedding.weight[1:].numpy()
     precision = np.linalg.inv(OAS().fit(rows).covariance_)
     centre = np.full(32, 0.01)
@@ -208,7 +208,7 @@ def test_little_audio_stays_near_the_prior_and_none_of_it_has_to_be_masked(sprea
     centre = np.full(32, 0.01)
     moved = [np.linalg.norm(fitter.fit(random_utterances(n), centre) - centre) for n in (1, 16)]
     assert 0 < moved[0] < moved[1]
-    single = Utterance(0, torch.randn(1, 32), [torch.zeros(1, dtype=torch.int64)])  # a single frame is never masked
+    single = EncodedUtterance(0, torch.randn(1, 32), [torch.zeros(1, dtype=torch.int64)])  # a single frame is never masked
     np.testing.assert_allclose(fitter.fit([single], centre), centre, atol=1e-6)
     np.testing.assert_allclose(fitter.fit([single]), fitter.centre, atol=1e-6)
 

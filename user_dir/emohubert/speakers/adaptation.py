@@ -135,7 +135,7 @@ def whole_frames(split):
 
 
 @dataclass(frozen=True)
-class Utterance:
+class EncodedUtterance:
     """An utterance before masks and speaker.
 
     Attributes:
@@ -173,13 +173,13 @@ class SpeakerFitter:
         self.prior = torch.from_numpy(vectors * deviations)  # L: (width, width)
 
     def utterances(self, dataset, indices):
-        """Utterances of a FrameLabelledSpeech: list of Utterance."""
+        """Utterances of a FrameLabelledSpeech: list of EncodedUtterance."""
         found = []
         for index in map(int, indices):
             item = dataset[index]
             with torch.no_grad():
                 x, _ = self.model.before_speaker(item["source"].to(self.device)[None], [len(item["source"])])
-            found.append(Utterance(index, x[0], [torch.from_numpy(t).to(self.device) for t in item["targets"]]))
+            found.append(EncodedUtterance(index, x[0], [torch.from_numpy(t).to(self.device) for t in item["targets"]]))
         return found
 
     def losses(self, utterances, masks, purpose="fit"):
@@ -188,7 +188,7 @@ class SpeakerFitter:
         A loss maps an embedding (width) to a tensor (label sets), the cross-entropy in nats summed over masked frames.
 
         Args:
-            utterances: list of Utterance.
+            utterances: list of EncodedUtterance.
             masks: how many of each; they depend on the seed, on `purpose` and on the utterance.
             purpose: what the masks are for.
         """
@@ -233,7 +233,7 @@ class SpeakerFitter:
         """The most probable embedding for the speaker of some utterances: float32 array (width).
 
         Args:
-            utterances: list of Utterance.
+            utterances: list of EncodedUtterance.
             centre: c (width); by default the mean of the table.
         """
         centre = torch.from_numpy(np.array(self.centre if centre is None else centre, dtype=np.float64))
