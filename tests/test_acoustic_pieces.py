@@ -9,7 +9,7 @@ from scripts import run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_dictionary
-from emohubert.pseudo_labels.pieces import AcousticPieces, collapse
+from emohubert.pseudo_labels.acoustic_pieces import AcousticPieces, collapse
 
 UNITS = 12
 

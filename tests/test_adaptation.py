@@ -23,14 +23,14 @@ from emohubert.corpus.manifest import read_split
 from emohubert.data.masking import rng_for
 from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances
 from emohubert.data.speaker_vectors import read as read_vectors
+from emohubert.models.from_pretrained import build_encoder, encoder_config, load_encoder
 from emohubert.models.hubert import SpeakerHubertModel
-from emohubert.models.load import build_encoder, encoder_config, load_encoder
-from emohubert.models.speaker import POSITIONS
+from emohubert.models.speaker_conditioning import POSITIONS
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.types import FrameLabelSet
 from emohubert.speakers.adaptation import (
-    SpeakerFitter,
     EncodedUtterance,
+    SpeakerFitter,
     adapt,
     best_k,
     choose_utterances,

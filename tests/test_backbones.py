@@ -29,8 +29,8 @@ from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, sha256, write_json
 from emohubert.corpus.audio import n_frames
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
+from emohubert.models.from_pretrained import build_encoder, initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.load import build_encoder, initialise, load_encoder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.pretrained.types import FrameLabelSet

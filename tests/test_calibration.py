@@ -17,13 +17,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from emohubert.core.errors import InputError
 from emohubert.data.speaker_vectors import from_utterances
-from emohubert.evaluation.predictions import (
-    DimensionPredictions,
-    from_probabilities,
-    read_predictions,
-    write_embeddings,
-    write_predictions,
-)
+from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
 from emohubert.speakers import MATCHES, calibration_files, pldc
 from emohubert.speakers.neighbours import cosine, ranking

@@ -14,8 +14,8 @@ from training import TINY
 
 import emohubert.tasks  # noqa: F401 (allows what fairseq's checkpoints hold)
 from emohubert.core.errors import InputError
+from emohubert.models.from_pretrained import build_encoder, initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.load import build_encoder, initialise, load_encoder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.pretrained.types import FrameLabelSet

@@ -15,7 +15,7 @@ from emohubert.core.errors import InputError
 from emohubert.models.heads import HEADS, Head
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.models.pooling import POOLINGS, Pooling, without_padding
-from emohubert.models.speaker import POSITIONS, SpeakerConditioning
+from emohubert.models.speaker_conditioning import POSITIONS, SpeakerConditioning
 
 
 @POOLINGS.register("mean_absolute")

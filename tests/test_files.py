@@ -15,7 +15,7 @@ from fairseq.file_io import PathManager
 
 from emohubert.core import files
 from emohubert.core.errors import InputError
-from emohubert.training import patches
+from emohubert.training import fairseq_patches
 
 USER_DIR = Path(__file__).resolve().parents[1] / "user_dir"
 
@@ -329,6 +329,6 @@ def test_a_reader_never_sees_half_a_copy(tmp_path):
 
 def test_fixes_are_applied_once():
     copy = PathManager.copy
-    patches.apply()
+    fairseq_patches.apply()
     assert PathManager.copy is copy
     assert not hasattr(copy.__wrapped__, "__wrapped__")

@@ -18,7 +18,7 @@ from emohubert.criterions.masked_prediction import MaskedPrediction
 from emohubert.data.masking import span_mask
 from emohubert.data.speech import pad_frames
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.speaker import POSITIONS
+from emohubert.models.speaker_conditioning import POSITIONS
 from emohubert.pretrained.types import FrameLabelSet, parse_conv_layers
 
 TASK = argparse.Namespace(sample_rate=16_000)

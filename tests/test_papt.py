@@ -13,10 +13,10 @@ from training import MICRO, TINY, train
 
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation.inference import speaker_setting
+from emohubert.models.from_pretrained import build_encoder, initialise
 from emohubert.models.heads import InterpreterHead
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.load import build_encoder, initialise
-from emohubert.models.speaker import POSITIONS
+from emohubert.models.speaker_conditioning import POSITIONS
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained

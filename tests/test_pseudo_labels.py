@@ -23,7 +23,7 @@ from emohubert.core import device
 from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
-from emohubert.models.load import load_encoder
+from emohubert.models.from_pretrained import load_encoder
 from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make
 from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, pieces

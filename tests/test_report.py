@@ -20,8 +20,8 @@ from test_figures import JsonProgressBar, fairseq_log
 from emohubert.core.errors import InputError
 from emohubert.core.files import write_json
 from emohubert.evaluation import scoring
-from emohubert.report import cells, systems, warnings
 from emohubert.report import page as report
+from emohubert.report import systems, table_cells, warnings
 from emohubert.report.collect import EvaluationFolder, RunFolder, TrainingFolder, discover
 from emohubert.training.curves import read_training_config
 
@@ -519,6 +519,6 @@ def test_a_report_loads_neither_torch_nor_fairseq(whole_run):
 
 
 def test_numbers_are_written_as_people_read_them():
-    written = [cells.number(v) for v in (0.61249, 3, 0.0, 1e-5, 123456.7, math.nan, None, True, -0.5)]
+    written = [table_cells.number(v) for v in (0.61249, 3, 0.0, 1e-5, 123456.7, math.nan, None, True, -0.5)]
     assert written == ["0.612", "3", "0.000", "1e-05", "1.23e+05", "–", "–", "–", "-0.500"]
-    assert (cells.count(1, "speaker"), cells.count(0, "speaker")) == ("1 speaker", "0 speakers")
+    assert (table_cells.count(1, "speaker"), table_cells.count(0, "speaker")) == ("1 speaker", "0 speakers")

@@ -13,7 +13,7 @@ import torch
 from corpus import make_corpus, make_labels
 from training import MICRO, ROOT, arguments, start, train
 
-from emohubert.models.load import load_encoder
+from emohubert.models.from_pretrained import load_encoder
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
 
@@ -178,7 +178,7 @@ def test_half_precision_without_a_gpu_trains_in_float32(corpus):
 
 
 def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):
-    import emohubert.training.patches as fixes
+    import emohubert.training.fairseq_patches as fixes
 
     fixes.apply()
     from fairseq.file_io import PathManager

@@ -21,8 +21,8 @@ from training import MICRO, train
 from emohubert.core.errors import InputError
 from emohubert.corpus.audio import n_frames
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
+from emohubert.models.from_pretrained import initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
-from emohubert.models.load import initialise, load_encoder
 from emohubert.models.wav2vec1 import Wav2Vec1Encoder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.types import FrameLabelSet

@@ -32,7 +32,7 @@ def main(argv=None):
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which shard, from 0")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    from emohubert.models.load import load_encoder
+    from emohubert.models.from_pretrained import load_encoder
     from emohubert.pseudo_labels.stages import dump_features
 
     features = options.features(args, load_encoder)

@@ -54,7 +54,7 @@ def main(argv=None):
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    from emohubert.models.load import load_encoder
+    from emohubert.models.from_pretrained import load_encoder
     from emohubert.pseudo_labels.make import LabelMaker, agreement
 
     features = options.features(args, load_encoder)

@@ -15,11 +15,11 @@ from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
+from .from_pretrained import encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
-from .load import encoder_config, initialise
 from .pooling import POOLINGS
-from .speaker import AT_HEAD, POSITIONS, SpeakerAtHead
+from .speaker_conditioning import AT_HEAD, POSITIONS, SpeakerAtHead
 from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")

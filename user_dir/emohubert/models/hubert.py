@@ -1,6 +1,6 @@
 """HuBERT with speaker conditioning, exact under padding: fairseq's modules and parameter names, with a forward of its own.
 
-x → z = CNN(x) → T(x) = Linear(LayerNorm(z)) → masks → speaker (models/speaker.py) → E (Transformer) → p(c | f_t) ∝ exp(cos(A f_t, e_c)/τ)
+x → z = CNN(x) → T(x) = Linear(LayerNorm(z)) → masks → speaker (models/speaker_conditioning.py) → E (Transformer) → p(c | f_t) ∝ exp(cos(A f_t, e_c)/τ)
 (Hsu et al. 2021, section II; Tran et al. 2023, section 3.1).
 
 `fairseq.models.hubert.HubertModel` gives the same numbers for a single utterance. The differences:
@@ -28,7 +28,7 @@ from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, n_frames
 from ..pretrained.types import parse_conv_layers
-from .speaker import POSITIONS, UNKNOWN
+from .speaker_conditioning import POSITIONS, UNKNOWN
 
 logger = logging.getLogger(__name__)
 

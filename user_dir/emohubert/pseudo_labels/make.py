@@ -271,7 +271,7 @@ class LabelMaker:
 
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
-        from .pieces import AcousticPieces
+        from .acoustic_pieces import AcousticPieces
 
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
         for unfinished in folder.glob(".*.tmp"):

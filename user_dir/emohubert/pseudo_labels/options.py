@@ -65,7 +65,7 @@ def features(args, load_encoder, precision=None):
 
     Args:
         args: parsed options of `add_features`.
-        load_encoder: `load_encoder` of `models.load`, which stands above this room; it is called for a checkpoint only.
+        load_encoder: `load_encoder` of `models.from_pretrained`, which stands above this room; it is called for a checkpoint only.
         precision: instead of that of the options.
 
     Raises:

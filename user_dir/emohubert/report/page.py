@@ -8,8 +8,8 @@ from ..core.files import atomic, fingerprint, make_folder, natural, sha256
 from ..evaluation import metrics
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .cells import cell, count, interval, number, signed
 from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
+from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..training.curves import chosen_update
-from .cells import count, number
 from .collect import NUMBER, fits, is_robustness
+from .table_cells import count, number
 
 LEVELS = ("problem", "warning", "note")
 FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10

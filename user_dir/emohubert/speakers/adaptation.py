@@ -35,8 +35,8 @@ from ..corpus.manifest import UNKNOWN_SPEAKER
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking, rng_for
 from ..data.speaker_vectors import SpeakerVectors, from_utterances
-from ..models.load import load_encoder
-from ..models.speaker import UNKNOWN, SpeakerConditioning
+from ..models.from_pretrained import load_encoder
+from ..models.speaker_conditioning import UNKNOWN, SpeakerConditioning
 from ..pseudo_labels.features import EncoderFeatures
 from ..tasks.speaker_hubert_pretraining import label_file
 from ..tasks.trained import load_trained

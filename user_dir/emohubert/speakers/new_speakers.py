@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
-from . import METHODS
+from ..speakers import METHODS
 
 logger = logging.getLogger("emohubert")
 

@@ -27,7 +27,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
-from . import MATCHES
+from ..speakers import MATCHES
 from .neighbours import cosine, numbers_of_neighbours, ranking
 
 _CONSTANT = 1e-7

@@ -2,7 +2,7 @@
 
 from ..core import quiet_fairseq  # noqa: F401, I001 (first)
 from .. import criterions, models  # noqa: F401
-from ..training import patches
+from ..training import fairseq_patches
 from . import emotion_finetuning, speaker_hubert_pretraining  # noqa: F401
 
-patches.apply()
+fairseq_patches.apply()

@@ -15,7 +15,7 @@ from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import read_counts, read_dictionary, read_split
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
-from ..models.load import initialise
+from ..models.from_pretrained import initialise
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import FrameLabelSet
 from .common import SpeechTask, speaker_rows
