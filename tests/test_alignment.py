@@ -295,6 +295,7 @@ def test_a_hop_that_is_not_one(tmp_path, content):
 # ------------------------------------------------------------------------------------------------------------ size
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines(tmp_path):
     """15 million labels: a second or two, and next to no memory, since they stay in the file."""
     line = " ".join(map(str, np.random.default_rng(0).integers(0, 500, 150))) + "\n"

@@ -244,6 +244,7 @@ def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
         torch.testing.assert_close(found["gradient"], whole.grad)
 
 
+@pytest.mark.slow
 def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path, capsys, monkeypatch):
     assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "out", "--embeddings", "--repeats", "50") == 0
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text())

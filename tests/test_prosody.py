@@ -71,6 +71,7 @@ def test_long_recordings_are_transformed_in_blocks(monkeypatch):
     torch.testing.assert_close(prosody.features(waveform), whole, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_program_writes_a_label_set(tmp_path, emodb):
     assert run("manifests/emodb.py", emodb, tmp_path / "manifest", "--protocol", "seen") == 0
     assert run("tools/make_labels.py", tmp_path / "manifest", tmp_path / "labels", "--prosody", "--clusters", 20) == 0

@@ -228,6 +228,7 @@ def test_what_is_written(labels, manifest, checkpoint):
         assert np.array_equal(np.array(line.split(), int), distances.argmin(1))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seconds=st.sampled_from([0.2, 1, 3, 10, 100]), padded=st.booleans(), workers=st.integers(1, 3))
 def test_labels_do_not_depend_on_batches(labels, manifest, checkpoint, tmp_path_factory, seconds, padded, workers):

@@ -295,7 +295,7 @@ def test_overwriting_removes_runs_and_nothing_else(corpus, launcher, tmp_path, m
     other.mkdir(parents=True)
     (other / "thesis.txt").write_text("irreplaceable")
     runs = cross_validation.plan("ser_classification_tiny", corpus / "folds", tmp_path / "runs", [1], ["1"])
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds something other than a training"):
         cross_validation.execute(runs, launcher.evaluate, overwrite=True)
     assert (other / "thesis.txt").exists() and launcher.commands == []
     (other / "settings.txt").write_text("c\n")

@@ -351,6 +351,7 @@ def test_ci_fails_when_any_check_fails(project, broken):
 # The shell code, the installed package, the declared dependencies.
 
 
+@pytest.mark.slow
 def test_shell_code_is_clean():
     for script in SCRIPTS:
         subprocess.run([BASH, "-n", script], check=True)

@@ -94,6 +94,7 @@ def test_a_job_that_slurm_does_not_queue_again_says_so(tmp_path):
     assert not (tmp_path / "done").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_whole_in_spite_of_the_signal_is_not_queued_again(tmp_path):
     """What would queue it again after half of the grace is ended with the job."""
     started = subprocess.Popen(

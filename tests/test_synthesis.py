@@ -177,6 +177,7 @@ def test_emotion_is_recognised_in_unseen_speakers_but_not_trivially(corpus):
     assert 0.5 < recall_score(classes, predicted, average="macro") < 0.97  # chance: 0.25
 
 
+@pytest.mark.slow
 def test_speakers_are_recognised(corpus):
     features, _, speakers = corpus
     model = make_pipeline(StandardScaler(), SVC(C=3))

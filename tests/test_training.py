@@ -171,6 +171,7 @@ def test_started_again_after_its_end_a_training_changes_nothing(corpus):
     assert load_state(corpus / "ended" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="half precision is right on a GPU")
 def test_half_precision_without_a_gpu_trains_in_float32(corpus):
     run = train("hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/half", "optimization.max_update=1", "common.fp16=true")
@@ -265,6 +266,7 @@ def test_an_unusable_checkpoint_is_one_line_and_exit_2(corpus, pretrained):
     assert run.returncode == 2 and "error: " in run.stdout and "2 layers × 32" in run.stdout and "Traceback" not in run.stdout
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_loss(corpus):
     """Labels that depend on the audio are learned: accuracy rises well above chance."""
     manifest, folder = corpus / "manifest", corpus / "learnable"

@@ -44,12 +44,13 @@ def run(directory, out, target="emo", train="train", test="test", workers=None):
     ]
     if not folds:
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
+    for split in (split for fold in folds for split in fold.values()):
+        if not split.speakers or not (split.emotions if target == "emo" else target in (split.dimensions or {})):
+            raise InputError(f"{split.tsv}: has no speakers, or no “{target}”; make the manifest with speakers and labels")
     features = functionals([split for fold in folds for split in fold.values()], out / "features.npz", workers or cores())
     rows = []
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
-        if not known.speakers or not unknown.speakers or (target != "emo" and target not in (known.dimensions or {})):
-            raise InputError(f"{known.tsv}: its splits have no speakers, or no “{target}”; make the manifest with speakers and labels")
         x, z = ([features[path] for path in _paths(split)] for split in (known, unknown))
         x, z = np.stack(x), np.stack(z)
         speakers = sorted(set(unknown.speakers))
@@ -124,7 +125,7 @@ def _classes(known, unknown, x, z, _):
     """Class predictions; the columns p_CLASS are shares of the pairwise votes, not calibrated probabilities."""
     from sklearn.svm import SVC
 
-    labelled = np.array([emotion != NO_EMOTION for emotion in known.emotions or []], dtype=bool)
+    labelled = np.array([emotion != NO_EMOTION for emotion in known.emotions], dtype=bool)
     if not labelled.any():
         raise InputError(f"{known.tsv}: no utterance has a class; give a manifest with labels, or --target NAME")
     emotions = np.array(known.emotions)[labelled]
