@@ -213,8 +213,8 @@ class _Progress:
             values = json.loads(line[line.index("{") :])
         except ValueError:
             return  # another process has printed into it
-        if "num_updates" in values:
-            self.done, self.loss = int(values["num_updates"]), values.get("loss", "")
+        self.done = int(values.get("num_updates", values.get("valid_num_updates", self.done)))
+        self.loss = values.get("loss", self.loss)
         self.valid = "".join(f"; {k} {v}" for k, v in values.items() if k in ("valid_loss", "valid_ua", "valid_ccc")) or self.valid
 
     def _of_all(self):
