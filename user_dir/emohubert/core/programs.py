@@ -40,9 +40,10 @@ def _usage():
     return "\n".join(lines)
 
 
-def main():
+@cli.command
+def main(argv=None):
     """Run the program that the command line names, as if it had been called by its path."""
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
