@@ -1,5 +1,6 @@
 """Makes `emohubert` importable from the source tree, finds the real data where it is there, and makes every run of a test the same."""
 
+import logging
 import os
 import random
 import sys
@@ -48,6 +49,15 @@ def pytest_fixture_setup(fixturedef):
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     seed(pyfuncitem.name)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """A program called in a test may log to a stream that is closed after it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

@@ -51,24 +51,19 @@ def run(directory, out, target="emo", train="train", test="test", workers=None):
     rows = []
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
-        x, z = ([features[path] for path in _paths(split)] for split in (known, unknown))
-        x, z = np.stack(x), np.stack(z)
-        speakers = sorted(set(unknown.speakers))
-        inductive = (
-            f"inductive ({len(speakers)} speakers)" if set(speakers).isdisjoint(known.speakers) else f"seen ({len(speakers)} speakers)"
-        )
+        x, z = (np.stack([features[path] for path in _paths(split)]) for split in (known, unknown))
+        speakers = set(unknown.speakers)
+        plain = f"{'inductive' if speakers.isdisjoint(known.speakers) else 'seen'} ({len(speakers)} speakers)"
         adapted = f"normalised by unlabelled audio ({len(speakers)} speakers)"
-        systems = {PLAIN: (x, z, inductive), NORMALISED: (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted)}
-        if target == "emo":
-            systems = {MAJORITY: (None, None, inductive), **systems}
+        systems = {MAJORITY: (None, None, plain)} if target == "emo" else {}
+        systems |= {PLAIN: (x, z, plain), NORMALISED: (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted)}
         for name, (fitted, tested, setting) in systems.items():
             folder = make_folder(out / name.replace(" ", "_") / f"fold{number}")
             predictions = (_classes if target == "emo" else _dimension)(known, unknown, fitted, tested, target)
             scores = scoring.save(folder, predictions, unknown)
             write_json(folder / "metrics.json", {"setting": setting, "split": str(unknown.tsv), **scores})
             rows.append((name, folder))
-    systems = sorted(read_results(rows), key=lambda row: [MAJORITY, PLAIN, NORMALISED].index(row["name"]))
-    return write_results(out / "results", systems, f"Baselines: {target}, {len(folds)} folds of {directory}")
+    return write_results(out / "results", read_results(rows), f"Baselines: {target}, {len(folds)} folds of {directory}")
 
 
 def normalised(features, speakers):
