@@ -13,6 +13,7 @@ import torch
 from corpus import make_corpus, make_labels
 from training import MICRO, ROOT, arguments, start, train
 
+from emohubert.core.device import has_bf16
 from emohubert.models.from_pretrained import load_encoder
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
@@ -175,7 +176,21 @@ def test_started_again_after_its_end_a_training_changes_nothing(corpus):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="half precision is right on a GPU")
 def test_half_precision_without_a_gpu_trains_in_float32(corpus):
     run = train("hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={corpus}/half", "optimization.max_update=1", "common.fp16=true")
-    assert run.returncode == 0 and "common.fp16 needs a GPU: training in float32" in run.stdout, run.stdout[-2000:]
+    assert run.returncode == 0 and "common.fp16: this machine cannot do that at speed" in run.stdout, run.stdout[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available() or not has_bf16(torch.device("cpu")), reason="bf16 of a processor")
+def test_bf16_on_a_processor_trains_as_float32_does(corpus):
+    losses = {}
+    for precision in ("false", "true"):
+        folder = corpus / f"bf16_{precision}"
+        run = train(
+            "hubert_tiny", *MICRO, *data(corpus), f"checkpoint.save_dir={folder}", "optimization.max_update=20", f"common.bf16={precision}"
+        )
+        assert run.returncode == 0, run.stdout[-2000:]
+        losses[precision] = load_state(folder / "checkpoint_last.pt")["extra_state"]["best"]
+    assert losses["true"] != losses["false"] and losses["true"] == pytest.approx(losses["false"], rel=0.01)
 
 
 def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch):

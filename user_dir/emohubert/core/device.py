@@ -16,17 +16,17 @@ def autocast(device, precision):
 
 def check_precision(precision, device):
     """Raise InputError where the hardware cannot do `precision` at speed."""
-    if precision == "float32":
-        return
+    if precision == "bf16" and not has_bf16(device):
+        raise InputError(f"--precision {precision}: {device} has no bf16 arithmetic; use --precision float32")
+
+
+def has_bf16(device):
+    """Whether a device multiplies bf16 matrices faster than float32."""
     import torch
 
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        flags = torch.backends.cpu.get_cpu_capability(), *_cpu_flags()
-        able = any("bf16" in flag.lower() for flag in flags)
-    if not able:
-        raise InputError(f"--precision {precision}: {device} has no bf16 arithmetic; use --precision float32")
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any("bf16" in flag.lower() for flag in (torch.backends.cpu.get_cpu_capability(), *_cpu_flags()))
 
 
 def _cpu_flags():

@@ -316,10 +316,11 @@ class SpeakerHubertModel(HubertModel):
         embeddings = self.label_embs_concat.split(self.num_classes, 0)
         if self.target_glu is not None:
             embeddings = [self.target_glu(e) for e in embeddings]
-        return [
-            F.normalize(h.float(), dim=-1) @ F.normalize(e.float(), dim=-1).T / self.logit_temp
-            for h, e in zip(heads, embeddings, strict=True)
-        ]
+        with torch.autocast(f.device.type, enabled=False):
+            return [
+                F.normalize(h.float(), dim=-1) @ F.normalize(e.float(), dim=-1).T / self.logit_temp
+                for h, e in zip(heads, embeddings, strict=True)
+            ]
 
     def _seeded_layerdrop(self):
         """fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update."""

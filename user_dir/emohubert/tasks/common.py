@@ -4,8 +4,10 @@ import logging
 import sys
 
 import numpy as np
+import torch
 from fairseq.tasks import FairseqTask
 
+from ..core.device import autocast
 from ..core.errors import InputError, exit_on_input_error
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.manifest import UNKNOWN_SPEAKER
@@ -20,9 +22,11 @@ class SpeechTask(FairseqTask):
     Attributes:
         label_names: of the labels of whole utterances that are learned from.
         label_folders: of the frame labels that are learned from.
+        precision: of training on a processor; fairseq sees to a GPU's. "bf16" multiplies matrices in bf16 and keeps weights in float32.
     """
 
     label_names = label_folders = ()
+    precision = "float32"
     source_dictionary = target_dictionary = None
 
     @classmethod
@@ -38,6 +42,11 @@ class SpeechTask(FairseqTask):
     def filter_indices_by_size(self, indices, dataset, max_positions=None, ignore_invalid_inputs=False):
         """Nothing is dropped by length here."""
         return np.asarray(indices)
+
+    def train_step(self, sample, *args, **kwargs):
+        """fairseq's forward and backward pass, in `precision`."""
+        with autocast(torch.device("cpu"), self.precision):
+            return super().train_step(sample, *args, **kwargs)
 
     def get_batch_iterator(self, dataset, *args, num_shards=1, epoch=1, **options):
         """fairseq's iterator; what an update learns from depends neither on the number of processes nor on accumulation.

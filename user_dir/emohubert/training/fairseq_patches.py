@@ -15,6 +15,7 @@ from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
+from ..core.device import has_bf16
 from ..core.errors import exit_on_input_error
 from ..core.files import make_folder
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
@@ -31,7 +32,7 @@ def apply():
     _wrap(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
     _wrap(PathManager, "copy", copying_whole, static=True)
     _wrap(FrozenBatchSampler, "__init__", ending_workers_with_their_epoch)
-    _wrap(Trainer, "__init__", training_in_float32_without_a_gpu)
+    _wrap(Trainer, "__init__", half_precision_without_a_gpu)
     _wrap(Trainer, "get_train_iterator", recording_what_is_seen)
     _wrap(Trainer, "valid_step", lambda step: processes.not_hanging(marking_empty_batches(step)))
     _wrap(Trainer, "train_step", lambda step: processes.not_hanging(without_empty_parts(step)))
@@ -103,17 +104,22 @@ def ending_workers_with_their_epoch(init):
     return initialise
 
 
-def training_in_float32_without_a_gpu(init):
-    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU; float32 is what a CPU can do."""
+def half_precision_without_a_gpu(init):
+    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU.
 
-    def initialise(self, cfg, *args, **kwargs):
+    bf16 is then torch's autocast in `SpeechTask.train_step`, with float32 weights, where the processor has it; all else is float32.
+    """
+
+    def initialise(self, cfg, task, *args, **kwargs):
         if not torch.cuda.is_available() or cfg.common.cpu:
-            wanted = [name for name in ("fp16", "bf16", "amp") if cfg.common[name]]
+            wanted = [name for name in ("bf16", "fp16", "amp") if cfg.common[name]]
             for name in wanted:
                 cfg.common[name] = False
-            if wanted:
-                logger.warning("common.%s needs a GPU: training in float32", wanted[0])
-        init(self, cfg, *args, **kwargs)
+            if wanted[:1] == ["bf16"] and has_bf16(torch.device("cpu")):
+                task.precision = "bf16"
+            elif wanted:
+                logger.warning("common.%s: this machine cannot do that at speed; training in float32", wanted[0])
+        init(self, cfg, task, *args, **kwargs)
 
     return initialise
 
