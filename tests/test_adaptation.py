@@ -402,7 +402,7 @@ def test_speaker_normalisation_at_evaluation(finetuned, corpus, manifest, tmp_pa
     np.testing.assert_allclose([float(row[3]) for row in rows[1:]], outputs, atol=1e-5)
     assert rows != columns(tmp_path / "test" / "predictions.tsv")
     metrics = json.loads((tmp_path / "normalised" / "metrics.json").read_text())
-    assert metrics["setting"] == "seen (2 speakers), normalised by unlabelled audio (2 speakers)"
+    assert metrics["setting"] == "seen and normalised (2 speakers), normalised by unlabelled audio (2 speakers)"
     raw = [tmp_path / name / "embeddings.npz" for name in ("test", "normalised")]
     assert raw[0].read_bytes() == raw[1].read_bytes()
     assert (tmp_path / "normalised" / "normalisation.seen").is_file()

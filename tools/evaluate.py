@@ -11,9 +11,10 @@ Writes to OUT_DIR:
     figures/*.png
 
 With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table get those embeddings, and not the
-unknown speaker's. With --normalise-speakers FILE (embeddings.npz of the training split) the pooled vectors of each speaker are
-brought to the training speakers' average mean and variance before the head; embeddings.npz keeps them as they are. With --compare
-OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
+unknown speaker's. A model trained with model.speaker_normalisation normalises each speaker by all of that speaker's audio in the
+split; with --normalise-speakers no every speaker passes for the average training speaker, and with --normalise-speakers FILE
+(embeddings.npz of the training split) any model's pooled vectors are normalised before the head; embeddings.npz keeps them as they
+are. With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -37,9 +38,9 @@ def evaluate(args, split, out):
     """Predict and score a split, and write everything; returns the content of metrics.json."""
     from emohubert.core.device import choose_device
     from emohubert.evaluation.inference import predict_split, speaker_setting
+    from emohubert.models.speaker_normalisation import AverageSpeaker, by_speaker
     from emohubert.provenance import records
     from emohubert.speakers.new_speakers import NewSpeakers
-    from emohubert.speakers.normalisation import normalised
     from emohubert.tasks.trained import load_trained
 
     device = choose_device(args.device)
@@ -49,13 +50,16 @@ def evaluate(args, split, out):
         new = NewSpeakers.read(args.speaker_vectors)
         added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
         origin["speaker_vectors"] = {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}
-    training = read_embeddings(args.normalise_speakers) if args.normalise_speakers else None
-    predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers)
-    setting = speaker_setting(task, split, added)
-    if training is not None:
-        predictions = normalised(task, model, predictions, embeddings, training)
-        setting["setting"] = setting["setting"].replace("inductive", "normalised by unlabelled audio")
-        origin["normalise_speakers"] = args.normalise_speakers
+    average = None
+    if args.normalise_speakers not in (None, "no"):
+        training = read_embeddings(args.normalise_speakers)
+        average = AverageSpeaker.of([training.values[rows] for rows in by_speaker(training.speakers).values()])
+    elif args.normalise_speakers is None and model.normalisation is not None:
+        average = model.normalisation.average
+    predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers, average=average)
+    setting = speaker_setting(task, split, added, average is not None)
+    if average is not None:
+        origin["normalise_speakers"] = args.normalise_speakers or "as trained"
         if used is None:  # the unlabelled audio of the split's speakers is used all the same
             used = out / "normalisation"
             records.write_adaptation(used, args.checkpoint, split)
@@ -73,14 +77,16 @@ def main(argv=None):
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument(
-        "--normalise-speakers", metavar="FILE", help="embeddings.npz of the training split: the head gets speaker-normalised vectors"
+        "--normalise-speakers", metavar="FILE|no", help="embeddings.npz of the training split; no: not at all (default: as trained)"
     )
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     args = parser.parse_args(argv)
     split = read_split(args.manifest_dir, args.split)
-    files = {name: getattr(args, name) for name in ("speaker_vectors", "normalise_speakers")}
+    files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": args.normalise_speakers}
+    if args.normalise_speakers == "no":
+        del files["normalise_speakers"]
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
-    settings["options"] = [args.embeddings, args.repeats, args.seed]
+    settings["options"] = [args.embeddings, args.repeats, args.seed, args.normalise_speakers == "no"]
     out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])

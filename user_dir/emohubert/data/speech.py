@@ -36,9 +36,10 @@ class SpeechDataset(FairseqDataset):
 
     Attributes:
         parts: into how many each batch is divided, for processes and for accumulated gradients.
+        voices: row of each utterance's speaker in the table of speaker normalisation, (n,), or None.
     """
 
-    parts = 1
+    parts, voices = 1, None
     can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
 
     def __init__(
@@ -124,7 +125,7 @@ class SpeechDataset(FairseqDataset):
 
         Returns:
             dict: `mask`, bool (frames,), where frames are masked; in training `channels`, bool (width,), where channels
-            are; `speaker`, a row of the speaker table, and `speaker_features`, (width,), where there are any.
+            are; `speaker`, a row of the speaker table, `voice` and `speaker_features`, (width,), where there are any.
         """
         item = {}
         if self.masking is not None and self.masking.probability > 0:
@@ -134,6 +135,8 @@ class SpeechDataset(FairseqDataset):
         dropped = self.speaker_dropout > 0 and self.rng(index, "speaker").random() < self.speaker_dropout
         if self.speaker_rows is not None:
             item["speaker"] = 0 if dropped else int(self.speaker_rows[index])
+        if self.voices is not None:
+            item["voice"] = int(self.voices[index])
         if self.speaker_features is not None:
             item["speaker_features"] = torch.from_numpy(self.speaker_features[index] * (not dropped))
         return item
@@ -146,7 +149,7 @@ class SpeechDataset(FairseqDataset):
 
         Returns:
             {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of
-            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,),
+            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,), "voice": (batch,),
             "speaker_features": (batch, width)}}
         """
         key = "features" if "features" in items[0] else "source"
@@ -159,8 +162,9 @@ class SpeechDataset(FairseqDataset):
             net_input["mask_indices"] = pad_frames([item["mask"] for item in items], audio.n_frames(max(lengths)), False)
         if "channels" in items[0]:
             net_input["mask_channel_indices"] = torch.from_numpy(np.stack([item["channels"] for item in items]))
-        if "speaker" in items[0]:
-            net_input["speaker"] = torch.tensor([item["speaker"] for item in items])
+        for name in ("speaker", "voice"):
+            if name in items[0]:
+                net_input[name] = torch.tensor([item[name] for item in items])
         if "speaker_features" in items[0]:
             net_input["speaker_features"] = torch.stack([item["speaker_features"] for item in items])
         ids = torch.tensor([item["id"] for item in items])

@@ -16,6 +16,7 @@ from ..core.parallel import cores
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, manifest_directories, read_split
 from . import scoring
+from .inference import BY_AUDIO
 from .predictions import ClassPredictions, DimensionPredictions, known_references
 from .results import read_results, write_results
 
@@ -54,7 +55,7 @@ def run(directory, out, target="emo", train="train", test="test", workers=None):
         x, z = (np.stack([features[path] for path in _paths(split)]) for split in (known, unknown))
         speakers = set(unknown.speakers)
         plain = f"{'inductive' if speakers.isdisjoint(known.speakers) else 'seen'} ({len(speakers)} speakers)"
-        adapted = f"normalised by unlabelled audio ({len(speakers)} speakers)"
+        adapted = f"{BY_AUDIO} ({len(speakers)} speakers)"
         systems = {MAJORITY: (None, None, plain)} if target == "emo" else {}
         systems |= {PLAIN: (x, z, plain), NORMALISED: (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted)}
         for name, (fitted, tested, setting) in systems.items():

@@ -15,10 +15,12 @@ from ..core.errors import InputError
 from ..core.parallel import as_finished
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION
+from ..models.speaker_normalisation import by_speaker
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
 logger = logging.getLogger(__name__)
 
+BY_AUDIO = "normalised by unlabelled audio"
 _READ_AHEAD = 3  # batches that are being read or wait for a GPU
 
 
@@ -102,7 +104,7 @@ def _outcome(dataset, index, values, embedding):
     return Outcome(index, error=InputError(f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"))
 
 
-def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None):
+def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None, average=None):
     """Predict every utterance of a split, once, in batches that change nothing.
 
     Args:
@@ -110,10 +112,12 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
         split: a `manifest.Split`; references are taken from it and seen by no part of the model.
         batch_seconds, device, workers: as for `run`.
         transform: what is done to waveforms, as for `task.make_dataset`; or None.
+        average: AverageSpeaker: the head sees each speaker's pooled vectors normalised by all of that speaker's utterances in the
+            split; None: nothing of the kind, but for a model that was trained so the statistics of the average speaker.
 
     Returns:
         (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled
-        vectors that the head sees). Utterances under one frame are left out, and named in the log.
+        vectors, not normalised). Utterances under one frame are left out, and named in the log.
 
     Raises:
         InputError: a file cannot be read.
@@ -129,6 +133,9 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     values, embeddings = np.stack([outcomes[i].values for i in kept]), np.stack([outcomes[i].embedding for i in kept])
     ids = np.array(split.ids, dtype=object)[kept].tolist()
     speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
+    if average is not None:
+        for rows in by_speaker(speakers).values():
+            values[rows] = from_vectors(task, model, average, embeddings[rows])
     if task.classes:
         emotions = known_references([split.emotions[i] if split.emotions else NO_EMOTION for i in kept], task.classes, split.tsv)
         return from_probabilities(ids, speakers, emotions, task.classes, values), embeddings
@@ -139,12 +146,32 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     return DimensionPredictions(ids, speakers, task.dimensions, references, values), embeddings
 
 
-def speaker_setting(task, split, added=None):
+def from_vectors(task, model, average, vectors):
+    """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them.
+
+    Raises:
+        InputError: the head is conditioned on speakers, or `average` is of another width.
+    """
+    if model.speaker_at_head is not None:
+        raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")
+    if average.mean.shape != vectors.shape[1:]:
+        raise InputError(
+            f"training embeddings of width {len(average.mean)}, the checkpoint's have {vectors.shape[1]}; "
+            "make them with tools/evaluate.py --embeddings from this checkpoint"
+        )
+    parameter = next(model.head.parameters())
+    with torch.inference_mode():
+        output = model.head(torch.from_numpy(average.normalised(vectors, model.normalisation is None)).to(parameter))["output"].double()
+        return (output.softmax(dim=1) if task.classes else output).cpu().numpy()
+
+
+def speaker_setting(task, split, added=None, normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
     `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they
     have an embedding. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `added`,
-    {what: ids}: in neither, with embeddings that `NewSpeakers` gave the model.
+    {what: ids}: in neither, with embeddings that `NewSpeakers` gave the model. `normalised`: by each speaker's audio in the split, so
+    that nobody is inductive.
     """
     speakers = set(split.speakers or [])
     new = {what: speakers & set(ids) for what, ids in (added or {}).items()}
@@ -155,5 +182,7 @@ def speaker_setting(task, split, added=None):
         **{what: len(ids) for what, ids in new.items()},
         "inductive": len((speakers - table - trained).difference(*new.values())),
     }
+    if normalised:
+        kinds = {BY_AUDIO if kind == "inductive" else f"{kind} and normalised": n for kind, n in kinds.items()}
     setting = ", ".join(f"{kind} ({n} speakers)" for kind, n in kinds.items() if n) or "no speakers"
     return {"setting": setting, "speaker_embedding": task.speaker_embedding}

@@ -20,6 +20,7 @@ from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
 from .pooling import POOLINGS
 from .speaker_conditioning import AT_HEAD, POSITIONS, SpeakerAtHead
+from .speaker_normalisation import SpeakerNormalisation
 from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")
@@ -50,6 +51,7 @@ class EmotionHubertConfig(FairseqDataclass):
         "inherit", f"of the speaker's vector: inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own"
     )
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
+    speaker_normalisation: bool = option(False, "bring every speaker's pooled vectors to zero mean and unit variance, needs task.speakers")
     dropout: float = option(0.1, "in the Transformer")
     attention_dropout: float = option(0.1, "of attention weights")
     activation_dropout: float = option(0.0, "after the activation of the feed-forward layers")
@@ -125,9 +127,10 @@ class EmotionHubertModel(BaseFairseqModel):
         cfg: EmotionHubertConfig with `backbone` filled in.
         outputs: classes or dimensions.
         speakers: ids of the speaker table.
+        voices: how many training speakers there are to normalise.
     """
 
-    def __init__(self, cfg, outputs, speakers=()):
+    def __init__(self, cfg, outputs, speakers=(), voices=0):
         super().__init__()
         self.cfg = cfg
         self.backbone = _make_backbone(cfg.backbone, speakers)
@@ -136,6 +139,7 @@ class EmotionHubertModel(BaseFairseqModel):
         self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
         at_head = {"none": None, "embedding": (cfg.head_speaker_width, len(speakers)), "mfcc": (MFCC_COEFFICIENTS,)}[str(cfg.head_speaker)]
         self.speaker_at_head = None if at_head is None else SpeakerAtHead(self.pooling.width, *at_head)
+        self.normalisation = SpeakerNormalisation(self.pooling.width, voices) if cfg.get("speaker_normalisation") else None
         self.head = HEADS[cfg.head].build(cfg, self.pooling.width, outputs)
         self.frame_head = nn.Linear(self.backbone.width, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
@@ -143,7 +147,7 @@ class EmotionHubertModel(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg, task):
         """Build the model for a task (fairseq calls this); weights come from `start_from` or a checkpoint of ours."""
-        return cls(cfg, task.n_outputs, task.speakers)
+        return cls(cfg, task.n_outputs, task.speakers, len(task.voices))
 
     def start_from(self, pretrained):
         """Load the encoder's weights; returns the LoadReport."""
@@ -188,7 +192,7 @@ class EmotionHubertModel(BaseFairseqModel):
         f, padding = found["x"], found["padding_mask"]
         return f, torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if padding is None else ~padding
 
-    def forward(self, source=None, lengths=None, features=None, speaker=None, speaker_features=None, **given):
+    def forward(self, source=None, lengths=None, features=None, speaker=None, speaker_features=None, voice=None, **given):
         """Logits or dimensions of a batch.
 
         Args:
@@ -197,11 +201,12 @@ class EmotionHubertModel(BaseFairseqModel):
             features: in place of `source`, as `encode` returns them.
             speaker: (batch,) rows of the speaker table; None: the unknown speaker.
             speaker_features: (batch, MFCC_COEFFICIENTS), for `head_speaker=mfcc`; None: the average speaker.
+            voice: (batch,) rows of the speaker normalisation's table; None: the average speaker.
             given: mask_indices, mask_channel_indices and speaker_vectors of SpeakerHubertModel.
 
         Returns:
-            dict: `output` (batch, outputs) and what else the head returns; `embedding` (batch, width): the pooled vector, without
-            what a speaker at the head adds to it; `frames` (batch, frames, width), `valid` (batch, frames); `frame_output`
+            dict: `output` (batch, outputs) and what else the head returns; `embedding` (batch, width): the pooled vector, before
+            speaker normalisation and what a speaker at the head adds to it; `frames` (batch, frames, width), `valid` (batch, frames); `frame_output`
             (batch, frames, outputs) of a frame head.
         """
         if features is None:
@@ -211,7 +216,8 @@ class EmotionHubertModel(BaseFairseqModel):
         if self.layer_weights is not None:
             f = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(f.dtype), f)
         embedding = self.pooling(f, own)
-        known = embedding if self.speaker_at_head is None else self.speaker_at_head(embedding, speaker, speaker_features)
+        known = embedding if self.normalisation is None else self.normalisation(embedding, voice)
+        known = known if self.speaker_at_head is None else self.speaker_at_head(known, speaker, speaker_features)
         found = {"embedding": embedding, "frames": f, "valid": own, **self.head(known)}
         if self.frame_head is not None:
             found["frame_output"] = self.frame_head(f)

@@ -21,7 +21,9 @@ from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
 from ..data.speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utterances, mfcc_means, standardise
 from ..data.utterance_labelled import UtteranceLabelledSpeech
+from ..evaluation import inference
 from ..models.emotion import EmotionHubertModel, resolve_backbone
+from ..models.speaker_normalisation import by_speaker
 from ..pretrained.load import read_pretrained
 from ..training import processes
 from .common import SpeechTask, speaker_rows
@@ -65,7 +67,7 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
         self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
-        self.model_cfg, self.normalise = None, bool(cfg.normalize)
+        self.model_cfg, self.normalise, self._unseen = None, bool(cfg.normalize), {}
 
     @property
     def dimensions(self):
@@ -94,6 +96,11 @@ class EmotionFinetuningTask(SpeechTask):
     def training_speakers(self):
         """Ids of the speakers whose labels were learned from."""
         return self.state.training_speakers
+
+    @property
+    def voices(self):
+        """Training speakers whose pooled vectors are normalised, in the order of the table's rows from 1; empty for a model without."""
+        return [s for s in self.training_speakers if s != UNKNOWN_SPEAKER] if self.model_cfg.get("speaker_normalisation") else []
 
     @property
     def class_counts(self):
@@ -129,8 +136,12 @@ class EmotionFinetuningTask(SpeechTask):
                     cfg.mask_prob = cfg.mask_channel_prob = 0.0
             self._read_speakers(cfg, pretrained)
         self.normalise = cfg.backbone["normalize"] if self.cfg.normalize is None else self.cfg.normalize
+        self.model_cfg = cfg
+        if cfg.get("speaker_normalisation") and not self.voices:
+            raise InputError(
+                "model.speaker_normalisation=true needs the training speakers; make the manifest with speakers (task.speakers=spk)"
+            )
         model = super().build_model(cfg, from_checkpoint)
-        self.model_cfg = model.cfg
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
@@ -244,9 +255,45 @@ class EmotionFinetuningTask(SpeechTask):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
+        if self.voices:
+            dataset.voices = self._voices_of(utterances, split)
         self.datasets[split] = self.checked(dataset, split, f"targets: {', '.join(self.classes or self.dimensions)}")
         if self._features_stay(dataset):
             dataset.features = self._cached_features(dataset)
+
+    def _voices_of(self, split, name):
+        """Rows of a split's speakers in the table of speaker normalisation; those of other splits than train stand behind the table."""
+        if split.speakers is None:
+            raise InputError(
+                f"{split.tsv.with_suffix('.spk')}: no such file; model.speaker_normalisation=true needs one (see task.speakers)"
+            )
+        first, names = 1, self.voices
+        if name != "train":
+            first += len(names) + sum(len(ids) for other, ids in self._unseen.items() if other != name)
+            names = self._unseen[name] = list(by_speaker(split.speakers))
+        rows = dict(zip(names, range(first, first + len(names)), strict=True))
+        return np.array([rows.get(s, 0) for s in split.speakers])
+
+    def begin_epoch(self, epoch, model):
+        """Renew the training speakers' statistics with the weights that the epoch starts from (fairseq calls this)."""
+        if self.voices and int(model.normalisation.epoch) != epoch:
+            model.normalisation.fit(self._pooled("train", self.voices, model), epoch)
+
+    def begin_valid_epoch(self, epoch, model):
+        """Statistics of the other speakers, from all of their audio in the split (fairseq calls this)."""
+        if self.voices and self._unseen:
+            model.normalisation.add([x for name, ids in self._unseen.items() for x in self._pooled(name, ids, model)])
+
+    def _pooled(self, name, speakers, model):
+        """Pooled vectors of a split's utterances, in evaluation mode: an array (utterances, width) for each speaker."""
+        of_training = self.datasets[name]
+        dataset = self.make_dataset(of_training.split, training=False)
+        dataset.kept, dataset.features = of_training.kept, of_training.features
+        device = next(model.parameters()).device
+        vectors = {o.index: o.embedding for o in inference.run(self, model, dataset, device=device)}
+        rows = by_speaker([dataset.split.speakers[i] for i in sorted(vectors)])
+        stacked = np.stack([vectors[i] for i in sorted(vectors)])
+        return [stacked[rows[s]] if s in rows else stacked[:0] for s in speakers]
 
     def _features_stay(self, dataset):
         """Whether the encoder gives an utterance the same features in every epoch."""
