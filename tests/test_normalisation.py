@@ -76,7 +76,7 @@ def test_trained_and_evaluated(corpus, normalised, tmp_path, capsys):
         and run(*base, tmp_path / "b", "--repeats", "5", "--normalise-speakers", "no") == 0
     )
     settings = [json.loads((tmp_path / name / "metrics.json").read_text())["setting"] for name in ("a", "b")]
-    assert "seen and normalised (4 speakers)" == settings[0] and "normalised" not in settings[1]
+    assert settings[0] == "seen and normalised (4 speakers)" and "normalised" not in settings[1]
     assert (tmp_path / "a" / "normalisation.seen").is_file() and not (tmp_path / "b" / "normalisation.seen").is_file()
     rows = np.loadtxt(tmp_path / "a" / "predictions.tsv", dtype=str, skiprows=1)[:, 4:].astype(float)
     mean, deviation = model.normalisation.table[:, 0].double().numpy()
