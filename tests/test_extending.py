@@ -91,7 +91,7 @@ def test_a_speaker_position(corpus, batch):
 
 
 def test_an_unknown_name_is_one_line_and_a_known_one_cannot_be_taken(corpus):
-    with pytest.raises(InputError, match=r"model\.pooling=median: unknown; use one of mean, attention, statistics, "):
+    with pytest.raises(InputError, match=r"model\.pooling=median: unknown; use one of mean, mean_std, attention, statistics, "):
         build(corpus, pooling="median")
     with pytest.raises(InputError, match=r"model\.speaker_position=everywhere: unknown"):
         build(corpus, speaker_position="everywhere")

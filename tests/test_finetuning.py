@@ -18,13 +18,14 @@ from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
 from emohubert.core.errors import InputError
+from emohubert.corpus.audio import n_frames
 from emohubert.corpus.manifest import read_split
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.evaluation import metrics, scoring
 from emohubert.evaluation.inference import predict_split
 from emohubert.evaluation.predictions import from_probabilities, read_embeddings, read_predictions
 from emohubert.models.heads import HEADS
-from emohubert.models.pooling import POOLINGS, AttentionPooling
+from emohubert.models.pooling import POOLINGS, AttentionPooling, loud_frames
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
@@ -49,7 +50,7 @@ def regressor(corpus):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_mixed_batch_gives_what_single_utterances_give(corpus, pooling, head):
     torch.manual_seed(0)
-    model = build(corpus, pooling=pooling, head=head, layer_weighting=head == "linear").eval()
+    model = build(corpus, pooling=pooling, head=head, layer_weighting=head == "linear", silence_db=6.0 if head == "mlp" else None).eval()
     lengths = [5_000, 16_000, 400, 9_123]
     waves = [torch.randn(n) for n in lengths]
     source = torch.stack([F.pad(w, (0, max(lengths) - len(w))) for w in waves])
@@ -73,6 +74,28 @@ def test_attention_pooling_is_the_papers_equation():
         frames = x[i, :n].numpy()
         a = np.exp(np.tanh(frames @ w))
         np.testing.assert_allclose(found[i], (a / a.sum()) @ frames, atol=1e-6)
+
+
+def test_mean_and_standard_deviation():
+    x, valid = torch.randn(3, 9, 6), torch.arange(9) < torch.tensor([[9], [4], [1]])
+    for i, n in enumerate((9, 4, 1)):
+        expected = np.concatenate([x[i, :n].numpy().mean(0), x[i, :n].numpy().std(0)])
+        np.testing.assert_allclose(POOLINGS["mean_std"](6)(x, valid)[i], expected, atol=2e-4)  # √(variance + 1e-8)
+
+
+def test_silence_is_not_pooled(corpus):
+    """A tone of a second between two of silence 40 dB below it: the frames that lie in the tone are pooled, those at its edges too."""
+    wave = torch.full((48_000,), 0.01)
+    wave[16_000:32_000] = 1.0
+    energy = np.array([(wave[i * 320 : i * 320 + 400] ** 2).mean() for i in range(n_frames(48_000))])
+    found = loud_frames(torch.stack([wave, F.pad(wave[:16_000], (0, 32_000))]), n_frames(48_000), 35.0)
+    assert found[0].tolist() == (10 * np.log10(energy) > -35).tolist() and found[0].sum() == 51
+    assert found[1, : n_frames(16_000)].all() and not found[1, n_frames(16_000) + 2 :].any()
+    model = build(corpus, silence_db=35.0).eval()
+    with torch.no_grad():
+        output = model(wave[None], [48_000])
+        frames, _ = model._encode(wave[None], [48_000])
+    torch.testing.assert_close(output["embedding"][0], frames[0][found[0]].mean(0))
 
 
 def test_pooling_ignores_padding_and_counts_the_last_frame():

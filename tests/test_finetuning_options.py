@@ -132,7 +132,15 @@ def test_balanced_epochs(corpus):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pooling": "attention"}, {"layer_weighting": True}, {"layer_weighting": True, "pooling": "statistics"}, {"frame_head": True}],
+    [
+        {},
+        {"pooling": "attention"},
+        {"layer_weighting": True},
+        {"layer_weighting": True, "pooling": "statistics"},
+        {"frame_head": True},
+        {"pooling": "mean_std", "silence_db": 3.0},
+        {"silence_db": 3.0},
+    ],
 )
 def test_cached_features_give_what_audio_gives(corpus, tmp_path, options):
     torch.manual_seed(0)

@@ -18,7 +18,8 @@ _BATCH = 100 * SAMPLE_RATE
 
 
 class CachedFeatures:
-    """What `EmotionHubertModel.encode` gives for every utterance of a dataset, or its mean where nothing else is used.
+    """What `EmotionHubertModel.encode` gives for every utterance of a dataset, or its mean where nothing else is used; NaN in frames
+    that are not pooled.
 
     Args:
         model: EmotionHubertModel, frozen.
@@ -66,9 +67,11 @@ def _computed(model, dataset, batches, device):
         inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
         with torch.inference_mode():
             x, valid = model.encode(inputs["source"], inputs["lengths"], speaker=inputs.get("speaker"))
-        for features, own in zip(x.float(), valid, strict=True):
-            features = features[own]
-            yield (features.mean(dim=0, keepdim=True) if model.mean_is_enough else features).cpu().numpy()
+        for features, own, samples in zip(x.float(), valid, inputs["lengths"], strict=True):
+            if model.mean_is_enough:
+                yield features[own].mean(dim=0, keepdim=True).cpu().numpy()
+            else:
+                yield features.masked_fill(~own.view(-1, *[1] * (features.dim() - 1)), torch.nan)[: n_frames(samples)].cpu().numpy()
 
 
 def _settings(model, dataset, checkpoint):
@@ -79,6 +82,7 @@ def _settings(model, dataset, checkpoint):
         "checkpoint": checkpoint,
         "encoder": json.loads(json.dumps(dict(model.cfg.backbone), default=str)),
         "mean": model.mean_is_enough,
+        "silence": model.cfg.silence_db,
         "layers": model.layers if model.layer_weights is not None else None,
         "normalise": dataset.normalise,
         "audio": [[str(split.audio(i)), int(split.n_samples[i]), locate(split.audio(i)).stat()[1]] for i in dataset.kept],

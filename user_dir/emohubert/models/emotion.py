@@ -18,7 +18,7 @@ from ..pretrained.types import WAV2VEC1
 from .from_pretrained import encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
-from .pooling import POOLINGS
+from .pooling import POOLINGS, loud_frames
 from .speaker_conditioning import AT_HEAD, POSITIONS, SpeakerAtHead
 from .speaker_normalisation import SpeakerNormalisation
 from .wav2vec1 import Wav2Vec1Encoder, is_aligned
@@ -35,6 +35,7 @@ class EmotionHubertConfig(FairseqDataclass):
     init_from: Optional[str] = option(None, "the encoder: checkpoint of HuBERT, wav2vec 2.0, wav2vec 1 or ours, or Hugging Face folder")
     num_layers: Optional[int] = option(None, "keep the first N Transformer layers (default: all)")
     pooling: str = option("mean", f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own")
+    silence_db: Optional[float] = option(None, "frames so many decibels below the utterance's loudest are not pooled; null: all are")
     head: str = option("relu_linear", f"what follows the pooling: {', '.join(HEADS)}, or one of your own")
     head_dropout: float = option(0.0, "dropout in the head")
     head_speaker: ChoiceEnum(AT_HEAD) = option("none", "the speaker at the head: a learned embedding, or scaled mean MFCCs")
@@ -139,7 +140,7 @@ class EmotionHubertModel(BaseFairseqModel):
         self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
         at_head = {"none": None, "embedding": (cfg.head_speaker_width, len(speakers)), "mfcc": (MFCC_COEFFICIENTS,)}[str(cfg.head_speaker)]
         self.speaker_at_head = None if at_head is None else SpeakerAtHead(self.pooling.width, *at_head)
-        self.normalisation = SpeakerNormalisation(self.pooling.width, voices) if cfg.get("speaker_normalisation") else None
+        self.normalisation = SpeakerNormalisation(self.pooling.width, voices) if cfg.speaker_normalisation else None
         self.head = HEADS[cfg.head].build(cfg, self.pooling.width, outputs)
         self.frame_head = nn.Linear(self.backbone.width, outputs) if cfg.frame_head else None
         self._freeze(str(cfg.freeze))
@@ -147,7 +148,7 @@ class EmotionHubertModel(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg, task):
         """Build the model for a task (fairseq calls this); weights come from `start_from` or a checkpoint of ours."""
-        return cls(cfg, task.n_outputs, task.speakers, len(task.voices))
+        return cls(cfg, task.n_outputs, task.speakers, len(task.voices) if cfg.speaker_normalisation else 0)
 
     def start_from(self, pretrained):
         """Load the encoder's weights; returns the LoadReport."""
@@ -182,8 +183,13 @@ class EmotionHubertModel(BaseFairseqModel):
 
         Returns:
             (features (batch, frames, width), or (batch, frames, layers, width) with `layer_weighting`; (batch, frames) bool:
-            True for an utterance's own frames).
+            True for the frames that are pooled).
         """
+        f, own = self._encode(source, lengths, **given)
+        quiet = self.cfg.silence_db
+        return f, own if quiet is None else own & loud_frames(source, own.size(1), quiet)
+
+    def _encode(self, source, lengths, **given):
         if self.layer_weights is not None:
             layers, own = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
             e = self.backbone.vectors_of(given.get("speaker"), len(source), given.get("speaker_vectors"))
@@ -213,6 +219,7 @@ class EmotionHubertModel(BaseFairseqModel):
             f, own = self.encode(source, lengths, speaker=speaker, **given)
         else:
             f, own = features, own_frames(lengths, features.size(1), features.device)
+            own, f = own & ~f.flatten(2)[..., 0].isnan(), f.nan_to_num()  # see CachedFeatures
         if self.layer_weights is not None:
             f = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(f.dtype), f)
         embedding = self.pooling(f, own)

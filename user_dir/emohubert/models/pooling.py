@@ -2,8 +2,10 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..core.options import Registry
+from ..corpus.audio import HOP, RECEPTIVE_FIELD
 
 POOLINGS = Registry("model.pooling")
 
@@ -35,6 +37,21 @@ class MeanPooling(Pooling):
         return without_padding(x, own).sum(dim=1) / own.sum(dim=1, keepdim=True).clamp(min=1)
 
 
+@POOLINGS.register("mean_std")
+class MeanStdPooling(Pooling):
+    """Mean and standard deviation over time."""
+
+    def __init__(self, width):
+        super().__init__(2 * width)
+
+    def forward(self, x, own):
+        """(batch, frames, width), (batch, frames) → (batch, 2 × width)"""
+        n = own.sum(dim=1, keepdim=True).clamp(min=1)
+        mean = without_padding(x, own).sum(dim=1) / n
+        variance = without_padding(x - mean.unsqueeze(1), own).pow(2).sum(dim=1) / n
+        return torch.cat([mean, (variance + 1e-8).sqrt()], dim=-1)
+
+
 @POOLINGS.register("attention")
 class AttentionPooling(Pooling):
     """Soft attention (Li et al. 2024, equations 2 and 3): a = softmax_t(tanh(W x_t)), z = Σ_t a_t x_t, W ∈ R^{1×D}, no bias."""
@@ -64,6 +81,19 @@ class StatisticsPooling(Pooling):
         mean = (a * x).sum(dim=1)
         variance = (a * (x - mean.unsqueeze(1)).pow(2)).sum(dim=1)
         return torch.cat([mean, (variance + 1e-8).sqrt()], dim=-1)
+
+
+def loud_frames(source, frames, decibels):
+    """Frames within so many decibels of the utterance's loudest one: (batch, frames) bool; the padding's are silent.
+
+    Args:
+        source: (batch, samples), zero-padded.
+        frames: of the longest utterance.
+        decibels: a positive number.
+    """
+    energy = F.avg_pool1d(source.float().pow(2).unsqueeze(1), RECEPTIVE_FIELD, HOP).squeeze(1)[:, :frames]
+    loud = energy >= energy.amax(dim=1, keepdim=True) * 10 ** (-decibels / 10)
+    return F.pad(loud, (0, frames - loud.size(1)))
 
 
 def without_padding(x, own):

@@ -99,8 +99,8 @@ class EmotionFinetuningTask(SpeechTask):
 
     @property
     def voices(self):
-        """Training speakers whose pooled vectors are normalised, in the order of the table's rows from 1; empty for a model without."""
-        return [s for s in self.training_speakers if s != UNKNOWN_SPEAKER] if self.model_cfg.get("speaker_normalisation") else []
+        """The training speakers in the order of the rows, from 1, of the table of speaker normalisation."""
+        return [s for s in self.training_speakers if s != UNKNOWN_SPEAKER]
 
     @property
     def class_counts(self):
@@ -136,12 +136,12 @@ class EmotionFinetuningTask(SpeechTask):
                     cfg.mask_prob = cfg.mask_channel_prob = 0.0
             self._read_speakers(cfg, pretrained)
         self.normalise = cfg.backbone["normalize"] if self.cfg.normalize is None else self.cfg.normalize
-        self.model_cfg = cfg
-        if cfg.get("speaker_normalisation") and not self.voices:
+        model = super().build_model(cfg, from_checkpoint)
+        self.model_cfg = model.cfg
+        if model.normalisation is not None and not self.voices:
             raise InputError(
                 "model.speaker_normalisation=true needs the training speakers; make the manifest with speakers (task.speakers=spk)"
             )
-        model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
@@ -255,7 +255,7 @@ class EmotionFinetuningTask(SpeechTask):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
-        if self.voices:
+        if self.model_cfg.speaker_normalisation:
             dataset.voices = self._voices_of(utterances, split)
         self.datasets[split] = self.checked(dataset, split, f"targets: {', '.join(self.classes or self.dimensions)}")
         if self._features_stay(dataset):
@@ -276,12 +276,12 @@ class EmotionFinetuningTask(SpeechTask):
 
     def begin_epoch(self, epoch, model):
         """Renew the training speakers' statistics with the weights that the epoch starts from (fairseq calls this)."""
-        if self.voices and int(model.normalisation.epoch) != epoch:
+        if model.normalisation is not None and int(model.normalisation.epoch) != epoch:
             model.normalisation.fit(self._pooled("train", self.voices, model), epoch)
 
     def begin_valid_epoch(self, epoch, model):
         """Statistics of the other speakers, from all of their audio in the split (fairseq calls this)."""
-        if self.voices and self._unseen:
+        if self._unseen:
             model.normalisation.add([x for name, ids in self._unseen.items() for x in self._pooled(name, ids, model)])
 
     def _pooled(self, name, speakers, model):
