@@ -4,10 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scripts import run
 from sklearn.preprocessing import StandardScaler
 
+from emohubert.corpus import audio
+from emohubert.corpus.manifest import read_split
 from emohubert.evaluation import baseline
+from emohubert.models.from_pretrained import load_encoder
+
+PLAIN, NORMALISED = (name.format(baseline.EGEMAPS) for name in (baseline.PLAIN, baseline.NORMALISED))
 
 
 def test_normalised_is_scikit_learns_scaler_for_each_speaker():
@@ -46,9 +52,23 @@ def test_speakers_who_differ_by_an_offset_are_normalised_away(folds, tmp_path, m
     assert run("tools/baseline.py", folds, tmp_path / "out") == 0
     found = scores(tmp_path / "out")
     assert np.mean(found[baseline.MAJORITY]["scores"]["UA %"]) == 25
-    assert np.mean(found[baseline.NORMALISED]["scores"]["UA %"]) > 95 > 70 > np.mean(found[baseline.PLAIN]["scores"]["UA %"])
-    assert found[baseline.PLAIN]["setting"] == ["inductive (2 speakers)"]
-    assert found[baseline.NORMALISED]["setting"] == ["normalised by unlabelled audio (2 speakers)"]
+    assert np.mean(found[NORMALISED]["scores"]["UA %"]) > 95 > 70 > np.mean(found[PLAIN]["scores"]["UA %"])
+    assert found[PLAIN]["setting"] == ["inductive (2 speakers)"]
+    assert found[NORMALISED]["setting"] == ["normalised by unlabelled audio (2 speakers)"]
+
+
+def test_probe_of_an_encoder(corpus, tmp_path):
+    """The features are mean and standard deviation over the loud frames of a layer, computed here with the encoder itself."""
+    split, path = read_split(corpus / "manifest", "test"), corpus / "hubert" / "checkpoint_last.pt"
+    vectors, encoder = baseline.encoded([split], path, [2], 2)[2], load_encoder(path)
+    for i in range(3):
+        x = torch.from_numpy(audio.read(split.audio(i)))[None]
+        features, (frames,) = encoder.features(x, [x.size(1)], [2])
+        energy = np.array([float((x[0, t * 320 : t * 320 + 400] ** 2).mean()) for t in range(frames)])
+        loud = features[2][0].numpy()[10 * np.log10(energy / energy.max()) > -35]
+        np.testing.assert_allclose(vectors[str(split.audio(i))], np.concatenate([loud.mean(0), loud.std(0)]), atol=2e-4)
+    assert run("tools/baseline.py", corpus / "manifest", tmp_path / "out", "--checkpoint", path, "--layers", "1", "2") == 0
+    assert list(scores(tmp_path / "out"))[-1] == "layer 2 + SVM, speakers normalised" and len(scores(tmp_path / "out")) == 5
 
 
 @pytest.mark.slow
@@ -56,7 +76,7 @@ def test_emodb_scores_are_those_known(emodb, tmp_path):
     pytest.importorskip("opensmile")
     assert run("manifests/emodb.py", emodb, tmp_path / "m", "--protocol", "leave-one-speaker-out") == 0
     assert run("tools/baseline.py", tmp_path / "m", tmp_path / "out") == 0
-    for name, (mean, std) in {baseline.PLAIN: (74.0, 8.4), baseline.NORMALISED: (86.1, 8.1)}.items():
+    for name, (mean, std) in {PLAIN: (74.0, 8.4), NORMALISED: (86.1, 8.1)}.items():
         ua = scores(tmp_path / "out")[name]["scores"]["UA %"]
         assert (round(np.mean(ua), 1), round(np.std(ua), 1)) == (mean, std)
 

@@ -1,6 +1,8 @@
-"""The baseline to beat: eGeMAPS functionals and a support vector machine, plain and with normalised speakers; and the majority class.
+"""What a trained system has to beat: fixed features of utterances and a support vector machine, plain and with normalised speakers;
+and the majority class.
 
-88 functionals of an utterance (eGeMAPS v02, Eyben et al. 2016), standardised on the training split, RBF kernel, C = 10, classes
+Features are 88 functionals (eGeMAPS v02, Eyben et al. 2016), or mean and standard deviation over time of layers of a frozen encoder
+(a probe), over the frames within 35 dB of the loudest. They are standardised on the training split; RBF kernel, C = 10, classes
 weighted by their rarity; support vector regression for dimensions. *Normalised*: each speaker's features are brought to zero mean
 and unit variance over all of that speaker's unlabelled audio in the split, in training and at test.
 """
@@ -20,10 +22,11 @@ from .inference import BY_AUDIO
 from .predictions import ClassPredictions, DimensionPredictions, known_references
 from .results import read_results, write_results
 
-PLAIN, NORMALISED, MAJORITY = "eGeMAPS + SVM", "eGeMAPS + SVM, speakers normalised", "majority class"
+MAJORITY, EGEMAPS, PLAIN, NORMALISED = "majority class", "eGeMAPS", "{} + SVM", "{} + SVM, speakers normalised"
+SILENCE_DB = 35.0
 
 
-def run(directory, out, target="emo", train="train", test="test", workers=None):
+def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None):
     """Train and test the baselines on every fold of a manifest directory, and write what tools/evaluate.py writes, and a table.
 
     Args:
@@ -31,7 +34,9 @@ def run(directory, out, target="emo", train="train", test="test", workers=None):
         out: folder for NAME/fold*/predictions.tsv and metrics.json, results.md and results.json; features are kept in features.npz.
         target: "emo", or the name of a column of `.dim`.
         train, test: splits.
-        workers: processes that extract features; by default one for each core.
+        workers: processes, or threads of an encoder, that extract features; by default one for each core.
+        checkpoint: encoder, in place of eGeMAPS.
+        layers: of it, from 1, a system each; by default all.
 
     Returns:
         lines of the table.
@@ -48,16 +53,24 @@ def run(directory, out, target="emo", train="train", test="test", workers=None):
     for split in (split for fold in folds for split in fold.values()):
         if not split.speakers or not (split.emotions if target == "emo" else target in (split.dimensions or {})):
             raise InputError(f"{split.tsv}: has no speakers, or no “{target}”; make the manifest with speakers and labels")
-    features = functionals([split for fold in folds for split in fold.values()], out / "features.npz", workers or cores())
+    splits, workers = [split for fold in folds for split in fold.values()], workers or cores()
+    if checkpoint is None:
+        features = {EGEMAPS: functionals(splits, out / "features.npz", workers)}
+    else:
+        features = {f"layer {layer}": vectors for layer, vectors in encoded(splits, checkpoint, layers, workers).items()}
     rows = []
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
-        x, z = (np.stack([features[path] for path in _paths(split)]) for split in (known, unknown))
         speakers = set(unknown.speakers)
         plain = f"{'inductive' if speakers.isdisjoint(known.speakers) else 'seen'} ({len(speakers)} speakers)"
         adapted = f"{BY_AUDIO} ({len(speakers)} speakers)"
         systems = {MAJORITY: (None, None, plain)} if target == "emo" else {}
-        systems |= {PLAIN: (x, z, plain), NORMALISED: (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted)}
+        for name, vectors in features.items():
+            x, z = (np.stack([vectors[path] for path in _paths(split)]) for split in (known, unknown))
+            systems |= {
+                PLAIN.format(name): (x, z, plain),
+                NORMALISED.format(name): (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted),
+            }
         for name, (fitted, tested, setting) in systems.items():
             folder = make_folder(out / name.replace(" ", "_") / f"fold{number}")
             predictions = (_classes if target == "emo" else _dimension)(known, unknown, fitted, tested, target)
@@ -97,6 +110,34 @@ def functionals(splits, cache, workers):
     with atomic(cache, "wb") as f:
         np.savez(f, functionals=values, key=key)
     return dict(zip(paths, values, strict=True))
+
+
+def encoded(splits, checkpoint, layers, workers):
+    """{layer: {audio path: mean and standard deviation over time, (2 × width,)}} of a frozen encoder."""
+    import torch
+
+    from ..core.parallel import as_finished, one_thread
+    from ..models.from_pretrained import load_encoder
+    from ..models.pooling import POOLINGS, loud_frames
+
+    encoder = load_encoder(checkpoint)
+    layers = list(layers or range(1, encoder.n_layers + 1))
+    encoder.check_layers(layers)
+    pool, found = POOLINGS["mean_std"](encoder.width), {layer: {} for layer in layers}
+
+    def extract(path):
+        samples = audio.read(path)
+        source = torch.from_numpy(audio.normalise(samples) if encoder.normalise else samples)[None]
+        features, (frames,) = encoder.features(source, [source.size(1)], layers)
+        loud = loud_frames(source, int(frames), SILENCE_DB)
+        return path, {layer: pool(x, loud)[0].numpy() for layer, x in features.items()}
+
+    paths = sorted({path for split in splits for path in _paths(split)})
+    with one_thread():
+        for path, vectors in progress(as_finished(extract, [(p, 1) for p in paths], workers), "encoder", total=len(paths), unit="files"):
+            for layer, vector in vectors.items():
+                found[layer][path] = vector
+    return found
 
 
 def _extract(paths):
