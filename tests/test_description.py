@@ -134,7 +134,7 @@ def test_figures_are_those_that_the_corpus_allows_and_done_work_is_skipped(descr
 def test_the_map_of_voices_is_the_pca_of_scaled_vectors(described, monkeypatch):
     vectors = speaker_vectors.read(described[1] / "speaker_mfcc.npz")
     shown = []
-    monkeypatch.setattr(corpus_figures, "voices", lambda path, projected, *_: shown.append(projected[0]) or path)
+    monkeypatch.setattr(figures, "embedding_map", lambda path, projected, *_: shown.append(projected[0]) or path)
     corpus_figures.draw(described[1] / "figures", corpus_description.read(described[0]), {}, vectors)
     assert run("tools/describe.py", *described, "--overwrite") == 0
     expected = PCA(2, svd_solver="full").fit_transform(StandardScaler().fit_transform(vectors.vectors))
@@ -194,9 +194,9 @@ def test_an_utterance_of_several_folds_is_one_line(tmp_path):
 
     splits = {"train": parts("a1 a2 b1"), "test": parts("c1 c2"), "valid": parts("d1")}
     folder = small(tmp_path, splits, {"fold1": ["train", "test"], "fold2": ["test", "valid"]})
-    header, rows = corpus_description.utterance_table(corpus_description.read(folder))
-    assert header == ["id", "path", "seconds", "fold1", "fold2", "speaker", "emotion"]
-    places = {row[0]: row[3:5] for row in rows}
+    table = corpus_description.read(folder).table
+    assert list(table)[:7] == ["id", "path", "seconds", "fold1", "fold2", "speaker", "emotion"]
+    places = {row.id: [row.fold1, row.fold2] for row in table.itertuples()}
     both, first = ["test", "test"], ["train", ""]
     assert places == {"a1": first, "a2": first, "b1": first, "c1": both, "c2": both, "d1": ["", "valid"]}
 
@@ -279,7 +279,7 @@ def test_demographics(drawn):  # noqa: F811
 @pytest.mark.parametrize("values", [["African American", "Asian", "Caucasian", "unknown"] * 10, np.arange(40.0)])
 def test_voices(drawn, values):  # noqa: F811
     projected = figures.project(np.random.default_rng(3).normal(size=(40, 13)), "pca")
-    figure = drawn(corpus_figures.voices, projected, values, "race")
+    figure = drawn(figures.embedding_map, projected, values, "race", "Voices (mean MFCCs)")
     assert figure.axes[0].get_title(loc="left") == "Voices (mean MFCCs) by race"
     if isinstance(values, list):
         assert {t.get_text() for t in figure.legends[0].get_texts()} == set(values), "names are not cut"

@@ -131,7 +131,7 @@ def test_thresholds(drawn, reference):
 def test_embedding_map_of_groups(drawn, groups):
     rng = np.random.default_rng(0)
     values = [f"speaker {i % groups:02d}" for i in range(150)]
-    figure = drawn(figures.embedding_map, rng.normal(size=(150, 2)), values, "speaker", ["t-SNE 1", "t-SNE 2"], of=300)
+    figure = drawn(figures.embedding_map, (rng.normal(size=(150, 2)), range(150), ["t-SNE 1", "t-SNE 2"]), values * 2, "speaker")
     entries = [t.get_text() for t in figure.legends[0].get_texts()]
     assert len(entries) == min(groups, 17)
     assert groups < 17 or entries[-1] == "44 others"
@@ -145,7 +145,8 @@ def test_embedding_map_of_groups(drawn, groups):
 def test_embedding_map_of_numbers(drawn):
     values = np.linspace(0, 1, 30)
     values[3] = np.nan
-    drawn(figures.embedding_map, np.random.default_rng(0).normal(size=(30, 2)), values, "arousal", ["component 1", "component 2"], of=30)
+    projected = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30), ["component 1", "component 2"]
+    drawn(figures.embedding_map, projected, values, "arousal")
 
 
 def test_pca_is_scikit_learns_and_tsne_repeats():

@@ -25,6 +25,10 @@ def _quiet():
         yield
 
 
+def confusion_of(reference, predicted):
+    return metrics.confusion_matrix(*([CLASSES.index(label) for label in of] for of in (reference, predicted)), len(CLASSES))
+
+
 def same(ours, theirs):
     return (math.isnan(ours) and math.isnan(theirs)) or abs(ours - theirs) <= TOLERANCE
 
@@ -45,8 +49,10 @@ def series(element):
 def test_classification_scores_equal_scikit_learn(pairs):
     reference, predicted = zip(*pairs, strict=True)
     assert same(metrics.unweighted_accuracy(reference, predicted), sklearn.metrics.balanced_accuracy_score(reference, predicted))
-    assert same(metrics.weighted_accuracy(reference, predicted), sklearn.metrics.accuracy_score(reference, predicted))
-    macro_f1 = metrics.confusion_scores(metrics.confusion_matrix(reference, predicted, CLASSES))["macro_f1"]
+    scores = metrics.confusion_scores(confusion_of(reference, predicted))
+    assert same(scores["UA"], sklearn.metrics.balanced_accuracy_score(reference, predicted))
+    assert same(scores["WA"], sklearn.metrics.accuracy_score(reference, predicted))
+    macro_f1 = scores["macro_f1"]
     assert same(macro_f1, audmetric.unweighted_average_fscore(reference, predicted, zero_division=0))
     assert same(macro_f1, sklearn.metrics.f1_score(reference, predicted, average="macro", zero_division=0))
 
@@ -55,12 +61,12 @@ def test_classification_scores_equal_scikit_learn(pairs):
 @given(labels)
 def test_per_class_scores_equal_scikit_learn(pairs):
     reference, predicted = zip(*pairs, strict=True)
-    confusion = metrics.confusion_matrix(reference, predicted, CLASSES)
+    confusion = confusion_of(reference, predicted)
     np.testing.assert_array_equal(confusion, sklearn.metrics.confusion_matrix(reference, predicted, labels=CLASSES))
     options = {"labels": CLASSES, "average": None, "zero_division": np.nan}
-    np.testing.assert_allclose(metrics.recalls(confusion), sklearn.metrics.recall_score(reference, predicted, **options))
-    np.testing.assert_allclose(metrics.precisions(confusion), sklearn.metrics.precision_score(reference, predicted, **options))
-    np.testing.assert_allclose(metrics.f1_scores(confusion), sklearn.metrics.f1_score(reference, predicted, **options))
+    expected = sklearn.metrics.precision_recall_fscore_support(reference, predicted, **options)
+    recall, precision, f1 = metrics.class_scores(confusion)
+    np.testing.assert_allclose([precision, recall, f1], expected[:3])
 
 
 @settings(max_examples=300, deadline=None)
@@ -126,12 +132,10 @@ def test_degenerate_classification():
     assert metrics.unweighted_accuracy(["a"], ["a"]) == 1
     assert metrics.unweighted_accuracy(["a"], ["b"]) == 0
     assert metrics.unweighted_accuracy(["a", "a"], ["b", "a"]) == 0.5  # b has no reference: it does not count
-    assert all(math.isnan(v) for v in (metrics.unweighted_accuracy([], []), metrics.weighted_accuracy([], [])))
-    assert math.isnan(metrics.confusion_scores([[0, 0], [0, 0]])["macro_f1"])
+    assert math.isnan(metrics.unweighted_accuracy([], []))
+    assert all(math.isnan(v) for v in metrics.confusion_scores([[0, 0], [0, 0]]).values())
     with pytest.raises(ValueError, match="1 references for 2 predictions"):
         metrics.unweighted_accuracy(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match=r"\['c'\] are not among"):
-        metrics.confusion_matrix(["a"], ["c"], ["a", "b"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -157,8 +161,8 @@ def test_ece_by_hand():
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20).map(lambda i: i / 20)), min_size=1, max_size=40))
 def test_threshold_sweep_equals_scikit_learn(pairs):
     truth, probability = (np.array(v) for v in zip(*pairs, strict=True))
-    sweep = metrics.threshold_sweep(truth, probability, thresholds=[0.05, 0.3, 0.5, 0.75, 0.95])
-    for i, threshold in enumerate(sweep["threshold"]):
+    sweep = metrics.threshold_sweep(truth, probability)
+    for i, threshold in list(enumerate(sweep["threshold"]))[::4]:
         decided = probability >= threshold
         precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(truth, decided, average="binary", zero_division=0)
         (_, fp), (fn, tp) = sklearn.metrics.confusion_matrix(truth, decided, labels=[False, True])
@@ -186,7 +190,7 @@ def test_bootstrap_draws_equal_scoring_the_drawn_utterances():
     rng = np.random.default_rng(0)
     speakers = np.repeat(np.arange(5), [3, 8, 2, 6, 4])
     reference, predicted = rng.choice(CLASSES, 23), rng.choice(CLASSES, 23)
-    parts = [metrics.confusion_matrix(reference[speakers == s], predicted[speakers == s], CLASSES) for s in range(5)]
+    parts = [confusion_of(reference[speakers == s], predicted[speakers == s]) for s in range(5)]
     draws = metrics.bootstrap(parts, metrics.confusion_scores, repeats=50, seed=3)
     counts = np.random.default_rng(3).multinomial(5, np.full(5, 0.2), size=50)
     for i, count in enumerate(counts):

@@ -30,8 +30,7 @@ _OURS = {"task.data": "MANIFEST_DIR and --folds", "common.seed": "--seeds", "che
 
 @dataclass(frozen=True)
 class Run(Training):
-    """One training and its evaluation: its place among all, fold, seed, the fold's manifest directory, the split that is evaluated, and
-    whether there is one to validate on."""
+    """One training and its evaluation of `split`: its place among all, and whether there is a split to validate on."""
 
     index: int = 0
     fold: str = ""
@@ -65,7 +64,6 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
         out_dir: runs go to `foldK/seedS` below it.
         seeds: list of int.
         folds: list of str, such as ["1", "2"]; by default all that there are.
-        split: to be evaluated.
         overrides: `key=value` for every run; `{fold}` and `{seed}` in a value are replaced.
 
     Raises:
@@ -94,20 +92,8 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
             own = [o.replace("{fold}", fold).replace("{seed}", str(seed)) for o in overrides]
             settings = (f"task.data={manifest}", f"common.seed={seed}", *without, *own)
             folder = out_dir / f"fold{fold}" / f"seed{seed}"
-            runs.append(
-                Run(
-                    config,
-                    folder,
-                    settings,
-                    **options,
-                    index=len(runs),
-                    fold=fold,
-                    seed=seed,
-                    manifest=manifest,
-                    split=split,
-                    validated=validated,
-                )
-            )
+            place = {"index": len(runs), "fold": fold, "seed": seed, "manifest": manifest, "split": split, "validated": validated}
+            runs.append(Run(config, folder, settings, **options, **place))
     return runs
 
 
@@ -123,7 +109,6 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
         nproc: processes of each training; None: fairseq takes all GPUs that there are.
 
     Raises:
-        SystemExit: a training was preempted.
         InputError: a folder holds a training with other settings, or a training failed; the end of its log is printed.
     """
     if not overwrite:
@@ -185,18 +170,10 @@ def _evaluate(run, evaluate, device):
 
 
 def collect(runs, out_dir, repeats=2000):
-    """Write `results.md`, `results.json` and, for every seed, the predictions pooled over folds: `pooled/seedS/`.
+    """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
 
     Rows: each fold (over its seeds); all runs; folds, each the mean of its seeds; seeds, each the mean of its folds; the scores
-    of the pooled predictions of each seed, and over seeds.
-
-    Args:
-        runs: of `plan`, all of them.
-        out_dir: where the files go.
-        repeats: of the bootstrap over speakers, for the intervals of pooled scores.
-
-    Returns:
-        The lines of the table.
+    of the pooled predictions of each seed, with intervals by bootstrap over speakers, and over seeds.
 
     Raises:
         InputError: runs are missing or unfinished: all are named.
@@ -211,14 +188,11 @@ def collect(runs, out_dir, repeats=2000):
     rows = [(f"fold {run.fold}", run.results) for run in runs] + [("all runs", run.results) for run in runs] * (len(runs) > 1)
     systems = read_results(rows, macro_f1=True)
     if len(folds) > 1 and len(seeds) > 1:
-        for name, attribute, values in (
-            ("folds, each the mean of its seeds", "fold", folds),
-            ("seeds, each the mean of its folds", "seed", seeds),
-        ):
-            groups = [[i for i, run in enumerate(runs) if getattr(run, attribute) == value] for value in values]
-            systems.append(_means(next(s for s in systems if s["name"] == "all runs"), name, groups))
-    corpus = read_corpus(runs[0].manifest)
-    found = [read_json(run.results / "metrics.json") for run in runs]
+        every = next(s for s in systems if s["name"] == "all runs")
+        for one, other, values in (("fold", "seed", folds), ("seed", "fold", seeds)):
+            groups = [[i for i, run in enumerate(runs) if getattr(run, one) == value] for value in values]
+            systems.append(_means(every, f"{one}s, each the mean of its {other}s", groups))
+    corpus, found = read_corpus(runs[0].manifest), [read_json(run.results / "metrics.json") for run in runs]
     notes = _notes(runs, folds, seeds, corpus, found)
     if len(folds) > 1:
         overlap, rows = _pool(runs, seeds, out_dir, repeats)
@@ -243,7 +217,8 @@ def _means(system, name, groups):
 
 def _notes(runs, folds, seeds, corpus, found):
     """Sentences for the head of a table: what was run and how."""
-    first, protocol = runs[0], (corpus.get("options") or {}).get("protocol")
+    first, name = runs[0], corpus.get("corpus", runs[0].manifest.parent.name)
+    protocol = (corpus.get("options") or {}).get("protocol")
     last = list(dict.fromkeys(run.fold for run in runs if not run.validated))
     best = [fold for fold in folds if fold not in last]
     chosen = [f"the best epoch on the validation split (fold {', '.join(best)})"] * bool(best)
@@ -252,9 +227,8 @@ def _notes(runs, folds, seeds, corpus, found):
     settings = dict.fromkeys(f"{f.get('setting', 'not recorded')}, {f.get('speaker_embedding', 'not recorded')}" for f in found)
     return [
         f"Configuration: {first.config}" + (f", with {' '.join(own)} (here for {first.name})" if own else ""),
-        f"Protocol: folds {', '.join(folds)} of {corpus.get('corpus', first.manifest.parent.name)}"
-        + (f" (manifest protocol {protocol})" if protocol else "")
-        + f", seeds {', '.join(map(str, seeds))}; trained on `train`, scored on `{first.split}`, which nothing was chosen on",
+        f"Protocol: folds {', '.join(folds)} of {name}{f' (manifest protocol {protocol})' if protocol else ''}"
+        f", seeds {', '.join(map(str, seeds))}; trained on `train`, scored on `{first.split}`, which nothing was chosen on",
         f"Checkpoint: {'; '.join(chosen)}; epochs {', '.join(str(f.get('epoch')) for f in found)} in the order of the runs",
         f"Setting of the scored speakers: {'; '.join(settings)}",
         "±: population standard deviation over the runs of a row (seeds of a fold; all folds and seeds; means over folds or over seeds)",
@@ -281,25 +255,14 @@ def _pool(runs, seeds, out_dir, repeats):
 
 
 def pooled(parts):
-    """Predictions of several folds as one set.
+    """Predictions of several folds as one set; a class that a fold's training data lacks has probability 0 there."""
+    import pandas as pd
 
-    A class that a fold's training data lacks has probability 0 there.
-
-    Raises:
-        InputError: they are not of one kind.
-    """
-    if len({type(part) for part in parts}) > 1:
-        raise InputError("some folds predict classes and others dimensions; evaluate runs of one configuration")
+    if len({(type(part), *getattr(part, "dims", ())) for part in parts}) > 1:
+        raise InputError("the folds predict different dimensions, or some of them classes; evaluate runs of one configuration")
     ids, speakers = ([name for part in parts for name in getattr(part, a)] for a in ("ids", "speakers"))
     if isinstance(parts[0], ClassPredictions):
-        classes = list(dict.fromkeys(name for part in parts for name in part.classes))
-        probabilities = np.zeros((len(ids), len(classes)))
-        first = 0
-        for part in parts:
-            probabilities[first : first + len(part), [classes.index(name) for name in part.classes]] = part.probabilities
-            first += len(part)
-        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], classes, probabilities)
-    if len({tuple(part.dims) for part in parts}) > 1:
-        raise InputError("the folds predict different dimensions; evaluate runs of one configuration")
+        table = pd.concat([pd.DataFrame(part.probabilities, columns=part.classes) for part in parts]).fillna(0.0)
+        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], list(table), table.to_numpy())
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("references", "predicted"))
     return DimensionPredictions(ids, speakers, parts[0].dims, *arrays)

@@ -1,8 +1,7 @@
-"""Figures, drawn without a display and the same every time.
+"""Figures, drawn without a display and the same every time. Every function writes a PNG to its first argument and returns that path.
 
-Classes and groups have the colours of Okabe and Ito (distinct for colour-blind readers) and, beyond eight, other markers as well;
-heat has viridis. Figures are about 5 inches wide, so that their labels stay readable on a phone. Every function writes a PNG to
-`path`, its first argument, and returns the path.
+Groups beyond the eight colours also differ in their markers; heat has viridis. Figures are about 5 inches wide, so that their labels
+stay readable on a phone.
 """
 
 import logging
@@ -26,6 +25,11 @@ BOOKKEEPING = re.compile(
 )
 SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
 _GRID = "#E6E6E6"
+
+
+def file_name(text):
+    """Text as a part of a file's name."""
+    return re.sub(r"[^\w-]", "_", text)[:60]
 
 
 def _look(i, **more):
@@ -67,13 +71,9 @@ def confusion(path, counts, classes):
 
 
 def bars(path, values, overall, label):
-    """A bar per speaker, from the lowest score to the highest, with their mean ± standard deviation and the overall score.
+    """A bar per speaker, from the lowest score to the highest, with their mean ± standard deviation and the score of all utterances.
 
-    Args:
-        path: of the PNG.
-        values: speaker → score; NaN (not defined) is counted in the title and has no bar.
-        overall: the score over all utterances.
-        label: of the axis.
+    `values`: speaker → score; NaN (not defined) has no bar and is counted in the title. `label`: name of the score.
     """
     defined = sorted(((v, str(name)) for name, v in values.items() if not np.isnan(v)), key=lambda pair: (pair[0], pair[1]))
     missing = len(values) - len(defined)
@@ -83,11 +83,9 @@ def bars(path, values, overall, label):
         figure = new_figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
         axes = figure.add_subplot()
         axes.barh(np.arange(n), scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
-        if named:
-            axes.set_yticks(np.arange(n), [short(name) for _, name in defined])
-        else:
-            axes.set_yticks([0, n - 1], [short(defined[0][1]), short(defined[-1][1])])
-            axes.set_ylabel(f"{n} speakers, sorted")
+        shown = range(n) if named else (0, n - 1)
+        axes.set_yticks(shown, [short(defined[i][1]) for i in shown])
+        axes.set_ylabel("" if named else f"{n} speakers, sorted")
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, max(n, 1) - 0.3)
         highest = max(1.0, scores.max(initial=1.0)) if label.startswith(("UA", "CCC")) else None
@@ -124,8 +122,7 @@ def scatter(path, reference, predicted, name, ccc, rmse):
 def thresholds(path, sweep, name):
     """A `metrics.threshold_sweep` of a class: precision, recall, F1 and accuracy, and below them false positives and negatives."""
     x = sweep["threshold"]
-    decided = (sweep["TP"] + sweep["FP"]) > 0
-    possible = (sweep["TP"] + sweep["FN"]) > 0
+    decided, possible = (sweep["TP"] + sweep["FP"]) > 0, (sweep["TP"] + sweep["FN"]) > 0
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 5.2)
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
@@ -145,15 +142,10 @@ def thresholds(path, sweep, name):
 
 
 def project(embeddings, method, seed=1):
-    """Two dimensions of utterance embeddings.
+    """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes).
 
-    Args:
-        embeddings: (n, d), n of 3 or more.
-        method: `pca`, or `tsne` (scikit-learn's, started from PCA; on one thread, so that a seed gives the same map).
-        seed: of t-SNE, and of the choice of utterances where there are more than `MOST_MAPPED`.
-
-    Returns:
-        (places (m, 2), indices (m) of the utterances shown, names of the two axes).
+    `method` is `pca`, or `tsne` started from it, on one thread, so that a seed gives the same map. The seed also chooses the
+    utterances where there are more than `MOST_MAPPED`.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -176,19 +168,14 @@ def project(embeddings, method, seed=1):
         return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
 
 
-def embedding_map(path, places, values, name, axis_names, of, what="Utterances"):
-    """A 2-d map of utterances or speakers, coloured by a group (legend) or by a number (viridis, colour bar).
+def embedding_map(path, projected, values, name, what="Utterances"):
+    """A map of what was `project`ed, utterances or `what` the title says, coloured by its `values`, whose meaning is `name`.
 
-    Args:
-        path: of the PNG.
-        places: (m, 2).
-        values: (m) list of str, or a float array (NaN: grey).
-        name: what the colours mean.
-        axis_names: of both axes.
-        of: number of utterances the m were taken from.
-        what: is shown, for the title.
+    Values are a list of str (legend), or a float array (viridis, colour bar; NaN: grey).
     """
-    m = len(places)
+    places, chosen, axis_names = projected
+    m, of = len(places), len(values)
+    values = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
     size = float(np.clip(6000 / m, 9, 34))
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 5.6)
@@ -216,13 +203,9 @@ def embedding_map(path, places, values, name, axis_names, of, what="Utterances")
 
 
 def changes(path, groups, label, title):
-    """How scores change along conditions, a panel for each group of conditions, with intervals.
+    """How scores change along conditions, with intervals; the vertical axes, called `label`, have the same limits.
 
-    Args:
-        path: of the PNG.
-        groups: title of a panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn).
-        label: of the vertical axes, which all have the same limits.
-        title: of the figure.
+    `groups`: title of a panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn).
     """
     names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
     columns = min(2, len(groups))
@@ -251,32 +234,26 @@ def changes(path, groups, label, title):
         return save_figure(figure, path)
 
 
-def training(path, curves, most=4):
-    """Training and validation curves over updates: the loss, then scores measured on validation data, then other measures.
+def training(path, curves):
+    """The curves of `curves.read_training_log` over updates: the loss, then scores of validation data, then other measures, four at most.
 
-    Args:
-        path: of the PNG.
-        curves: of `curves.read_training_log`, not empty.
-        most: number of panels at most.
-
-    Returns:
-        The path, or None when there is nothing to draw.
+    None in place of the path where there is nothing to draw.
     """
     names = [n for n in curves if not BOOKKEEPING.match(n)]
     validated = [n for n in names if set(curves[n]) - {"train"}]
-    names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:most]
+    names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]
     if not names:
         return None
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 0.8 + 1.9 * len(names))
         panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
-        labels, splits = {}, sorted({s for name in names for s in curves[name]} | {"train"}, key=lambda s: (s != "train", s))
+        labels, splits = {}, sorted({"train"}.union(*(curves[name] for name in names)), key=lambda s: (s != "train", s))
         for axes, name in zip(panels, names, strict=True):
             for split in (s for s in splits if s in curves[name]):
                 updates, values = curves[name][split]
-                style = {"marker": "o", "markersize": 4} if len(updates) < 40 else {}
-                style |= {"linestyle": "-" if split == "train" else "--", "color": COLOURS[splits.index(split) % 8], "linewidth": 1.8}
-                labels.setdefault(split, axes.plot(updates, values, **style)[0])
+                style = {"linestyle": "-" if split == "train" else "--", "marker": "o" if len(updates) < 40 else "", "markersize": 4}
+                colour = COLOURS[splits.index(split) % 8]
+                labels.setdefault(split, axes.plot(updates, values, color=colour, linewidth=1.8, **style)[0])
             axes.set_ylabel(short(name, 18))
             axes.grid(color=_GRID)
             axes.yaxis.set_major_locator(MaxNLocator(5))

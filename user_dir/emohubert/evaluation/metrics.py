@@ -1,9 +1,7 @@
 """The metric formulas, in float64 and over whole sets: never averaged over batches. Evaluations and criterions use these.
 
-Classification scores are functions of the confusion matrix, regression scores of six moments. Both are sums over utterances, so
-that batches and processes only add them up, and a bootstrap over speakers resamples rows of a small table.
-
-A score that is not defined (no utterance, a correlation with a constant) is NaN, never a silent 0 or 1.
+Classification scores are functions of the confusion matrix, regression scores of six moments: sums over utterances, which batches and
+processes add up, and a bootstrap over speakers resamples. A score that is not defined (no utterance, a correlation with a constant) is NaN.
 """
 
 import numpy as np
@@ -17,84 +15,46 @@ LEVEL = 0.95
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-def confusion_matrix(reference, predicted, classes=None):
-    """Counts of utterances, int64 (classes, classes): rows are references, columns predictions.
-
-    Args:
-        reference, predicted: equally long sequences of labels.
-        classes: order of the classes; by default the sorted labels that occur in either.
-
-    Raises:
-        ValueError: unequal lengths, or a label that is not in `classes`.
-    """
-    reference, predicted = list(reference), list(predicted)
+def confusion_matrix(reference, predicted, classes):
+    """Counts of utterances, int64 (classes, classes): rows are references, columns predictions, both integers below `classes`."""
     _same_length(reference, predicted)
-    classes = sorted({*reference, *predicted}) if classes is None else list(classes)
-    index = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({str(label) for label in (*reference, *predicted) if label not in index})
-    if unknown:
-        raise ValueError(f"labels {unknown} are not among the classes {classes}")
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, ([index[label] for label in reference], [index[label] for label in predicted]), 1)
-    return counts
+    cells = np.asarray(reference, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def recalls(confusion):
-    """Recall of every class; NaN for a class that no reference has. (…, classes, classes) → (…, classes)."""
+def class_scores(confusion):
+    """Recall, precision and F1 of every class, (…, classes) each, from (…, classes, classes).
+
+    NaN: recall of a class that no reference has, precision of one that is never predicted, F1 of one that is neither.
+    """
     confusion = np.asarray(confusion, dtype=np.float64)
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1))
-
-
-def precisions(confusion):
-    """Precision of every class; NaN for a class that is never predicted. (…, classes, classes) → (…, classes)."""
-    confusion = np.asarray(confusion, dtype=np.float64)
-    return _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-2))
-
-
-def f1_scores(confusion):
-    """F1 of every class, 2·TP / (2·TP + FP + FN); NaN for a class that occurs neither in references nor in predictions."""
-    confusion = np.asarray(confusion, dtype=np.float64)
-    return _ratio(2 * np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1) + confusion.sum(-2))
+    right, references, predictions = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
+    return _ratio(right, references), _ratio(right, predictions), _ratio(2 * right, references + predictions)
 
 
 def confusion_scores(confusion):
-    """UA, WA and macro F1 of one confusion matrix or of a stack of them.
+    """{"UA", "WA", "macro_f1"}, (…) each, of confusion matrices (…, classes, classes).
 
     UA is the mean recall over the classes that occur in the references (scikit-learn's `balanced_accuracy_score`), WA the
     accuracy, macro F1 the mean F1 over the classes that occur in references or predictions (the default of scikit-learn's
     `f1_score`): a class that the data do not have says nothing about the model, and would only lower the mean.
-
-    Args:
-        confusion: (…, classes, classes), rows are references.
-
-    Returns:
-        {"UA": …, "WA": …, "macro_f1": …}, each of shape (…).
     """
     confusion = np.asarray(confusion, dtype=np.float64)
-    return {
-        "UA": _mean_of_defined(recalls(confusion)),
-        "WA": _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1))),
-        "macro_f1": _mean_of_defined(f1_scores(confusion)),
-    }
+    recall, _, f1 = class_scores(confusion)
+    accuracy = _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    return {"UA": _mean_of_defined(recall), "WA": accuracy, "macro_f1": _mean_of_defined(f1)}
 
 
 def unweighted_accuracy(reference, predicted):
-    """UA of labels, see `confusion_scores`."""
-    return float(confusion_scores(confusion_matrix(reference, predicted))["UA"])
-
-
-def weighted_accuracy(reference, predicted):
-    """WA of labels: the fraction of utterances whose class is right."""
-    return float(confusion_scores(confusion_matrix(reference, predicted))["WA"])
+    """UA of two lists of labels, see `confusion_scores`."""
+    names, labels = np.unique([*reference, *predicted], return_inverse=True)
+    return float(confusion_scores(confusion_matrix(labels[: len(reference)], labels[len(reference) :], len(names)))["UA"])
 
 
 def expected_calibration_error(confidence, correct, bins=15):
     """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equally wide bins, weighted by their counts.
 
-    Args:
-        confidence: (n) probability that the system gave its own decision.
-        correct: (n) whether the decision was right.
-        bins: number of bins over 0…1, the lower edge excluded, the upper included.
+    (n) probabilities that the system gave its own decisions, and whether they were right; bins hold their upper edge, not their lower.
     """
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     _same_length(confidence, correct)
@@ -103,19 +63,14 @@ def expected_calibration_error(confidence, correct, bins=15):
     return float(_ratio(gaps.sum(), len(confidence)))
 
 
-def threshold_sweep(is_class, probability, thresholds=None):
-    """What deciding for one class at `probability >= threshold` would give, for each threshold (0.05, 0.10, …, 0.95 by default).
+def threshold_sweep(is_class, probability):
+    """What deciding for one class at `probability >= threshold` would give, for the thresholds 0.05, 0.10, …, 0.95.
 
-    Args:
-        is_class, probability: (n) whether the reference is that class, and the system's probability of it.
-
-    Returns:
-        {"threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"}, an array each. Precision, recall and F1 without
-        any candidate are 0, as scikit-learn's `zero_division=0`.
+    From (n), whether the reference is that class and the system's probability of it: {"threshold", "accuracy", "precision", "recall",
+    "F1", "FP", "FN", "TP"}, an array each. Precision, recall and F1 without any candidate are 0, as scikit-learn's `zero_division=0`.
     """
     is_class, probability = np.asarray(is_class, dtype=bool), np.asarray(probability, dtype=np.float64)
-    _same_length(is_class, probability)
-    thresholds = np.round(np.arange(1, 20) * 0.05, 2) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
+    thresholds = np.round(np.arange(1, 20) * 0.05, 2)
     decided = probability[None, :] >= thresholds[:, None]  # (thresholds, n)
     tp, fp = (decided & is_class).sum(1), (decided & ~is_class).sum(1)
     fn = is_class.sum() - tp
@@ -157,26 +112,20 @@ def rmse(reference, predicted):
 
 
 def bias(reference, predicted):
-    """Mean of prediction − reference: the shift of a group's predictions; NaN for no utterance."""
+    """Mean of prediction − reference; NaN for no utterance."""
     x, y = _pair(reference, predicted)
     return float(np.mean(y - x)) if len(x) else float("nan")
 
 
 def moments(reference, predicted, origin=0.0):
-    """The sums that CCC, Pearson and RMSE are functions of: n, Σx, Σy, Σx², Σy², Σxy, with `origin` subtracted before.
-
-    An origin near the mean keeps the sums accurate; only moments of equal origin may be added.
-    """
+    """n, Σx, Σy, Σx², Σy², Σxy, with `origin` subtracted before: near the mean it keeps them accurate. Those of one origin add up."""
     x, y = _pair(reference, predicted)
     x, y = x - origin, y - origin
     return np.array([len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y])
 
 
 def moment_scores(sums):
-    """{"ccc", "pearson", "rmse"} from summed `moments`, (…, 6) → (…); NaN where not defined.
-
-    A variance within the rounding error of its sums is that of a constant.
-    """
+    """{"ccc", "pearson", "rmse"} from summed `moments`, (…, 6) → (…). A variance within their rounding error is that of a constant."""
     n, x, y, xx, yy, xy = np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         var_x, var_y, cov = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2, xy / n - (x / n) * (y / n)
@@ -209,36 +158,30 @@ def _correlation(xx, yy, xy):
 
 
 def bootstrap(parts, score, repeats=2000, seed=1):
-    """Draw speakers with replacement and score each draw.
+    """Scores of speakers drawn with replacement: {name: (draws)}.
 
-    Utterances of one speaker are not independent: resampling them would make intervals too narrow, so whole speakers are
-    drawn (Bisani & Ney 2004).
+    Utterances of one speaker are not independent: resampling them would make intervals too narrow (Bisani & Ney 2004).
 
     Args:
         parts: (speakers, …) per-speaker tables that add up: confusion matrices or moments.
-        score: function of summed parts (draws, …) → {name: (draws)}, which is returned.
+        score: function of summed parts (draws, …) → {name: (draws)}.
     """
     parts = np.asarray(parts, dtype=np.float64)
     return score(np.tensordot(_drawn(np.random.default_rng(seed), len(parts), repeats), parts, axes=1))
 
 
 def confidence_intervals(parts, score, repeats=2000, seed=1):
-    """{name: [low, high]} by bootstrap over speakers; with fewer than two speakers there is none: [NaN, NaN]."""
-    draws = bootstrap(parts, score, repeats, seed)
-    return {name: _interval(values, len(parts)) for name, values in draws.items()}
+    """{name: [low, high]} by `bootstrap`; with fewer than two speakers there is none: [NaN, NaN]."""
+    return {name: _interval(values, len(parts)) for name, values in bootstrap(parts, score, repeats, seed).items()}
 
 
 def paired_comparison(parts, other_parts, score, repeats=2000, seed=1):
-    """Compare two systems on the same utterances, speaker by speaker.
+    """Compare two systems on the same utterances, from tables and scores as for `bootstrap`, the speakers in the same order.
 
     The interval is a paired bootstrap over speakers. The p-value is a two-sided permutation test: under the hypothesis that
     the systems are equal, exchanging their outputs for any set of speakers changes nothing. Up to 14 speakers every
     exchange is enumerated (exact), otherwise `repeats` are drawn and (1 + hits) / (1 + repeats) is reported. With few
     speakers p cannot be small: its lowest possible value is 2 / 2^speakers.
-
-    Args:
-        parts, other_parts: (speakers, …) summable tables of the two systems, the speakers in the same order.
-        score: function of summed parts → {name: value}.
 
     Returns:
         name → {"this", "other", "difference", "ci", "p", "speakers"}; difference = this − other.
@@ -266,7 +209,8 @@ def paired_comparison(parts, other_parts, score, repeats=2000, seed=1):
 
 def mean_std(values):
     """(mean, population standard deviation, count) of the values that are defined; (NaN, NaN, 0) for none."""
-    values = np.array([v for v in values if v is not None and not np.isnan(v)], dtype=np.float64)
+    values = np.array(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
     return (float(values.mean()), float(values.std()), len(values)) if len(values) else (float("nan"), float("nan"), 0)
 
 

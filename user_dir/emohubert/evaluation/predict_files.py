@@ -37,8 +37,7 @@ class FilePrediction:
         values: float64 (parts, classes), probabilities, or (parts, dimensions).
         embeddings: float32 (parts, width), pooled vectors, or None where they are not wanted.
         error: InputError that says why there is nothing else, or None.
-        speaker, heard: with a calibration, the speaker's name, and how many of the speaker's parts each part's calibration
-            comes from, itself included.
+        speaker, heard: with a calibration, the speaker's name, and by how many of the speaker's parts, itself included, each is calibrated.
     """
 
     index: int
@@ -52,15 +51,10 @@ class FilePrediction:
 
 
 def find_files(paths):
-    """The audio files that paths name: files as they are, folders with everything below them in the order of names.
+    """The audio files that paths name, each once: files as they are, folders with everything below them in the order of names.
 
-    In folders, hidden files and those whose ending no audio format has are left out, and counted in the log.
-
-    Returns:
-        list of str, each file once.
-
-    Raises:
-        InputError: a folder holds no audio.
+    In folders, hidden files and those whose ending no audio format has are left out, and counted in the log; InputError for a folder
+    without audio.
     """
     found = {}
     for path in map(str, paths):
@@ -81,8 +75,7 @@ def find_files(paths):
 def windows(n_samples, window=None, hop=None):
     """Cut a recording into windows: int64 (parts, 2) of first sample and the one after the last.
 
-    Windows begin every `hop` samples; the last one ends with the recording, so it may begin sooner after the one before. A
-    recording no longer than a window, or without a window, is one part.
+    They begin every `hop` samples, but the last one, which ends with the recording; one no longer than a window is one part.
     """
     if window is None or n_samples <= window:
         return np.array([[0, n_samples]], dtype=np.int64)
@@ -91,17 +84,7 @@ def windows(n_samples, window=None, hop=None):
     return np.stack([starts, starts + window], axis=1)
 
 
-def predict_files(
-    task,
-    model,
-    paths,
-    window=None,
-    hop=None,
-    longest=LONGEST_SECONDS,
-    embeddings=False,
-    speaker=UNKNOWN_SPEAKER,
-    **options,
-):
+def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SECONDS, embeddings=False, speaker=UNKNOWN_SPEAKER, **options):
     """Predict audio files of any format, rate and length.
 
     Args:
@@ -110,7 +93,7 @@ def predict_files(
         window, hop: of a time line, in seconds; by default files are predicted whole.
         longest: without a window, seconds of the longest file that is predicted.
         embeddings: keep the pooled vectors.
-        speaker: of all files, see `check_speaker`; by default the unknown speaker.
+        speaker: of all files, see `check_speaker`.
         options: batch_seconds, device, workers, padded of `inference.run`.
 
     Yields:
@@ -179,9 +162,9 @@ def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
 
     from .inference import run
 
-    owner = np.repeat(np.arange(len(files)), [len(f.spans) for f in files])
-    spans = np.concatenate([f.spans for f in files])
-    part = np.concatenate([np.arange(len(f.spans)) for f in files])
+    parts = [len(f.spans) for f in files]
+    owner, part = np.repeat(np.arange(len(files)), parts), np.concatenate([np.arange(n) for n in parts])
+    spans, missing = np.concatenate([f.spans for f in files]), parts.copy()
     paths = [files[i].path for i in owner]
     split = Split(Path("."), "files", Path(), paths, spans[:, 1] - spans[:, 0], speakers=[speaker] * len(paths))
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(paths), dtype=np.int64))
@@ -192,7 +175,6 @@ def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
         source = torch.from_numpy(audio.normalise(samples) if dataset.normalise else samples)
         return {"id": index, "source": source, "target": dataset.targets[index], **dataset.drawn(index, audio.n_frames(len(samples)))}
 
-    missing = [len(f.spans) for f in files]
     with contextlib.closing(run(task, model, dataset, load, **options)) as found:
         for outcome in found:
             which = owner[outcome.index]
@@ -246,12 +228,7 @@ def in_order(predictions):
 
 
 def check_speaker(task, speaker):
-    """Raise InputError unless a model has an embedding of a speaker.
-
-    Args:
-        task: from `load_trained`, with the speakers of `NewSpeakers.add_to`.
-        speaker: id.
-    """
+    """Raise InputError unless a model has an embedding of a speaker; `task` has the speakers of `NewSpeakers.add_to`."""
     if speaker not in task.speakers:
         known = f"{', '.join(task.speakers[:5])}, … ({len(task.speakers)})" if task.speakers else "nobody"
         raise InputError(f"--speaker-id {speaker}: the model has no embedding of this speaker, it knows {known}; give --speaker-vectors")
@@ -267,7 +244,7 @@ def check_speaker(task, speaker):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a line of output holds: `classes` or `dimensions`, names (the other is empty); with a `timeline` start and end in seconds;
+    """What a line of output holds: `classes` or `dimensions`, names (the other is empty), with a `timeline` start and end in seconds,
     if `calibrated` speaker and heard. `width`: characters of the longest path, for tables."""
 
     classes: list

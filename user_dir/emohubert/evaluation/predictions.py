@@ -38,8 +38,7 @@ class _Rows:
 
 @dataclass
 class ClassPredictions(_Rows):
-    """Predicted classes: `emotions` are references, "-" where there is none; `predicted` are decisions; `probabilities` are float64
-    (n, classes), columns in the order of `classes`."""
+    """Predicted classes: `emotions` are references or "-", `predicted` decisions, `probabilities` float64 (n, classes)."""
 
     ids: list
     speakers: list
@@ -57,8 +56,7 @@ class ClassPredictions(_Rows):
     @property
     def confidence(self):
         """Float64 (n): the probability of the decided class."""
-        columns = [self.classes.index(name) for name in self.predicted]
-        return self.probabilities[np.arange(len(self)), columns]
+        return self.probabilities[np.arange(len(self)), [self.classes.index(name) for name in self.predicted]]
 
     @property
     def columns(self):
@@ -69,7 +67,7 @@ class ClassPredictions(_Rows):
 
 @dataclass
 class DimensionPredictions(_Rows):
-    """Predicted dimensions: `references`, NaN where there is none, and `predicted` are float64 (n, dims), columns as `dims`."""
+    """Predicted dimensions: `references`, NaN where there is none, and `predicted` are float64 (n, dims)."""
 
     ids: list
     speakers: list
@@ -96,12 +94,11 @@ def from_probabilities(ids, speakers, emotions, classes, probabilities):
     """ClassPredictions that decide for the most probable class (the first of equals)."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
     predicted = [classes[i] for i in probabilities.argmax(1)]
-    return ClassPredictions(list(ids), list(speakers), list(emotions), predicted, list(classes), probabilities)
+    return ClassPredictions(*map(list, (ids, speakers, emotions, predicted, classes)), probabilities)
 
 
 def known_references(emotions, classes, where):
-    """References that can be scored: those that are no class of the model become "-" and are counted in the log, with the file
-    `where` they come from."""
+    """References that can be scored: those that are no class of the model become "-", counted in the log for the file `where`."""
     unknown = Counter(e for e in emotions if e not in classes and e != NO_EMOTION)
     if unknown:
         names = ", ".join(f"{name} {n}" for name, n in unknown.most_common(5))
@@ -111,20 +108,13 @@ def known_references(emotions, classes, where):
 
 def sweeps(predictions):
     """Class → `metrics.threshold_sweep` over the utterances with a reference."""
-    scored = np.flatnonzero(predictions.scored)
-    emotions = np.array(predictions.emotions, dtype=object)[scored]
-    return {
-        name: metrics.threshold_sweep(emotions == name, predictions.probabilities[scored, column])
-        for column, name in enumerate(predictions.classes)
-    }
+    scored = predictions.scored
+    emotions, probabilities = np.array(predictions.emotions, dtype=object)[scored], predictions.probabilities[scored]
+    return {name: metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True)}
 
 
 def rows_in_split(predictions, split):
-    """Where in the split each predicted utterance is: (n,).
-
-    Raises:
-        InputError: an utterance is not in the split, or more than once.
-    """
+    """Where in the split each predicted utterance is, (n,); InputError for one that is not there, or more than once."""
     if split is None or split.ids == predictions.ids:
         return np.arange(len(predictions))
     import pandas as pd
@@ -158,11 +148,7 @@ def write_predictions(path, predictions):
 
 
 def read_predictions(path):
-    """Read a `predictions.tsv` of either kind: ClassPredictions or DimensionPredictions, by the header.
-
-    Raises:
-        InputError: missing, empty or malformed: the message names the line and what was expected.
-    """
+    """ClassPredictions or DimensionPredictions from a `predictions.tsv`; InputError names the line and what was expected."""
     table = read_table(path)
     header = list(table)
     if header[:2] != ["id", "speaker"] or len(header) < 4:
@@ -237,11 +223,7 @@ def write_embeddings(path, ids, speakers, values):
 
 
 def read_embeddings(path):
-    """Read an `embeddings.npz`; nothing in it can run.
-
-    Raises:
-        InputError: missing, not such a file, arrays of unequal lengths, or values that are not finite.
-    """
+    """Embeddings from an `embeddings.npz`; nothing in it can run. InputError for another file, and for values that are not finite."""
     arrays = read_arrays(path, ("ids", "speakers", "embeddings"), "embeddings of tools/evaluate.py --embeddings")
     ids, speakers, values = arrays.values()
     if values.ndim != 2 or values.dtype.kind != "f" or ids.shape != (len(values),) or speakers.shape != ids.shape or ids.dtype.kind != "U":

@@ -1,60 +1,52 @@
-"""Tables of results: one row per evaluation, each with the setting that its numbers come from."""
+"""Tables of results: one row per system, each with the setting that its numbers come from."""
 
 from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import read_table
-from . import metrics
+from .metrics import mean_std
 
 
 def read_results(rows, macro_f1=False):
-    """Collect evaluations into rows.
+    """`as_systems` of (name, folder with a metrics.json): UA and WA in percent, with `macro_f1` that too, and CCC per dimension."""
 
-    Args:
-        rows: list of (name, folder with a metrics.json); equal names are one system's folds or seeds.
-        macro_f1: of classes, also that score.
-
-    Returns:
-        list of {"name", "setting", "runs", "utterances", "scores": {score: [a value per run]}}, in order. Scores are UA and WA
-        in percent, and CCC per dimension.
-
-    Raises:
-        InputError: a metrics.json is missing or is not one.
-    """
-    systems = {}
-    for name, folder in rows:
+    def scored(name, folder):
         path = Path(folder) / "metrics.json"
         found = read_json(path)
-        scores = {}
-        if "UA" in found:
-            scores = {"UA %": 100 * found["UA"], "WA %": 100 * found["WA"]}
-            scores |= {"macro F1 %": 100 * found["macro_f1"]} if macro_f1 else {}
+        shown = {"UA %": "UA", "WA %": "WA"} | ({"macro F1 %": "macro_f1"} if macro_f1 else {})
+        scores = {score: 100 * found[key] for score, key in shown.items()} if "UA" in found else {}
         for dimension, values in found.get("dims", {}).items():
             scores[f"CCC {dimension}"] = float("nan") if values["ccc"] is None else values["ccc"]
         if not scores:
             raise InputError(f"{path}: neither classification nor regression scores in it; make it with tools/evaluate.py")
-        key = (name, tuple(scores))
-        system = systems.setdefault(key, {"name": name, "setting": [], "runs": 0, "utterances": 0, "scores": {s: [] for s in scores}})
-        system["setting"] = list(dict.fromkeys([*system["setting"], found.get("setting", "not recorded")]))
+        return name, found.get("setting", "not recorded"), found["n"], scores
+
+    return as_systems(scored(*row) for row in rows)
+
+
+def as_systems(runs):
+    """Systems from runs, (name, setting, utterances, {score: value}): equal names with the same scores are one system's folds or seeds.
+
+    Returns:
+        list of {"name", "setting", "runs", "utterances", "scores": {score: [a value per run]}}, in order.
+    """
+    systems = {}
+    for name, setting, utterances, scores in runs:
+        new = {"name": name, "setting": [], "runs": 0, "utterances": 0, "scores": {score: [] for score in scores}}
+        system = systems.setdefault((name, *scores), new)
+        system["setting"] += [setting] * (setting not in system["setting"])
         system["runs"] += 1
-        system["utterances"] += found["n"]
+        system["utterances"] += utterances
         for score, value in scores.items():
             system["scores"][score].append(value)
     return list(systems.values())
 
 
 def of_folds(rows):
-    """Rows in which a folder of tools/run_folds.py stands for its runs, and, with several folds, for what is pooled over them.
+    """Rows (name, folder with a metrics.json), from rows where a folder may also be the output of tools/run_folds.py.
 
-    Args:
-        rows: list of (name, folder with a metrics.json, or written by tools/run_folds.py).
-
-    Returns:
-        list of (name, folder with a metrics.json).
-
-    Raises:
-        InputError: a folder is neither.
+    That stands for its runs, and, with several folds, for what is pooled over them. InputError for any other folder.
     """
     found = []
     for name, folder in rows:
@@ -72,13 +64,9 @@ def of_folds(rows):
 
 
 def read_published(path):
-    """Published numbers to stand beside ours: a TSV with the columns `system`, scores named as in our tables, and `source`.
+    """Published numbers to stand beside ours: system → {column: text}, {} for no path.
 
-    Returns:
-        system → {column: text}; {} for None.
-
-    Raises:
-        InputError: not such a table.
+    From a TSV with the columns `system`, scores named as in our tables, and `source`; InputError for another file.
     """
     if path is None:
         return {}
@@ -94,10 +82,10 @@ def write_results(path, systems, title, notes=(), published=None, **details):
 
     Args:
         path: without an ending.
-        systems: from `read_results`.
+        systems: of `as_systems`.
         title: heading; say the protocol in it.
         notes: sentences below the heading.
-        published: from `read_published`: columns with the paper's numbers, for the systems it has.
+        published: of `read_published`: columns with the paper's numbers, for the systems it has.
         details: what else the JSON file is to hold.
     """
     path, published, lines = Path(path), published or {}, []
@@ -107,23 +95,29 @@ def write_results(path, systems, title, notes=(), published=None, **details):
         beside = [score for score in kind if any(published.get(s["name"], {}).get(score) for s in of_kind)]
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
         cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        for row in (header, ["-" * w for w in widths], *cells):
-            lines.append("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-        lines.append("")
+        lines += ["", *markdown_table(header, cells)]
     used = [published[s["name"]] for s in systems if s["name"] in published]
     notes = [*notes, *(f"paper: {source}" for source in dict.fromkeys(row["source"] for row in used))]
     content = {"title": title, "notes": notes, "systems": systems, **({"published": used} if used else {}), **details}
     write_json(path.with_suffix(".json"), content)
-    head = [f"# {title}", "", *(f"- {note}" for note in notes), *[""] * bool(notes)]
-    write_lines(path.with_suffix(".md"), [*head, *lines[:-1]])
-    return lines[:-1]
+    write_lines(path.with_suffix(".md"), [f"# {title}", *[""] * bool(notes), *(f"- {note}" for note in notes), *lines])
+    return lines[1:]
+
+
+def markdown_table(header, rows):
+    """Lines of a table for people, columns aligned; all cells are texts."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rows = (header, ["-" * w for w in widths], *rows)
+    return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
 
 
 def _cells(system):
-    scores = []
-    for score, values in system["scores"].items():
-        digits = 1 if score.endswith("%") else 3
-        mean, std, _ = metrics.mean_std(values)
-        scores.append(f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if len(values) > 1 else ""))
+    scores = [spread(values, score) for score, values in system["scores"].items()]
     return [system["name"], "; ".join(system["setting"]), str(system["runs"]), str(system["utterances"]), *scores]
+
+
+def spread(values, score):
+    """A system's score as text: mean ± standard deviation of several runs; percentages with one decimal."""
+    mean, std, n = mean_std(values)
+    digits = 1 if score.endswith("%") else 3
+    return "–" if not n else f"{mean:.{digits}f}" if len(values) == 1 else f"{mean:.{digits}f} ± {std:.{digits}f}"

@@ -18,6 +18,7 @@ from ..corpus import synthetic
 from ..data import degradations
 from . import scoring
 from .predictions import read_predictions, write_predictions, write_table
+from .results import markdown_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
 """Scores of classes and how they are called; for dimensions it is the CCC of each."""
@@ -35,12 +36,8 @@ DEFAULTS = {
 class Condition:
     """One way to degrade recordings; a `transform` of SpeechDataset.
 
-    Attributes:
-        group: what is done, such as "white noise".
-        level: how much, such as "20 dB".
-        change: function of (samples, numpy Generator).
-        seconds: of a recording that is left; None: all.
-        settings: what `change` depends on besides its name, for a Stamp.
+    `group` is what is done, such as "white noise", `level` how much, such as "20 dB", `change` a function of (samples, numpy Generator);
+    `seconds` of a recording are left (None: all); `settings` is what `change` depends on besides the name, for a Stamp.
     """
 
     group: str
@@ -69,7 +66,7 @@ class Condition:
 
 
 def conditions(values=DEFAULTS, noises=("white", "babble"), ratio=0.0, part="centre", noise_files=None, reverb_files=None):
-    """The conditions of an evaluation, without the clean recordings.
+    """The conditions of an evaluation, with different names, without the clean recordings.
 
     Args:
         values: levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
@@ -79,9 +76,6 @@ def conditions(values=DEFAULTS, noises=("white", "babble"), ratio=0.0, part="cen
         part: what is kept of longer recordings, start or centre.
         noise_files: folder of noise recordings, in place of generated noise.
         reverb_files: folder of impulse responses, in place of generated ones: one condition, and `t60` is not used.
-
-    Returns:
-        list of Condition, with different names.
 
     Raises:
         InputError: a value is impossible, or nothing is left to do.
@@ -137,18 +131,13 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
         split: a `manifest.Split` with references.
         chosen: of `conditions`.
         settings: what predictions depend on besides condition and seed, as for a Stamp.
-        seed: of noise and rooms, and of the bootstrap.
-        repeats: bootstrap samples.
-        overwrite: predict everything again.
+        seed: of noise and rooms, and of the bootstrap, which has so many `repeats`.
         options: of `predict_split`.
 
     Returns:
-        For JSON: {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of
-        {"name", "group", "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}. The first condition is the
-        clean recordings; `change` is against them, with a paired bootstrap over speakers and a permutation test.
-
-    Raises:
-        InputError: a file cannot be read; nothing in the split has a reference.
+        {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
+        "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against
+        them, with a paired bootstrap over speakers and a permutation test.
     """
     from .inference import predict_split, speaker_setting
 
@@ -185,19 +174,14 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
 def _scores(scores, tests):
     """Values with their intervals, and changes with theirs; without tests (the clean recordings) nothing has changed."""
     if "UA" in scores:
-        found = {shown: (scores[key], scores["ci"][key], tests.get(key)) for key, shown in SCORES.items()}
+        found = [(shown, scores[key], scores["ci"][key], key) for key, shown in SCORES.items()]
     else:
-        found = {f"CCC {d}": (values["ccc"], scores["ci"]["dims"][d]["ccc"], tests.get(f"ccc_{d}")) for d, values in scores["dims"].items()}
-    return {
-        name: {
-            "value": value,
-            "ci": ci,
-            "change": test["difference"] if test else 0.0,
-            "change_ci": test["ci"] if test else [0.0, 0.0],
-            "p": test["p"] if test else None,
-        }
-        for name, (value, ci, test) in found.items()
-    }
+        found = [(f"CCC {d}", values["ccc"], scores["ci"]["dims"][d]["ccc"], f"ccc_{d}") for d, values in scores["dims"].items()]
+    unchanged, result = {"difference": 0.0, "ci": [0.0, 0.0], "p": None}, {}
+    for name, value, ci, key in found:
+        test = tests.get(key, unchanged)
+        result[name] = {"value": value, "ci": ci, "change": test["difference"], "change_ci": test["ci"], "p": test["p"]}
+    return result
 
 
 def write_tsv(path, report):
@@ -213,18 +197,16 @@ def write_tsv(path, report):
 
 def markdown(report):
     """The table for people: lines of text."""
-    names = list(report["conditions"][0]["scores"])
-    lines = ["| condition | " + " | ".join(f"{name} | change" for name in names) + " |"]
-    lines.append("|---|" + "---:|---:|" * len(names))
+    header, rows = ["condition"], []
+    for name in report["conditions"][0]["scores"]:
+        header += [name, "change"]
     for row in report["conditions"]:
-        cells = []
+        cells = [row["name"]]
         for s in row["scores"].values():
-            cells += [
-                _with_interval(f"{s['value']:.3f}", s["ci"]),
-                _with_interval(f"{s['change']:+.3f}", s["change_ci"]) if s["p"] is not None else "",
-            ]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    return lines
+            changed = _with_interval(f"{s['change']:+.3f}", s["change_ci"]) if s["p"] is not None else ""
+            cells += [_with_interval(f"{s['value']:.3f}", s["ci"]), changed]
+        rows.append(cells)
+    return markdown_table(header, rows)
 
 
 def _with_interval(text, ci):

@@ -19,31 +19,25 @@ MOST_VALUES = 30
 
 def inputs(checkpoint, directory, split, **files):
     """What an evaluation is made from, for a `files.Stamp`: SHA-256s of a checkpoint, a split's manifest and sidecars, and other files."""
-
-    def digest(path):
+    paths = {"checkpoint": checkpoint, **{name: path for name, path in files.items() if path}}
+    for path in paths.values():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; correct the path")
-        return sha256(path)
-
     manifest = [sha256(p) for p in sorted(Path(directory).glob(f"{split}.*"))]
-    return {"checkpoint": digest(checkpoint), "manifest": manifest, **{name: digest(path) for name, path in files.items() if path}}
+    return {"manifest": manifest, **{name: sha256(path) for name, path in paths.items()}}
 
 
 def evaluate(predictions, split=None, repeats=2000, seed=1):
-    """Every score of a set of predictions, as `metrics.json` holds them.
+    """Every score of a set of predictions, as `metrics.json` holds them, where NaN (not defined) becomes null.
 
-    Args:
-        predictions: ClassPredictions or DimensionPredictions, with references.
-        split: the manifest split they were made on, for its metadata columns; without one, `by` is empty.
-        repeats, seed: of the bootstrap over speakers.
+    `split` is the manifest split they were made on, for its metadata columns; `repeats` and `seed` are of the bootstrap over speakers.
 
     Returns:
-        A dict for JSON. Both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ±
-        standard deviation over speakers), `ci` (intervals by bootstrap over speakers), `by` (metadata column → value →
-        scores), `difference` (columns with exactly two values, such as sex: first minus second), `columns_left_out`,
-        `per_speaker`. Classification: `UA`, `WA`, `macro_f1`, `classes`, `confusion` (rows: references), `ece`.
-        Regression: `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`,
-        `speaker_ccc_std`). NaN marks what is not defined (a CCC of one utterance) and is null in the file.
+        Both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ± standard deviation over
+        speakers), `ci` (intervals by bootstrap over speakers), `by` (metadata column → value → scores), `difference` (columns with
+        exactly two values, such as sex: first minus second), `columns_left_out`, `per_speaker`. Classification: `UA`, `WA`,
+        `macro_f1`, `classes`, `confusion` (rows: references), `ece`. Regression: `dims` (name → ccc, pearson, rmse, bias = mean of
+        prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
 
     Raises:
         InputError: an utterance is not in the split, or no utterance at all was predicted.
@@ -60,25 +54,18 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
         return scores(rows, speakers=len({predictions.speakers[i] for i in rows[has_reference[rows]]}))
 
     def intervals(measure):
-        parts = np.stack([measure.parts(rows) for rows in speakers.values()])
-        return metrics.confidence_intervals(parts, measure.score, repeats, seed)
+        return metrics.confidence_intervals([measure.parts(rows) for rows in speakers.values()], measure.score, repeats, seed)
 
     speakers = {name: rows for name, rows in _groups(predictions.speakers).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
-    spread = _nested(measures, lambda m: {n: _spread(m.of(s)[n] for s in per_speaker.values()) for n in m.names})
+    spread = _nested(measures, lambda m: {n: _spread([m.of(s)[n] for s in per_speaker.values()]) for n in m.names})
     columns, left_out = _columns(split, predictions)
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}
     return {
         **_overall(measures, scores(np.arange(len(predictions))), spread),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
-        "ci": {
-            "level": metrics.LEVEL,
-            "resampled": "speakers",
-            "repeats": repeats,
-            "seed": seed,
-            **(_nested(measures, intervals) if speakers else {}),
-        },
+        "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},
         "by": by,
         "difference": {column: _difference(measures, *two) for column, groups in by.items() if (two := _two_scored(groups))},
         "columns_left_out": left_out,
@@ -88,9 +75,6 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
 def compare(predictions, other, repeats=2000, seed=1):
     """A paired test of two systems on the utterances that both predicted and that have a reference.
-
-    Args:
-        predictions, other: two ClassPredictions, or two DimensionPredictions.
 
     Returns:
         {"n", "speakers", "left_out": {"only_this", "only_other", "without_reference"}, "tests": score → {"this", "other",
@@ -121,23 +105,15 @@ def compare(predictions, other, repeats=2000, seed=1):
         "n": int(scored.sum()),
         "speakers": int(sum(scored[rows].any() for rows in groups)),
         "left_out": {**left_out, "without_reference": int((~scored).sum())},
-        "level": metrics.LEVEL,
-        "repeats": repeats,
-        "seed": seed,
+        **_chance(repeats, seed),
         "tests": tests,
     }
 
 
 def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed=1):
-    """Evaluate, and write everything `tools/evaluate.py` promises; returns the metrics.
+    """`evaluate`, and write everything `tools/evaluate.py` promises; returns the metrics. `embeddings`: float (n, d), or None.
 
-    Writes `predictions.tsv`, `embeddings.npz` (with `embeddings`), `thresholds.tsv` (classification), `figures/*.png`, and
-    last, so that it vouches for the rest, `metrics.json`. Figures of an earlier run in the same folder are removed.
-
-    Args:
-        directory: output folder, made if needed.
-        predictions, split, repeats, seed: as `evaluate`.
-        embeddings: float (n, d), a row for every prediction, or None.
+    `metrics.json` comes last, so that it vouches for the rest. Figures of an earlier run in the same folder are removed.
     """
     from .draw import draw
 
@@ -156,27 +132,30 @@ def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed
 
 def write_thresholds(path, predictions):
     """Write the decision-threshold sweep of every class: `class threshold accuracy precision recall F1 FP FN TP`."""
-    found = sweeps(predictions)
-    columns = {name: np.concatenate([sweep[name] for sweep in found.values()]) for name in next(iter(found.values()))}
-    write_table(path, {"class": np.repeat(list(found), len(columns["threshold"]) // len(found)), **columns}, digits=6)
+    import pandas as pd
+
+    tables = {name: pd.DataFrame(sweep) for name, sweep in sweeps(predictions).items()}
+    write_table(path, pd.concat(tables, names=["class"]).reset_index("class"), digits=6)
+
+
+def _chance(repeats, seed):
+    return {"level": metrics.LEVEL, "repeats": repeats, "seed": seed}
 
 
 class _Classes:
     """Scores of classes, of any rows (utterances)."""
 
-    name = None
-    names = ("UA", "WA", "macro_f1")
-    score = staticmethod(metrics.confusion_scores)
+    name, names, score = None, ("UA", "WA", "macro_f1"), staticmethod(metrics.confusion_scores)
 
     def __init__(self, predictions):
-        self.classes = list(predictions.classes)
+        self.classes, self.confidence = list(predictions.classes), predictions.confidence
         index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(self.classes)}}
         if unknown := sorted({*predictions.emotions, *predictions.predicted} - index.keys()):
             raise InputError(
                 f"the references hold classes the model does not know: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”"
             )
         self.reference, self.predicted = (np.array([index[n] for n in v]) for v in (predictions.emotions, predictions.predicted))
-        self.has_reference, self.confidence = self.reference >= 0, predictions.confidence
+        self.has_reference = self.reference >= 0
 
     def of(self, scores):
         """The part of a group's scores that is of this measure."""
@@ -185,23 +164,16 @@ class _Classes:
     def parts(self, rows):
         """Their confusion matrix; those of disjoint rows add up."""
         rows = rows[self.has_reference[rows]]
-        counts = np.zeros((len(self.classes),) * 2, dtype=np.int64)
-        np.add.at(counts, (self.reference[rows], self.predicted[rows]), 1)
-        return counts
+        return metrics.confusion_matrix(self.reference[rows], self.predicted[rows], len(self.classes))
 
     def scores(self, rows):
         return {name: float(value) for name, value in self.score(self.parts(rows)).items()}
-
-    def ece(self):
-        scored = self.has_reference
-        return metrics.expected_calibration_error(self.confidence[scored], (self.reference == self.predicted)[scored])
 
 
 class _Dimension:
     """Scores of a dimension, of any rows (utterances)."""
 
-    names = ("ccc", "pearson", "rmse", "bias")
-    score = staticmethod(metrics.moment_scores)
+    names, score = ("ccc", "pearson", "rmse", "bias"), staticmethod(metrics.moment_scores)
 
     def __init__(self, predictions, column):
         self.name, self.has_reference = predictions.dims[column], predictions.scored[:, column]
@@ -245,8 +217,9 @@ def _overall(measures, scores, spread):
     """The scores of all utterances, with what only they have."""
     if "dims" not in scores:
         (measure,) = measures
-        confusion = measure.parts(np.arange(len(measure.reference))).tolist()
-        return {**scores, "classes": measure.classes, "confusion": confusion, "ece": measure.ece()}
+        confusion, scored = measure.parts(np.arange(len(measure.reference))).tolist(), measure.has_reference
+        ece = metrics.expected_calibration_error(measure.confidence[scored], (measure.reference == measure.predicted)[scored])
+        return {**scores, "classes": measure.classes, "confusion": confusion, "ece": ece}
     for name, values in scores["dims"].items():
         over = spread["dims"][name]["ccc"]
         values |= {"speaker_ccc_mean": over["mean"], "speaker_ccc_std": over["std"], "speakers_with_ccc": over["n"]}
@@ -272,14 +245,9 @@ def _groups(values):
     """Value → rows that have it; numbers first, in their order, then texts."""
     import pandas as pd
 
-    def order(value):
-        try:
-            return (0, float(value), value)
-        except ValueError:
-            return (1, 0.0, value)
-
     rows = pd.Series(values, dtype=object).groupby(values).indices
-    return {value: rows[value] for value in sorted(rows, key=order)}
+    numbers = pd.to_numeric(pd.Series(list(rows)), errors="coerce").fillna(np.inf)
+    return {value: rows[value] for _, value in sorted(zip(numbers, rows, strict=True))}
 
 
 def _columns(split, predictions):
@@ -308,15 +276,14 @@ def _age_bands(ages):
 
 def _check_comparable(this, that):
     """Raise InputError unless references, speakers and what is predicted are the same; brings the classes into one order."""
-    if isinstance(this, ClassPredictions):
-        if set(this.classes) != set(that.classes):
-            raise InputError(f"--compare: the classes differ ({' '.join(this.classes)}; {' '.join(that.classes)}); compare equal classes")
-        that.probabilities = that.probabilities[:, [that.classes.index(name) for name in this.classes]]
-        that.classes = this.classes
+    what = "classes" if isinstance(this, ClassPredictions) else "dims"
+    ours, theirs = getattr(this, what), getattr(that, what)
+    if (set(ours) != set(theirs)) if what == "classes" else (ours != theirs):
+        raise InputError(f"--compare: the {what} differ ({' '.join(ours)}; {' '.join(theirs)}); compare equal ones")
+    if what == "classes":
+        that.probabilities, that.classes = that.probabilities[:, [theirs.index(name) for name in ours]], ours
         differ = np.array(this.emotions, dtype=object) != np.array(that.emotions, dtype=object)
     else:
-        if this.dims != that.dims:
-            raise InputError(f"--compare: the dimensions differ ({' '.join(this.dims)}; {' '.join(that.dims)}); compare equal dimensions")
         differ = ~np.isclose(this.references, that.references, rtol=1e-6, atol=1e-9, equal_nan=True).all(1)
     speakers_differ = np.array(this.speakers, dtype=object) != np.array(that.speakers, dtype=object)
     for what, rows in (("reference", differ), ("speaker", speakers_differ)):

@@ -98,11 +98,8 @@ class TrainingFolder:
 class RunFolder:
     """What was found below a run's folder, in natural order of the paths; names are paths relative to it.
 
-    Attributes:
-        evaluations, trainings: lists of EvaluationFolder and TrainingFolder.
-        corpora, checks, audits, results: name → content of the files in `_FILES`.
-        unread: name → why it could not be read.
-        inputs: name → SHA-256 of everything that was read.
+    `corpora`, `checks`, `audits` and `results` are name → content of the files in `_FILES`; `unread` is name → why it could not be
+    read, `inputs` name → SHA-256 of everything that was read.
     """
 
     folder: Path
@@ -157,14 +154,7 @@ def is_robustness(content):
 
 
 def discover(folder):
-    """Find everything below a folder that a report is made from. Hidden folders are left out, links not followed.
-
-    Returns:
-        A RunFolder.
-
-    Raises:
-        InputError: no such folder, or nothing in it that a report could be made from.
-    """
+    """The RunFolder of a folder, hidden folders and links left out; InputError where there is nothing to report."""
     run = RunFolder(Path(folder))
     if not run.folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a run")
@@ -221,6 +211,5 @@ def _add_training(run, folder, names):
         found, source = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict), ".hydra/config.yaml"
     else:
         found, source = run.read(log, read_training_config), log.name
-    training = TrainingFolder(run.name_of(folder), found or {}, curves or {}, source)
-    if training.config or training.curves:
-        run.trainings.append(training)
+    if found or curves:
+        run.trainings.append(TrainingFolder(run.name_of(folder), found or {}, curves or {}, source))

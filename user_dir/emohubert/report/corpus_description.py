@@ -1,7 +1,6 @@
 """What a corpus is made of: a table of its utterances, what is known of each speaker, and how the speakers sound."""
 
 import logging
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.files import Stamp, make_folder, sha256, write_json, write_lines
+from ..core.files import Stamp, make_folder, sha256, write_json
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
 from ..data import speaker_vectors
 from ..evaluation import figures
+from ..evaluation.predictions import write_table
 from . import corpus_figures
 
 logger = logging.getLogger(__name__)
@@ -73,14 +73,6 @@ def _frame(number, place, split, meta):
     return pd.DataFrame({**columns, "source": number, "row": np.arange(len(split))})
 
 
-def utterance_table(corpus):
-    """All that is known of every utterance, one column each, as lists of str (header, rows); what is not known is empty."""
-    table = corpus.table.drop(columns=["source", "row"])
-    formats = {"seconds": "{:.4f}"} | dict.fromkeys(corpus.dimensions, "{:.6g}")
-    table = table.assign(**{name: table[name].map(form.format, na_action="ignore").fillna("") for name, form in formats.items()})
-    return list(table.columns), table.to_numpy().tolist()
-
-
 def speaker_metadata(corpus):
     """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}, numbers where all are numbers.
 
@@ -91,11 +83,10 @@ def speaker_metadata(corpus):
         known = corpus.known[corpus.known[column] != ""].groupby("speaker")[column]
         several = known.nunique().loc[lambda n: n > 1]
         if 0 < len(several) <= MOST_ODD * len(speakers):
-            counts = Counter(known.get_group(several.index[0]))
-            example = ", ".join(f"{value} {n}×" for value, n in counts.most_common(3))
+            speaker, example = several.index[0], known.get_group(several.index[0]).value_counts()
             logger.warning(
                 "%s differs within %d of %d speakers (%s: %s) and is not taken as a property of speakers; correct the manifest",
-                *(name, len(several), len(speakers), several.index[0], example),
+                *(name, len(several), len(speakers), speaker, ", ".join(f"{value} {n}×" for value, n in example[:3].items())),
             )
         if several.empty and len(known):
             found[name] = _numbers(dict.fromkeys(speakers, "") | known.first().to_dict())
@@ -104,12 +95,9 @@ def speaker_metadata(corpus):
 
 def _numbers(values):
     """The values as numbers if all that are known are; ids such as 03 stay text."""
-    known = [v for v in values.values() if v != ""]
-    try:
-        usable = np.isfinite(list(map(float, known))).all() and not any(re.match(r"0\d", v) for v in known)
-    except ValueError:
-        usable = False
-    if not usable:
+    known = pd.Series([v for v in values.values() if v != ""])
+    numbers = pd.to_numeric(known, errors="coerce")
+    if not np.isfinite(numbers).all() or known.str.match(r"0\d").any():
         return values
     return {s: "" if v == "" else int(float(v)) if float(v).is_integer() else float(v) for s, v in values.items()}
 
@@ -156,12 +144,12 @@ def summary(corpus, metadata):
     """Counts of the whole corpus, JSON values with a `title`, as reports show them."""
     table, seconds = corpus.table, corpus.table["seconds"]
     known = {name: Counter("unknown" if v == "" else str(v) for v in values.values()) for name, values in metadata.items()}
-    lengths = {"shortest": seconds.min(), "median": seconds.median(), "longest": seconds.max()}
+    lengths = seconds.agg({"shortest": "min", "median": "median", "longest": "max"}).round(3)
     return {
         "title": f"The corpus {corpus.name}",
         "utterances": len(table),
         "hours": round(float(seconds.sum()) / 3600, 4),
-        "seconds": {name: round(float(v), 3) for name, v in lengths.items()},
+        "seconds": lengths.to_dict(),
         "classes": _counts(table["emotion"]),
         "splits": {place: _split_counts(table[place]) for place in corpus.places},
         "speakers": corpus.known["speaker"].nunique(),
@@ -187,8 +175,8 @@ def write(directory, out, workers=None, overwrite=False):
     metadata, vectors = speaker_metadata(corpus), voices(corpus, workers)
     content = summary(corpus, metadata)
     stamp.clear()
-    header, rows = utterance_table(corpus)
-    write_lines(tables[0], ("\t".join(row) for row in [header, *rows]))
+    table = corpus.table.drop(columns=["source", "row"]).assign(seconds=corpus.table["seconds"].map("{:.4f}".format))
+    write_table(tables[0], table, digits=6, undefined="")
     write_json(tables[1], speaker_table(corpus, metadata, vectors))
     write_json(tables[2], content)
     if vectors is not None:

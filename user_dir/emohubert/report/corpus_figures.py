@@ -1,7 +1,6 @@
 """Figures of a corpus: how long its clips are, what is in it, who speaks, and how similar the speakers' voices are."""
 
 import logging
-import re
 from collections import Counter
 
 import matplotlib
@@ -25,6 +24,10 @@ def draw(directory, corpus, metadata, vectors):
 
     `corpus`, `metadata`, `vectors`: of `corpus_description.read`, `speaker_metadata` and `voices`.
     """
+
+    def voices(path, values, name):
+        paths.append(figures.embedding_map(directory / path, projected, values, name, "Voices (mean MFCCs)"))
+
     for path in directory.glob("*.png"):
         path.unlink()
     paths = [lengths(directory / "lengths.png", corpus.table["seconds"])]
@@ -40,16 +43,15 @@ def draw(directory, corpus, metadata, vectors):
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
         return paths
-    found = figures.project(standardise(vectors.vectors, vectors), "pca")
-    for column, values in metadata.items():
-        coloured = [values[s] for s in vectors.ids]
-        name = re.sub(r"[^\w-]", "_", column)
-        if 2 <= len(set(coloured)) <= MOST_GROUPS:
-            paths.append(voices(directory / f"voices_{name}.png", found, ["unknown" if v == "" else str(v) for v in coloured], column))
-        elif _is_numeric(coloured) and len(set(coloured)) > 1:
-            paths.append(voices(directory / f"voices_{name}.png", found, np.array([np.nan if v == "" else v for v in coloured]), column))
+    projected = figures.project(standardise(vectors.vectors, vectors), "pca")
+    for column, known in metadata.items():
+        values, name = [known[s] for s in vectors.ids], f"voices_{figures.file_name(column)}.png"
+        if 2 <= len(set(values)) <= MOST_GROUPS:
+            voices(name, ["unknown" if v == "" else str(v) for v in values], column)
+        elif _is_numeric(values) and len(set(values)) > 1:
+            voices(name, np.array([np.nan if v == "" else v for v in values]), column)
     if not any(p.name.startswith("voices_") for p in paths):
-        paths.append(voices(directory / "voices.png", found, vectors.counts.astype(np.float64), "number of utterances"))
+        voices("voices.png", vectors.counts.astype(np.float64), "number of utterances")
     return paths
 
 
@@ -60,16 +62,13 @@ def _is_numeric(values):
 def lengths(path, seconds):
     """Histogram of clip lengths (seconds) with the median, the longest half percent left out; returns the path, as every function here."""
     seconds = np.asarray(seconds, dtype=np.float64)
-    limit = float(np.percentile(seconds, 99.5))
-    shown = seconds[seconds <= limit]
-    bins = int(np.clip(np.sqrt(len(shown)), 5, 60))
+    shown = seconds[seconds <= np.percentile(seconds, 99.5)]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(WIDTH, 3.6)
         axes = figure.add_subplot()
-        axes.hist(shown, bins=bins, color=COLOURS[0], edgecolor="white", linewidth=0.3)
-        median = float(np.median(seconds))
+        axes.hist(shown, bins=int(np.clip(np.sqrt(len(shown)), 5, 60)), color=COLOURS[0], edgecolor="white", linewidth=0.3)
+        low, median, high = np.percentile(seconds, [5, 50, 95])
         axes.axvline(median, color="black", linestyle="--", linewidth=1.5, label=f"median {median:.2f} s")
-        low, high = np.percentile(seconds, [5, 95])
         axes.axvspan(low, high, color=COLOURS[1], alpha=0.25, linewidth=0, zorder=0, label=f"nine in ten: {low:.2f}–{high:.2f} s")
         axes.set(xlabel="seconds", ylabel="utterances")
         axes.set_title(f"Length of {len(seconds)} clips, {seconds.sum() / 3600:.2f} hours")
@@ -82,10 +81,8 @@ def lengths(path, seconds):
 
 def classes(path, labelled, fold=""):
     """Utterances of every class, a bar each, the parts in each split one after the other; `labelled`: list of (class, split)."""
-    counts = Counter(labelled)
-    order = {"train": 0, "valid": 1, "test": 2}
+    counts, totals, order = Counter(labelled), Counter(c for c, _ in labelled), {"train": 0, "valid": 1, "test": 2}
     splits = sorted({s for _, s in counts}, key=lambda s: (order.get(s, 3), s))
-    totals = Counter(c for c, _ in labelled)
     names = sorted(totals, key=lambda c: (c != NO_EMOTION, totals[c], c))
     columns = 4 if max(map(len, splits)) <= 10 else 2
     with matplotlib.rc_context(STYLE):
@@ -149,10 +146,3 @@ def _bars(counts):
     others = [(f"({len(rest)} others)", sum(n for _, n in rest))] if rest else []
     unknown = [("(unknown)", counts[""])] if counts.get("") else []
     return [*unknown, *others, *((str(v), n) for v, n in reversed(shown))]
-
-
-def voices(path, projected, values, name):
-    """A map of speakers: principal components of their mean MFCCs (`figures.project`), coloured by `values` (str or float array)."""
-    places, chosen, axis_names = projected
-    coloured = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
-    return figures.embedding_map(path, places, coloured, name, axis_names, of=len(values), what="Voices (mean MFCCs)")

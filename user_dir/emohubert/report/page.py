@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
-from ..evaluation import metrics
+from ..evaluation.metrics import class_scores
+from ..evaluation.results import spread
 from ..training.curves import chosen_update
 from . import systems, warnings
 from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
@@ -23,11 +24,7 @@ model.freeze criterion._name optimization.lr optimization.max_update optimizatio
 def write(folder, overwrite=False):
     """Write `report.html` into a run's folder, unless it is there and made from the same files.
 
-    Returns:
-        (path of the page, the RunFolder, whether it was written now).
-
-    Raises:
-        InputError: as `discover`; or the folder cannot be written to.
+    Returns (path of the page, the RunFolder, whether it was written now); InputError as `discover`, or where nothing can be written.
     """
     run = discover(folder)
     path = run.folder / REPORT
@@ -48,14 +45,14 @@ def _render(run, stamp):
     import yaml
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    filters = (number, signed, interval, count, cell, systems.spread, systems.by_scores, fingerprint)
+    filters = (number, signed, interval, count, cell, spread, systems.by_scores, fingerprint)
     environment.filters |= {f.__name__: f for f in filters}
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
     environment.tests |= {"comparison": lambda c: fits(c, COMPARISON), "robustness": is_robustness, "systems": lambda c: fits(c, SYSTEMS)}
-    names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "metrics": metrics, "facts": FACTS}
-    names |= {"album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
+    names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
+    names |= {"facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
     groups = {}
     for warning in warnings.of_run(run):
         groups.setdefault((warning.level, warning.kind), []).append(warning)

@@ -4,6 +4,7 @@ import math
 import re
 
 from ..evaluation.metrics import mean_std
+from ..evaluation.results import as_systems
 from .collect import SYSTEMS, fits
 
 SETTINGS = ("seen", "transductive", "inductive", "adapted", "nearest")
@@ -12,26 +13,19 @@ _DRAWN = 1e6  # beyond this, and for NaN, there is no place on an axis
 
 
 def compared(run):
-    """Tables of systems, those highest in the run first.
+    """Tables of systems, contents of results.json as tools/results.py writes it: those highest in the run first.
 
-    Returns:
-        list of results.json as tools/results.py writes it: title, notes, and systems with name, setting, runs, utterances and
-        scores, a list over runs. Without such a file, evaluations whose paths differ only in the number of a fold, session or
-        seed are one system.
+    Without such a file, evaluations whose paths differ only in the number of a fold, session or seed are one system.
     """
     if found := [(name.count("/"), name) for name, content in run.results.items() if fits(content, SYSTEMS)]:
         return [run.results[name] for _, name in sorted(found)]
-    systems = {}
-    for e in (e for e in run.evaluations if not e.is_training_split and e.scores["n"]):
-        name = re.sub(r"(fold|seed|session)[_-]?\d+", r"\1*", e.name, flags=re.IGNORECASE)
-        new = {"name": name, "setting": [], "runs": 0, "utterances": 0, "scores": {score: [] for score in e.headline()}}
-        system = systems.setdefault((name, *new["scores"]), new)
-        system["runs"] += 1
-        system["utterances"] += e.scores["n"]
-        system["setting"] += [e.setting] * (e.setting not in system["setting"])
-        for score, (value, _) in e.headline().items():
-            system["scores"][score].append(value)
-    return [{"systems": list(systems.values())}] if systems else []
+    runs = [
+        (re.sub(r"(fold|seed|session)[_-]?\d+", r"\1*", e.name, flags=re.IGNORECASE), e.setting, e.scores["n"], e.headline())
+        for e in run.evaluations
+        if not e.is_training_split and e.scores["n"]
+    ]
+    systems = as_systems((*about, {score: value for score, (value, _) in headline.items()}) for *about, headline in runs)
+    return [{"systems": systems}] if systems else []
 
 
 def by_scores(systems):
@@ -42,19 +36,10 @@ def by_scores(systems):
     return list(groups.items())
 
 
-def spread(values, score):
-    """A system's score as text: mean ± standard deviation of several runs; percentages with one decimal."""
-    mean, std, n = mean_std(values)
-    digits = 1 if score.endswith("%") else 3
-    return "–" if not n else f"{mean:.{digits}f}" if len(values) == 1 else f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
 def plots(run, systems):
-    """Pictures of systems, one for each headline score (UA, or the CCC of a dimension).
+    """Pictures of systems, one for each headline score (UA, or the CCC of a dimension): {score, ticks along the whole axis, chance, rows}.
 
-    Returns:
-        list of {score, ticks from one end of the axis to the other, chance, rows}; rows are (system, kind of setting, values, mean,
-        ends of the bar): mean ± standard deviation, or the interval over speakers of a single run.
+    Rows are (system, kind of setting, values, mean, ends of the bar): mean ± standard deviation, or the interval of a single run.
     """
     from matplotlib.ticker import MaxNLocator
 
