@@ -1,5 +1,8 @@
 """The look of all figures: colours, sizes, and how a figure is made and written without a display."""
 
+import contextlib
+
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -35,12 +38,14 @@ def short(text, most=14):
     return text.replace("$", r"\$")
 
 
-def new_figure(width, height):
-    """A figure of so many inches, laid out and drawn without a display."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    FigureCanvasAgg(figure)
-    return figure
+@contextlib.contextmanager
+def new_figure(width, height, *shape, **options):
+    """(figure, axes) of so many inches, laid out and drawn without a display; `shape` and options of the axes are of `Figure.subplots`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(*shape, **options)
 
 
 def save_figure(figure, path, square=False):

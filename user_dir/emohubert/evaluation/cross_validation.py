@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import Stamp, make_folder, read_json, write_json
+from ..core.files import make_folder, read_json, write_json
 from ..core.parallel import cores
 from ..corpus.manifest import manifest_directories, read_corpus
 from ..training.launch import Training
@@ -62,7 +62,6 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
         config, options: of Training.
         manifest_dir: holds a folder `foldK` for each fold.
         out_dir: runs go to `foldK/seedS` below it.
-        seeds: list of int.
         folds: list of str, such as ["1", "2"]; by default all that there are.
         overrides: `key=value` for every run; `{fold}` and `{seed}` in a value are replaced.
 
@@ -87,22 +86,19 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
             if not (manifest / f"{name}.tsv").is_file():
                 raise InputError(f"{manifest}/{name}.tsv: no such file; correct --folds or --split, or make the manifest again")
         validated = (manifest / "valid.tsv").is_file()
-        without = () if validated else ("dataset.disable_validation=true",)
         for seed in seeds:
-            own = [o.replace("{fold}", fold).replace("{seed}", str(seed)) for o in overrides]
-            settings = (f"task.data={manifest}", f"common.seed={seed}", *without, *own)
-            folder = out_dir / f"fold{fold}" / f"seed{seed}"
+            settings = [f"task.data={manifest}", f"common.seed={seed}", *["dataset.disable_validation=true"] * (not validated)]
+            settings += [o.replace("{fold}", fold).replace("{seed}", str(seed)) for o in overrides]
             place = {"index": len(runs), "fold": fold, "seed": seed, "manifest": manifest, "split": split, "validated": validated}
-            runs.append(Run(config, folder, settings, **options, **place))
+            runs.append(Run(config, out_dir / f"fold{fold}" / f"seed{seed}", tuple(settings), **options, **place))
     return runs
 
 
 def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
-    """Train and evaluate runs that are not complete yet; after a failure, none is started any more.
+    """Train and evaluate the runs of a `plan` that are not complete yet; after a failure, none is started any more.
 
     Args:
-        runs: of `plan`.
-        evaluate: called with the arguments of tools/evaluate.py, as text.
+        evaluate: called with the arguments of tools/evaluate.py, as text; skips what is current, as that does.
         jobs: trainings at the same time, among which the cores are divided, and the GPUs where there are several.
         device: of the evaluation.
         overwrite: remove what is there and train again.
@@ -124,8 +120,10 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
             if overwrite:
                 _remove(run)
             run.run(nproc, environment | _own_gpu(run, jobs), bar=jobs == 1)
+            if not run.checkpoint.is_file():
+                raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
             with one_at_a_time:
-                _evaluate(run, evaluate, device)
+                evaluate([str(a) for a in (run.checkpoint, run.manifest, run.split, run.results, "--device", device)])
         except BaseException:
             failed.set()
             raise
@@ -155,20 +153,6 @@ def _remove(run):
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
-def _evaluate(run, evaluate, device):
-    if not run.checkpoint.is_file():
-        raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
-    settings = scoring.inputs(run.checkpoint, run.manifest, run.split)
-    stamp = Stamp(run.folder / f".{run.split}.json", settings, [run.results / "predictions.tsv", run.results / "metrics.json"])
-    if not stamp.is_current():
-        logger.info("%s: evaluating %s on %s", run.name, run.checkpoint.name, run.split)
-        evaluate([str(a) for a in (run.checkpoint, run.manifest, run.split, run.results, "--device", device)])
-        stamp.write()
-
-
-# --- collecting -------------------------------------------------------------------------------------------------------
-
-
 def collect(runs, out_dir, repeats=2000):
     """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
 
@@ -191,7 +175,8 @@ def collect(runs, out_dir, repeats=2000):
         every = next(s for s in systems if s["name"] == "all runs")
         for one, other, values in (("fold", "seed", folds), ("seed", "fold", seeds)):
             groups = [[i for i, run in enumerate(runs) if getattr(run, one) == value] for value in values]
-            systems.append(_means(every, f"{one}s, each the mean of its {other}s", groups))
+            means = {score: [metrics.mean_std(np.array(v)[group])[0] for group in groups] for score, v in every["scores"].items()}
+            systems.append({**every, "name": f"{one}s, each the mean of its {other}s", "runs": len(groups), "scores": means})
     corpus, found = read_corpus(runs[0].manifest), [read_json(run.results / "metrics.json") for run in runs]
     notes = _notes(runs, folds, seeds, corpus, found)
     if len(folds) > 1:
@@ -207,12 +192,6 @@ def collect(runs, out_dir, repeats=2000):
         for run, scores in zip(runs, found, strict=True)
     ]
     return [*notes, "", *write_results(out_dir / "results", systems, title, notes, runs=details)]
-
-
-def _means(system, name, groups):
-    """A row whose values are means over groups of another row's runs."""
-    scores = {score: [metrics.mean_std([values[i] for i in group])[0] for group in groups] for score, values in system["scores"].items()}
-    return {**system, "name": name, "runs": len(groups), "scores": scores}
 
 
 def _notes(runs, folds, seeds, corpus, found):

@@ -7,11 +7,10 @@ stay readable on a phone.
 import logging
 import re
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, STYLE, WIDTH, new_figure, save_figure, short
+from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 from ..training.curves import chosen_update
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
@@ -50,10 +49,8 @@ def confusion(path, counts, classes):
     k, names = len(classes), [short(name) for name in classes]
     longest = max(map(len, names))
     small = 9 if k <= 6 else (8 if k <= 8 else 6.5)
-    with matplotlib.rc_context(STYLE):
-        side = 1.9 + (0.54 if k <= 8 else 0.46) * max(k, 3)
-        figure = new_figure(side + 0.05 * longest, side)
-        axes = figure.add_subplot()
+    side = 1.9 + (0.54 if k <= 8 else 0.46) * max(k, 3)
+    with new_figure(side + 0.05 * longest, side) as (figure, axes):
         image = axes.imshow(share, cmap="viridis", vmin=0, vmax=1)
         centred = {"ha": "center", "va": "center", "fontsize": small, "linespacing": 1.15}
         for i, j in np.ndindex(k, k):
@@ -79,9 +76,7 @@ def bars(path, values, overall, label):
     missing = len(values) - len(defined)
     scores, n = np.array([v for v, _ in defined]), len(defined)
     named = n <= MOST_LABELLED
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4))
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 1.6 + (0.24 * max(n, 3) if named else 4.4)) as (figure, axes):
         axes.barh(np.arange(n), scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
         shown = range(n) if named else (0, n - 1)
         axes.set_yticks(shown, [short(defined[i][1]) for i in shown])
@@ -107,9 +102,7 @@ def scatter(path, reference, predicted, name, ccc, rmse):
     both, n = np.concatenate([reference, predicted]), len(reference)
     margin = 0.05 * np.ptp(both) or 0.5
     limits = (both.min() - margin, both.max() + margin)
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 5.2)
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 5.2) as (figure, axes):
         axes.plot(limits, limits, color="black", linestyle="--", linewidth=1)
         size, alpha = float(np.clip(8000 / n, 4, 30)), float(np.clip(400 / n, 0.2, 0.75))
         axes.scatter(reference, predicted, s=size, alpha=alpha, color=COLOURS[0], linewidth=0)
@@ -123,9 +116,7 @@ def thresholds(path, sweep, name):
     """A `metrics.threshold_sweep` of a class: precision, recall, F1 and accuracy, and below them false positives and negatives."""
     x = sweep["threshold"]
     decided, possible = (sweep["TP"] + sweep["FP"]) > 0, (sweep["TP"] + sweep["FN"]) > 0
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 5.2)
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    with new_figure(WIDTH, 5.2, 2, 1, sharex=True, height_ratios=[3, 2]) as (figure, (top, below)):
         shown = {"precision": decided, "recall": possible, "F1": possible, "accuracy": np.isfinite(sweep["accuracy"])}
         for (score, defined), colour, style in zip(shown.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
             top.plot(x, np.where(defined, sweep[score], np.nan), style, color=colour, linewidth=2, label=score)
@@ -177,9 +168,7 @@ def embedding_map(path, projected, values, name, what="Utterances"):
     m, of = len(places), len(values)
     values = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
     size = float(np.clip(6000 / m, 9, 34))
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 5.6)
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 5.6) as (figure, axes):
         if isinstance(values, np.ndarray):
             known = ~np.isnan(values)
             axes.scatter(*places[~known].T, s=size, color=GREY, linewidth=0)
@@ -210,9 +199,7 @@ def changes(path, groups, label, title):
     names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
-        figure = new_figure(WIDTH, 1.3 + 2.1 * rows)
-        panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    with new_figure(WIDTH, 1.3 + 2.1 * rows, rows, columns, sharey=True, squeeze=False) as (figure, panels):
         for axes in panels.flat[len(groups) :]:
             axes.set_axis_off()
         for i, (axes, (group, (conditions, series))) in enumerate(zip(panels.flat, groups.items(), strict=False)):
@@ -224,7 +211,8 @@ def changes(path, groups, label, title):
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
                 axes.plot(places, value, **_look(k, label=short(score, 24), markersize=5, linewidth=1.6))
             axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set(xlim=(-0.5, len(conditions) - 0.5), title=short(group, 30))
+            axes.set_xlim(-0.5, len(conditions) - 0.5)
+            axes.set_title(short(group, 30), fontsize=10)
             axes.grid(color=_GRID, axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(5))
             if i % columns == 0:
@@ -244,9 +232,8 @@ def training(path, curves):
     names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]
     if not names:
         return None
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 0.8 + 1.9 * len(names))
-        panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
+    with new_figure(WIDTH, 0.8 + 1.9 * len(names), len(names), sharex=True, squeeze=False) as (figure, panels):
+        panels = panels[:, 0]
         labels, splits = {}, sorted({"train"}.union(*(curves[name] for name in names)), key=lambda s: (s != "train", s))
         for axes, name in zip(panels, names, strict=True):
             for split in (s for s in splits if s in curves[name]):

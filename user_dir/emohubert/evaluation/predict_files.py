@@ -89,7 +89,6 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
 
     Args:
         task, model: from `load_trained`.
-        paths: list of str.
         window, hop: of a time line, in seconds; by default files are predicted whole.
         longest: without a window, seconds of the longest file that is predicted.
         embeddings: keep the pooled vectors.
@@ -99,9 +98,6 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
     Yields:
         A FilePrediction for every file, also for those that cannot be predicted; not in order (see `in_order`), but never
         more than a few hundred files ahead.
-
-    Raises:
-        InputError: window or hop make no sense.
     """
     measure = functools.partial(_measure, _cutter(window, hop, longest))
     predict = functools.partial(_predict, task, model, in_blocks=window is not None, embeddings=embeddings, speaker=speaker, **options)
@@ -239,9 +235,6 @@ def check_speaker(task, speaker):
         )
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Layout:
     """What a line of output holds: `classes` or `dimensions`, names (the other is empty), with a `timeline` start and end in seconds,
@@ -256,8 +249,7 @@ class Layout:
     @property
     def columns(self):
         """Columns before the numbers that the model predicts."""
-        columns = ["file"] + ["start", "end"] * self.timeline + ["speaker", "heard"] * self.calibrated
-        return columns + ["emotion"] * bool(self.classes)
+        return ["file", *["start", "end"] * self.timeline, *["speaker", "heard"] * self.calibrated, *["emotion"] * bool(self.classes)]
 
     @property
     def numbers(self):

@@ -80,13 +80,8 @@ def read_published(path):
 def write_results(path, systems, title, notes=(), published=None, **details):
     """Write `path.md` and `path.json`; returns the table's lines.
 
-    Args:
-        path: without an ending.
-        systems: of `as_systems`.
-        title: heading; say the protocol in it.
-        notes: sentences below the heading.
-        published: of `read_published`: columns with the paper's numbers, for the systems it has.
-        details: what else the JSON file is to hold.
+    `path` is without an ending, `systems` are of `as_systems`; `title` should say the protocol, `notes` are sentences below it,
+    `published` (of `read_published`) gives columns with the paper's numbers, `details` is what else the JSON file is to hold.
     """
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)

@@ -68,14 +68,10 @@ class Condition:
 def conditions(values=DEFAULTS, noises=("white", "babble"), ratio=0.0, part="centre", noise_files=None, reverb_files=None):
     """The conditions of an evaluation, with different names, without the clean recordings.
 
-    Args:
-        values: levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
-            `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths.
-        noises: kinds of generated noise, of `degradations.NOISES`.
-        ratio: direct-to-reverberant ratio of generated rooms, in dB.
-        part: what is kept of longer recordings, start or centre.
-        noise_files: folder of noise recordings, in place of generated noise.
-        reverb_files: folder of impulse responses, in place of generated ones: one condition, and `t60` is not used.
+    `values` are the levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
+    `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths, of which `part` is kept, start or centre. `noises` are
+    of `degradations.NOISES`, `ratio` is the direct-to-reverberant ratio of generated rooms, in dB. Folders of recordings replace what is
+    generated: `noise_files`, and `reverb_files`, impulse responses, one condition for which `t60` is not used.
 
     Raises:
         InputError: a value is impossible, or nothing is left to do.
@@ -126,9 +122,7 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     then `robustness.tsv`, `robustness.md`, `robustness.png` and, last, `robustness.json`.
 
     Args:
-        directory: output folder, made if needed.
         task, model: from `load_trained`.
-        split: a `manifest.Split` with references.
         chosen: of `conditions`.
         settings: what predictions depend on besides condition and seed, as for a Stamp.
         seed: of noise and rooms, and of the bootstrap, which has so many `repeats`.
@@ -197,9 +191,7 @@ def write_tsv(path, report):
 
 def markdown(report):
     """The table for people: lines of text."""
-    header, rows = ["condition"], []
-    for name in report["conditions"][0]["scores"]:
-        header += [name, "change"]
+    header, rows = ["condition", *(h for name in report["conditions"][0]["scores"] for h in (name, "change"))], []
     for row in report["conditions"]:
         cells = [row["name"]]
         for s in row["scores"].values():

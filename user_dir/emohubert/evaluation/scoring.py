@@ -58,16 +58,17 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
     speakers = {name: rows for name, rows in _groups(predictions.speakers).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
-    spread = _nested(measures, lambda m: {n: _spread([m.of(s)[n] for s in per_speaker.values()]) for n in m.names})
+    overall = scores(np.arange(len(predictions)))
+    spread = _zipped(lambda s: dict(zip(("mean", "std", "n"), metrics.mean_std(s[1:]), strict=True)), overall, *per_speaker.values())
     columns, left_out = _columns(split, predictions)
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}
     return {
-        **_overall(measures, scores(np.arange(len(predictions))), spread),
+        **_overall(measures, overall, spread),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
         "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},
         "by": by,
-        "difference": {column: _difference(measures, *two) for column, groups in by.items() if (two := _two_scored(groups))},
+        "difference": {column: found for column, groups in by.items() if (found := _difference(groups))},
         "columns_left_out": left_out,
         "per_speaker": per_speaker,
     }
@@ -145,7 +146,7 @@ def _chance(repeats, seed):
 class _Classes:
     """Scores of classes, of any rows (utterances)."""
 
-    name, names, score = None, ("UA", "WA", "macro_f1"), staticmethod(metrics.confusion_scores)
+    name, score = None, staticmethod(metrics.confusion_scores)
 
     def __init__(self, predictions):
         self.classes, self.confidence = list(predictions.classes), predictions.confidence
@@ -156,10 +157,6 @@ class _Classes:
             )
         self.reference, self.predicted = (np.array([index[n] for n in v]) for v in (predictions.emotions, predictions.predicted))
         self.has_reference = self.reference >= 0
-
-    def of(self, scores):
-        """The part of a group's scores that is of this measure."""
-        return scores
 
     def parts(self, rows):
         """Their confusion matrix; those of disjoint rows add up."""
@@ -173,16 +170,12 @@ class _Classes:
 class _Dimension:
     """Scores of a dimension, of any rows (utterances)."""
 
-    names, score = ("ccc", "pearson", "rmse", "bias"), staticmethod(metrics.moment_scores)
+    score = staticmethod(metrics.moment_scores)
 
     def __init__(self, predictions, column):
         self.name, self.has_reference = predictions.dims[column], predictions.scored[:, column]
         self.reference, self.predicted = predictions.references[:, column], predictions.predicted[:, column]
         self.origin = self.reference[self.has_reference].mean() if self.has_reference.any() else 0.0
-
-    def of(self, scores):
-        """The part of a group's scores that is of this dimension."""
-        return scores["dims"][self.name]
 
     def _pair(self, rows):
         rows = rows[self.has_reference[rows]]
@@ -194,7 +187,7 @@ class _Dimension:
 
     def scores(self, rows):
         pair = self._pair(rows)
-        return {"n": len(pair[0]), **{name: getattr(metrics, name)(*pair) for name in self.names}}
+        return {"n": len(pair[0]), **{f.__name__: f(*pair) for f in (metrics.ccc, metrics.pearson, metrics.rmse, metrics.bias)}}
 
 
 def _measures(predictions):
@@ -226,19 +219,22 @@ def _overall(measures, scores, spread):
     return scores
 
 
-def _spread(values):
-    return dict(zip(("mean", "std", "n"), metrics.mean_std(values), strict=True))
+def _zipped(of, *groups):
+    """`of` the values of each score in all groups of scores, nested as they are; counts are left out."""
+    return {
+        name: _zipped(of, *(g[name] for g in groups)) if isinstance(score, dict) else of([g[name] for g in groups])
+        for name, score in groups[0].items()
+        if name not in ("n", "speakers")
+    }
 
 
-def _two_scored(groups):
-    """The two groups with references, of a column that has exactly two known values; otherwise None."""
+def _difference(groups):
+    """First minus second, of a column in which exactly two known values have references; otherwise {}."""
     scored = [(value, scores) for value, scores in groups.items() if value != NO_VALUE and scores["n"]]
-    return scored if len(scored) == 2 else None
-
-
-def _difference(measures, first, second):
-    (name, a), (other, b) = first, second
-    return {"first": name, "second": other, **_nested(measures, lambda m: {n: m.of(a)[n] - m.of(b)[n] for n in m.names})}
+    if len(scored) != 2:
+        return {}
+    (first, a), (second, b) = scored
+    return {"first": first, "second": second, **_zipped(lambda pair: pair[0] - pair[1], a, b)}
 
 
 def _groups(values):

@@ -18,7 +18,6 @@ from . import corpus_figures
 
 logger = logging.getLogger(__name__)
 
-MOST_ODD = 0.1  # share of the speakers within whom a column may differ and still be taken for a property of speakers with a mistake
 MOST_VALUES = 12  # properties of speakers with more values than this are counted in figures only
 
 
@@ -74,21 +73,11 @@ def _frame(number, place, split, meta):
 
 
 def speaker_metadata(corpus):
-    """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}, numbers where all are numbers.
-
-    A column in which hardly anybody has two is named in the log, since there may be a mistake in it.
-    """
+    """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}, numbers where all are numbers."""
     found, speakers = {}, sorted(corpus.known["speaker"].unique())
     for name, column in corpus.meta.items():
         known = corpus.known[corpus.known[column] != ""].groupby("speaker")[column]
-        several = known.nunique().loc[lambda n: n > 1]
-        if 0 < len(several) <= MOST_ODD * len(speakers):
-            speaker, example = several.index[0], known.get_group(several.index[0]).value_counts()
-            logger.warning(
-                "%s differs within %d of %d speakers (%s: %s) and is not taken as a property of speakers; correct the manifest",
-                *(name, len(several), len(speakers), speaker, ", ".join(f"{value} {n}×" for value, n in example[:3].items())),
-            )
-        if several.empty and len(known):
+        if len(known) and (known.nunique() == 1).all():
             found[name] = _numbers(dict.fromkeys(speakers, "") | known.first().to_dict())
     return found
 

@@ -1,13 +1,13 @@
 """Figures of a corpus: how long its clips are, what is in it, who speaks, and how similar the speakers' voices are."""
 
+import itertools
 import logging
 from collections import Counter
 
-import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from ..core.plotting import COLOURS, GREY, STYLE, WIDTH, new_figure, save_figure, short
+from ..core.plotting import COLOURS, GREY, WIDTH, new_figure, save_figure, short
 from ..corpus.manifest import NO_EMOTION
 from ..data.speaker_vectors import standardise
 from ..evaluation import figures
@@ -63,9 +63,7 @@ def lengths(path, seconds):
     """Histogram of clip lengths (seconds) with the median, the longest half percent left out; returns the path, as every function here."""
     seconds = np.asarray(seconds, dtype=np.float64)
     shown = seconds[seconds <= np.percentile(seconds, 99.5)]
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 3.6)
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 3.6) as (figure, axes):
         axes.hist(shown, bins=int(np.clip(np.sqrt(len(shown)), 5, 60)), color=COLOURS[0], edgecolor="white", linewidth=0.3)
         low, median, high = np.percentile(seconds, [5, 50, 95])
         axes.axvline(median, color="black", linestyle="--", linewidth=1.5, label=f"median {median:.2f} s")
@@ -85,17 +83,12 @@ def classes(path, labelled, fold=""):
     splits = sorted({s for _, s in counts}, key=lambda s: (order.get(s, 3), s))
     names = sorted(totals, key=lambda c: (c != NO_EMOTION, totals[c], c))
     columns = 4 if max(map(len, splits)) <= 10 else 2
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns))
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 1.4 + 0.34 * max(len(names), 3) + 0.2 * -(-len(splits) // columns)) as (figure, axes):
         left = np.zeros(len(names))
-        for split, colour in zip(splits, COLOURS, strict=False):
+        for split, colour in zip(splits, itertools.cycle(COLOURS), strict=False):
             width = np.array([counts[c, split] for c in names])
             bars = axes.barh(names, width, left=left, height=0.72, color=colour, edgecolor="white", linewidth=0.5, label=short(split, 24))
             left += width
-        rest = np.array([totals[c] for c in names]) - left
-        if rest.any():
-            bars = axes.barh(names, rest, left=left, height=0.72, color=GREY, label="other splits")
         axes.bar_label(bars, [str(totals[c]) for c in names], padding=4, fontsize=9)
         axes.set_yticks(range(len(names)), ["no class" if c == NO_EMOTION else short(c, 20) for c in names])
         axes.tick_params(axis="y", length=0)
@@ -109,24 +102,12 @@ def classes(path, labelled, fold=""):
 
 
 def demographics(path, columns, speakers):
-    """Speakers by what is known of them (`columns`: name → values, "": unknown): bars for words, histograms for numbers with many values."""
-    counted = {name: Counter(values) for name, values in columns.items()}
-    numeric = {n: len(c) > MOST_BARS and _is_numeric(c) for n, c in counted.items()}
-    bars = {name: [] if numeric[name] else _bars(counts) for name, counts in counted.items()}
-    heights = [2.2 if numeric[name] else 0.75 + 0.26 * len(bars[name]) for name in columns]
-    with matplotlib.rc_context({**STYLE, "axes.titlesize": 10}):
-        figure = new_figure(WIDTH, 0.7 + sum(heights))
-        panels = np.atleast_1d(figure.subplots(len(columns), 1, height_ratios=heights))
-        for axes, (name, values) in zip(panels, columns.items(), strict=True):
-            unknown = counted[name][""]
-            if numeric[name]:
-                known = np.array([v for v in values if v != ""], dtype=np.float64)
-                axes.hist(known, bins=min(20, len(counted[name])), color=COLOURS[0], edgecolor="white", linewidth=0.3)
-                axes.set(xlabel=short(name, 30), ylabel="speakers")
-                axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-                axes.set_title(f"{short(name, 30)}, median {np.median(known):g}" + (f" ({unknown} unknown)" if unknown else ""))
-                continue
-            labels, counts = zip(*bars[name], strict=True)
+    """Speakers by what is known of them (`columns`: name → values, "": unknown), a bar for each value, or range of many numbers."""
+    bars = {name: _bars(values) for name, values in columns.items()}
+    heights = [0.75 + 0.26 * len(of) for of in bars.values()]
+    with new_figure(WIDTH, 0.7 + sum(heights), len(columns), height_ratios=heights, squeeze=False) as (figure, panels):
+        for axes, (name, of) in zip(panels.flat, bars.items(), strict=True):
+            labels, counts = zip(*of, strict=True)
             colours = [GREY if label.startswith("(") else COLOURS[0] for label in labels]
             drawn = axes.barh(range(len(labels)), counts, height=0.72, color=colours)
             axes.bar_label(drawn, [f"{n} ({100 * n / speakers:.0f}%)" for n in counts], padding=4, fontsize=9)
@@ -134,15 +115,20 @@ def demographics(path, columns, speakers):
             axes.tick_params(axis="y", length=0)
             axes.set_xlim(0, 1.25 * max(counts))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_title(short(name, 30))
+            axes.set_title(short(name, 30), fontsize=10)
         figure.suptitle(f"{speakers} speakers", fontsize=11, fontweight="bold", x=0.02, ha="left")
         return save_figure(figure, path)
 
 
-def _bars(counts):
-    """(label, speakers) from below: what is unknown, what is summed up, then values by their number."""
-    known = sorted(((v, n) for v, n in counts.items() if v != ""), key=lambda pair: (-pair[1], str(pair[0])))
-    shown, rest = (known, []) if len(known) <= MOST_BARS else (known[: MOST_BARS - 1], known[MOST_BARS - 1 :])
-    others = [(f"({len(rest)} others)", sum(n for _, n in rest))] if rest else []
-    unknown = [("(unknown)", counts[""])] if counts.get("") else []
-    return [*unknown, *others, *((str(v), n) for v, n in reversed(shown))]
+def _bars(values):
+    """(label, speakers) from below: what is unknown, what is summed up, then values by their number, or ranges of numbers in order."""
+    counts = Counter(values)
+    unknown = [("(unknown)", counts.pop(""))] if "" in counts else []
+    if len(counts) > MOST_BARS and _is_numeric(counts):
+        edges = MaxNLocator(8).tick_values(min(counts), max(counts))
+        found, _ = np.histogram(list(counts), edges, weights=list(counts.values()))
+        return [*unknown, *((f"{low:g}–{high:g}", int(n)) for low, high, n in zip(edges, edges[1:], found, strict=False))]
+    known = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+    shown = len(known) if len(known) <= MOST_BARS else MOST_BARS - 1
+    others = [(f"({len(known) - shown} others)", sum(n for _, n in known[shown:]))] if known[shown:] else []
+    return [*unknown, *others, *((str(v), n) for v, n in reversed(known[:shown]))]

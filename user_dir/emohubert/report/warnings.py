@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..training.curves import chosen_update
-from .collect import NUMBER, fits, is_robustness
 from .table_cells import count, number
 
 LEVELS = ("problem", "warning", "note")
@@ -31,7 +32,6 @@ def of_run(run):
     found += [RunWarning("warning", "unread", f"Left out, since it could not be read: {why}", name) for name, why in run.unread.items()]
     found += [RunWarning(*parts, name) for name, check in run.checks.items() for parts in _of_check(check)]
     found += [RunWarning(*parts, name) for name, audit in run.audits.items() for parts in _of_audit(audit)]
-    found += [RunWarning(*parts, name) for name, content in run.results.items() for parts in _of_robustness(content)]
     found += [warning for evaluation in run.evaluations for warning in of_evaluation(evaluation)]
     found += [warning for training in run.trainings for warning in of_training(training)]
     return sorted(found, key=lambda warning: LEVELS.index(warning.level))
@@ -79,17 +79,16 @@ def _of_audit(audit):
 def _of_size(scores):
     n, speakers = scores["n"], len(scores["per_speaker"])
     if n < FEW_UTTERANCES or speakers < FEW_SPEAKERS:
-        few = f"{count(n, 'utterance')} of {count(speakers, 'speaker')}"
         narrow = " and intervals over so few speakers are too narrow" if speakers < FEW_SPEAKERS else ""
-        yield "warning", "few", f"Few data: {few}. Differences of a few points mean nothing here{narrow}; pool folds or seeds."
+        message = f"Few data: {count(n, 'utterance')} of {count(speakers, 'speaker')}. Differences of a few points mean nothing here"
+        yield "warning", "few", f"{message}{narrow}; pool folds or seeds."
     if missing := scores.get("without_reference"):
         yield "note", "unscored", f"{count(missing, 'utterance')} without a reference: predicted, not scored."
 
 
 def _of_classes(evaluation):
     scores = evaluation.scores
-    references = {name: sum(row) for name, row in zip(scores["classes"], scores["confusion"], strict=True)}
-    predicted = {name: sum(column) for name, column in zip(scores["classes"], zip(*scores["confusion"], strict=True), strict=True)}
+    references, predicted = (dict(zip(scores["classes"], np.sum(scores["confusion"], axis).tolist(), strict=True)) for axis in (1, 0))
     chance, (ua, interval) = 1 / sum(n > 0 for n in references.values()), evaluation.headline()["UA"]
     if min([ua, *interval]) <= chance < 1:
         yield "problem", "chance", f"Not above chance: UA {ua:.3f}{_begins(interval)}; always predicting one class gives {chance:.3f}."
@@ -110,8 +109,7 @@ def _of_dimensions(evaluation):
             if values.get("n", evaluation.scores["n"]) > 1:
                 yield "problem", f"constant {name}", f"{name}: constant predictions or references, so no correlation."
         elif ccc <= 0.05 or (interval and interval[0] <= 0):
-            message = f"{name}: not clearly better than a constant, CCC {number(ccc)}{_begins(interval)}."
-            yield "problem", f"chance {name}", message
+            yield "problem", f"chance {name}", f"{name}: not clearly better than a constant, CCC {number(ccc)}{_begins(interval)}."
         elif pearson - ccc > 0.15:
             message = f"{name}: CCC {ccc:.3f} is far below Pearson {pearson:.3f}: the predictions' mean or scale is off"
             yield "warning", f"scale {name}", f"{message} (bias {number(values.get('bias'))})."
@@ -152,21 +150,6 @@ def _named(scores):
     for dimension, values in scores.get("dims", {}).items():
         found |= {f"{name}_{dimension}": values.get(name) for name in ("ccc", "pearson", "rmse", "speaker_ccc_mean")}
     return {name: value for name, value in found.items() if number(value) != "–"}
-
-
-def _of_robustness(content):
-    """Under which condition UA, or the CCC of each dimension, falls most, of those whose interval is below zero."""
-    if not is_robustness(content):
-        return
-    clean, *conditions = content["conditions"]
-    for name in ["UA"] if "UA" in clean["scores"] else clean["scores"]:
-        scores = [(c["name"], c["scores"][name]) for c in conditions]
-        falls = [(s["change"], c, s["value"]) for c, s in scores if fits(s["change_ci"], [NUMBER]) and max(s["change_ci"], default=0) < 0]
-        if falls:
-            change, condition, value = min(falls)
-            message = f"{name} falls most with {condition}: {number(clean['scores'][name]['value'])} → {number(value)}"
-            message += f"; in {len(falls)} of {count(len(conditions), 'condition')} the interval of the change lies below zero."
-            yield "warning" if change < -0.1 else "note", f"robustness {name}", message
 
 
 def _of_curves(training):

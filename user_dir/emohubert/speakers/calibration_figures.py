@@ -1,9 +1,8 @@
 """What a calibration did to each speaker, as a figure."""
 
-import matplotlib
 import numpy as np
 
-from ..core.plotting import COLOURS, MOST_LABELLED, STYLE, WIDTH, new_figure, save_figure, short
+from ..core.plotting import COLOURS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 
 
 def before_after(path, rows, measure):
@@ -20,9 +19,7 @@ def before_after(path, rows, measure):
     gains, speakers, before, after = zip(*sorted(scores), strict=True)
     before, after, worse, y = np.array(before), np.array(after), np.array(gains) < -1e-9, np.arange(len(gains))
     named = len(y) <= MOST_LABELLED
-    with matplotlib.rc_context(STYLE):
-        figure = new_figure(WIDTH, 1.9 + (0.24 * max(len(y), 3) if named else 4.4))
-        axes = figure.add_subplot()
+    with new_figure(WIDTH, 1.9 + (0.24 * max(len(y), 3) if named else 4.4)) as (figure, axes):
         for members, colour, style, label in ((~worse, COLOURS[0], "-", "better or equal"), (worse, COLOURS[3], "--", "worse")):
             if members.any():
                 text = f"{label} ({int(members.sum())})"
