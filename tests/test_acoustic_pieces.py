@@ -72,12 +72,9 @@ def test_same_labels_same_model():
     assert AcousticPieces.fit(lines(), UNITS, 30).model == AcousticPieces.fit(lines(), UNITS, 30).model
 
 
-@pytest.mark.parametrize(
-    ("units", "size", "reason"), [(12, 12, "more pieces than clusters"), (12, 100_000, "ask for fewer"), (70_000, 80_000, "at most")]
-)
-def test_impossible_sizes_are_errors(units, size, reason):
-    with pytest.raises(InputError, match=reason):
-        AcousticPieces.fit(lines(10), units, size)
+def test_more_pieces_than_the_labels_have_are_an_error():
+    with pytest.raises(InputError, match="ask for fewer"):
+        AcousticPieces.fit(lines(10), UNITS, 100_000)
 
 
 def test_a_damaged_model_is_an_error():

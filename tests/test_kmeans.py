@@ -120,7 +120,7 @@ def test_restarts_keep_the_best():
 def test_an_empty_cluster_moves_to_the_farthest_frame():
     frames = np.concatenate([np.zeros((50, 2)), np.ones((50, 2)), [[100.0, 100.0], [3.0, 3.0]]]).astype(np.float32)
     start = torch.tensor([[0.0, 0], [1, 1], [500, 500], [600, 600]], dtype=torch.float64)  # nothing is nearest to the last two
-    data = kmeans._Frames(frames, "euclidean", "cpu")
+    data = kmeans._Frames(frames)
     centroids, labels, _ = kmeans._lloyd(data, start, 100)
     assert np.array_equal(centroids.numpy(), [[0, 0], [1, 1], [100, 100], [3, 3]])
     assert np.array_equal(np.bincount(labels), [50, 50, 1, 1])

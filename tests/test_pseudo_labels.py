@@ -28,7 +28,7 @@ from emohubert.pseudo_labels import features as features_module
 from emohubert.pseudo_labels import make
 from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, pieces
 from emohubert.pseudo_labels.kmeans import KMeans
-from emohubert.pseudo_labels.make import LabelMaker, agreement
+from emohubert.pseudo_labels.make import LabelMaker
 from emohubert.pseudo_labels.recordings import choose_recordings
 
 SMALL = {**TINY, "encoder_layers": 4}
@@ -197,9 +197,7 @@ def test_damaged_audio_and_broken_weights_are_errors(tmp_path, checkpoint):
 
 def make_labels(manifest, out, checkpoint, clusters=(5, 9), layers=(2, 4), **options):
     extraction = {k: options.pop(k) for k in ("batch_seconds", "padded", "workers", "max_chunk_seconds") if k in options}
-    maker = LabelMaker(manifest, out, EncoderFeatures(load_encoder(checkpoint), layers, **extraction), clusters, **options)
-    maker.run()
-    return maker
+    LabelMaker(manifest, out, EncoderFeatures(load_encoder(checkpoint), layers, **extraction), clusters, **options).run()
 
 
 @pytest.fixture(scope="module")
@@ -252,13 +250,11 @@ def test_a_label_in_doubt_is_decided_by_the_piece_alone(labels, manifest, checkp
         return result
 
     monkeypatch.setattr(EncoderFeatures, "_forward", noisy)
-    careless = make_labels(manifest, tmp_path / "careless", checkpoint, padded=True)
+    make_labels(manifest, tmp_path / "careless", checkpoint, padded=True)
     assert label_files(tmp_path / "careless") != label_files(labels)
     monkeypatch.setattr(make, "NOISE", 0.05)  # of what comes out, which is at least 0.955 of what the noise was added to
-    careful = make_labels(manifest, tmp_path / "careful", checkpoint, padded=True)
+    make_labels(manifest, tmp_path / "careful", checkpoint, padded=True)
     assert label_files(tmp_path / "careful") == label_files(labels)
-    assert careful.rechecked > 0
-    assert careless.rechecked == 0
 
 
 def test_labels_do_not_depend_on_the_order_of_the_manifest(labels, manifest, checkpoint, tmp_path):
@@ -363,23 +359,17 @@ def test_choice_of_recordings():
     assert choose_recordings(names, frames, 5, seed=1) == []
 
 
-def test_bf16_labels_are_compared_with_float32(manifest, checkpoint, tmp_path, capsys, monkeypatch):
-    encoder = load_encoder(checkpoint)
-    reduced = EncoderFeatures(encoder, [4], precision="bf16")
-    maker = LabelMaker(manifest, tmp_path, reduced, [60])
-    maker.run()
-    shares, frames = agreement(maker, reduced, EncoderFeatures(encoder, [4]))
-    assert frames > 500
-    assert 0.8 < shares["L4/km60"] < 1
+def test_bf16_labels_are_nearly_those_of_float32(labels, manifest, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(device, "_cpu_flags", lambda: [])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     encoder = ("--checkpoint", checkpoint, "--layers", 4, "--precision", "bf16", "--device", "cpu")
-    options = (manifest, tmp_path / "x", *encoder, "--clusters", 5)
+    options = (manifest, tmp_path, *encoder, "--centroids", labels / "L4" / "km9" / "kmeans.npz", "--splits", "train")
     assert run("tools/make_labels.py", *options) == 2
     assert "cpu has no bf16 arithmetic; use --precision float32" in capsys.readouterr().err
     monkeypatch.setattr(device, "_cpu_flags", lambda: ["avx512_bf16"])
     assert run("tools/make_labels.py", *options) == 0
-    assert "L4/km5: bf16 gives the float32 label on" in capsys.readouterr().out
+    reduced, full = ((folder / "L4/km9/train.km").read_text().split() for folder in (tmp_path, labels))
+    assert 0.8 < np.mean([a == b for a, b in zip(reduced, full, strict=True)]) < 1
 
 
 @pytest.mark.parametrize(

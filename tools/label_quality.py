@@ -45,7 +45,7 @@ def main(argv=None):
     out = make_folder(args.out or args.lab_dir)
     write_json(out / f"label_quality_{split.name}.json", results)
     picture = quality.heat_map(out / f"label_quality_{split.name}.png", results)
-    print("\n".join(quality.table(results)))
+    print(quality.table(results))
     print(picture)
 
 

@@ -55,13 +55,12 @@ def main(argv=None):
     parser.add_overwrite()
     args = parser.parse_args(argv)
     from emohubert.models.from_pretrained import load_encoder
-    from emohubert.pseudo_labels.make import LabelMaker, agreement
+    from emohubert.pseudo_labels.make import LabelMaker
 
-    features = options.features(args, load_encoder)
-    maker = LabelMaker(
+    LabelMaker(
         args.manifest_dir,
         args.out_dir,
-        features,
+        options.features(args, load_encoder),
         args.clusters or (),
         args.fit_split,
         args.splits,
@@ -71,12 +70,7 @@ def main(argv=None):
         pieces=args.pieces or (),
         overwrite=args.overwrite,
         **options.kmeans_options(args),
-    )
-    maker.run()
-    if features.precision != "float32":
-        shares, frames = agreement(maker, features, options.features(args, load_encoder, precision="float32"))
-        for name, share in shares.items():
-            print(f"{name}: {features.precision} gives the float32 label on {100 * share:.3f} % of {frames} frames")
+    ).run()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import sentencepiece
 
 from ..core.errors import InputError
 
-_FIRST = 0xF0000
-"""Plane 15 of Unicode is for private use: 65 534 characters."""
-MOST_UNITS = 0xFFFE
+_FIRST = 0xF0000  # plane 15 of Unicode is for private use: 65 534 characters
 
 
 def collapse(labels):
@@ -29,12 +27,7 @@ def _text(units):
 
 
 class AcousticPieces:
-    """A vocabulary of pieces.
-
-    Args:
-        model: bytes of a SentencePiece model, as `fit` makes them.
-        path: where they come from, for messages.
-    """
+    """A vocabulary of pieces; `model`: bytes of a SentencePiece model, as `fit` makes them, `path`: where they come from, for messages."""
 
     def __init__(self, model, path="pieces.model"):
         self.model = model
@@ -44,25 +37,18 @@ class AcousticPieces:
             raise InputError(f"{path}: not a SentencePiece model; make it again") from error
         self._units = np.array([len(self._processor.id_to_piece(i)) for i in range(self._processor.get_piece_size())])
 
-    def __len__(self):
-        return self._processor.get_piece_size() - 1  # without <unk>
-
     @classmethod
     def fit(cls, lines, units, size):
-        """Learn `size` pieces by byte-pair encoding; the same labels give the same bytes.
+        """Learn pieces by byte-pair encoding; the same labels give the same bytes.
 
         Args:
             lines: iterable of label arrays, one per utterance.
             units: number of clusters; every one is a piece of its own, seen or not.
-            size: number of pieces, clusters included.
+            size: number of pieces, clusters included: more than `units`.
 
         Raises:
-            InputError: fewer pieces than clusters, or more than the labels have.
+            InputError: the labels do not have so many.
         """
-        if units > MOST_UNITS:
-            raise InputError(f"--pieces: {units} clusters, but at most {MOST_UNITS} are possible; use fewer clusters")
-        if size <= units:
-            raise InputError(f"--pieces {size}: there are {units} clusters, each a piece of its own; ask for more pieces than clusters")
         alphabet = (chr(_FIRST + unit) for unit in range(units))  # a sentence of its own for each: so all are known
         out = io.BytesIO()
         try:
@@ -70,7 +56,7 @@ class AcousticPieces:
                 sentence_iterator=itertools.chain(alphabet, (_text(collapse(line)[0]) for line in lines if len(line))),
                 model_writer=out,
                 model_type="bpe",
-                vocab_size=size + 1,
+                vocab_size=size + 1,  # and <unk>
                 character_coverage=1.0,
                 normalization_rule_name="identity",
                 add_dummy_prefix=False,
@@ -85,15 +71,12 @@ class AcousticPieces:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise InputError(
-                f"--pieces {size}: cannot be learned from these labels ({str(error).split(') ')[-1][:160]}); ask for fewer"
-            ) from error
+            why = str(error).split(") ")[-1][:160]
+            raise InputError(f"--pieces {size}: cannot be learned from these labels ({why}); ask for fewer") from error
         return cls(out.getvalue())
 
     def labels(self, labels):
-        """The piece of each frame, 0 to len(self) − 1, for the labels of one utterance."""
+        """The piece of each frame, from 0, for the labels of one utterance."""
         units, lengths = collapse(labels)
-        if not len(units):
-            return np.zeros(0, dtype=np.int64)
         ids = np.array(self._processor.encode_as_ids(_text(units)), dtype=np.int64)
         return np.repeat(np.repeat(ids - 1, self._units[ids]), lengths)

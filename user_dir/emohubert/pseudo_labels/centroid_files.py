@@ -10,23 +10,20 @@ import io
 import lzma
 import math
 import pickle
-import zlib
 from pathlib import Path
 
 import joblib
 import numpy as np
+from joblib.compressor import BinaryZlibFile
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyUnpickler
 
 from ..core.errors import InputError
 from ..core.files import atomic
 from .centroids import KMeans, first_line
 
-_MOST_BYTES = 4 << 30
-"""A file that unpacks to more than this is no file of centroids."""
-_KMEANS = frozenset(
-    f"sklearn.cluster.{module}.{name}" for module in ("k_means_", "_kmeans") for name in ("KMeans", "MiniBatchKMeans", "BisectingKMeans")
-)
-_ARRAY = frozenset({"joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper"})
+_MOST_BYTES = 4 << 30  # a file that unpacks to more is no file of centroids
+_KMEANS = {f"sklearn.cluster.{module}.{name}KMeans" for module in ("k_means_", "_kmeans") for name in ("", "MiniBatch", "Bisecting")}
+_ARRAY = {"joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper"}
 _OTHERS = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")} | {
     "numpy.dtype",
     "numpy.ndarray",
@@ -37,14 +34,9 @@ _OTHERS = {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for n
     "numpy.random.mtrand.RandomState",
     "_codecs.encode",  # how protocol 2 writes bytes
 }
-_COMPRESSIONS = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ", lzma.open),
-    (b"\x5d\x00", lzma.open),
-    (b"", open),
-)
-_WITHHELD = (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x5d\x00": lzma.open, b"\x78": BinaryZlibFile}
+_WITHHELD = {code[0] for code in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)}
 """Instructions that allocate as much as they claim, or name a class by number."""
 
 
@@ -68,7 +60,7 @@ def write_joblib(model, path):
 
     estimator = MiniBatchKMeans(n_clusters=len(model), init="k-means++", n_init=1, random_state=model.fit.get("seed"))
     estimator.cluster_centers_ = np.ascontiguousarray(model.centroids)
-    estimator.n_features_in_ = model.width
+    estimator.n_features_in_ = model.centroids.shape[1]
     estimator.n_iter_ = model.fit.get("iterations", 0)
     estimator.inertia_ = model.fit.get("inertia", math.nan) * model.fit.get("frames", 0)
     estimator._n_threads = 1
@@ -84,26 +76,23 @@ def _load_joblib(path):
         centroids = content.state.get("cluster_centers_")
         if not isinstance(centroids, np.ndarray) or centroids.ndim != 2 or not centroids.size or centroids.dtype.kind != "f":
             raise _RefusedError("it holds no cluster_centers_ (a k-means that was not fitted?)")
+        if not np.isfinite(centroids).all():
+            raise _RefusedError("its centroids are not finite numbers")
     except _RefusedError as error:
         remedy = "nothing in it was run. Use a kmeans.npz, or a joblib file of a fitted k-means"
         raise InputError(f"{path}: refused: {error}; {remedy}") from None
     except Exception as error:  # whatever the instructions of a damaged file lead to
         what = f"neither a kmeans.npz nor a joblib file of a k-means, or a damaged one ({first_line(error)})"
         raise InputError(f"{path}: {what}; copy it again") from error
-    centroids = np.array(centroids, dtype=np.float32, order="C")
-    if not np.isfinite(centroids).all():
-        raise InputError(f"{path}: its centroids are not finite numbers; fit them again")
-    return KMeans(centroids)
+    return KMeans(np.array(centroids, dtype=np.float32, order="C"))
 
 
 def _unpacked(path):
     with open(path, "rb") as f:
         head = f.read(6)
-    opener = next(opener for magic, opener in _COMPRESSIONS if head.startswith(magic))
-    with opener(path, "rb") as f:
+    opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), open)
+    with opener(str(path), "rb") as f:
         data = f.read(_MOST_BYTES + 1)
-    if head[:1] == b"\x78":
-        data = zlib.decompressobj().decompress(data, _MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise _RefusedError("it unpacks to more than a file of centroids can hold")
     return io.BytesIO(data)
@@ -114,7 +103,7 @@ class _RefusedError(Exception):
 
 
 class _Unpickler(NumpyUnpickler):
-    dispatch = {code: action for code, action in NumpyUnpickler.dispatch.items() if code not in {w[0] for w in _WITHHELD}}
+    dispatch = {code: action for code, action in NumpyUnpickler.dispatch.items() if code not in _WITHHELD}
 
     def __init__(self, path, file):
         super().__init__(str(path), file, ensure_native_byte_order=False)
@@ -161,6 +150,6 @@ class _Array(_Record, NumpyArrayWrapper):
 def _dtype(record):
     """The dtype that a pickled `numpy.dtype` stands for; numbers only."""
     code = record.arguments[0] if isinstance(record, _Record) and record.name == "numpy.dtype" and record.arguments else None
-    if not isinstance(code, str) or code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+    if code not in _NUMBERS:
         raise _RefusedError(f"it holds an array of {str(code)[:60]}, not of numbers")
     return np.dtype(code).newbyteorder(record.state[1] if record.state else "=")

@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import append, atomic, read_json
+from ..core.files import atomic, read_json
+from .centroids import first_line
 
 
 def shard_range(total, nshard, rank):
-    """First and last + 1 of the utterances of a shard, as fairseq's `get_shard_range`.
-
-    Raises:
-        InputError: no such shard, or an empty one.
-    """
+    """First and last + 1 of the utterances of a shard, as fairseq's `get_shard_range`; InputError for no such shard, or an empty one."""
     if not 0 <= rank < nshard:
         raise InputError(f"--rank {rank}: there are {nshard} shards, 0 to {nshard - 1}; correct --rank or --nshard")
     start, end = round(total / nshard * rank), round(total / nshard * (rank + 1))
@@ -33,38 +30,32 @@ def shard_path(folder, split, rank, nshard, ending):
 
 
 class FeatureShard:
-    """Features of a shard on disk, checked.
+    """Features of a shard on disk, checked; InputError where a file is missing, damaged, or does not belong to the other.
 
     Attributes:
         path: of the `.npy` file.
-        features: (frames, width) array, memory-mapped.
+        features: (frames, width) float32, memory-mapped.
         lengths: frames of each utterance.
         description: what the features are, or None if the file does not come from us.
-
-    Raises:
-        InputError: a file of the shard is missing, damaged, or does not belong to the other; the message names it.
     """
 
     def __init__(self, folder, split, rank, nshard):
-        self.path = shard_path(folder, split, rank, nshard, "npy")
-        lengths, description = self.path.with_suffix(".len"), self.path.with_suffix(".json")
+        self.path = reading = shard_path(folder, split, rank, nshard, "npy")
         again = f"run tools/dump_features.py again for --nshard {nshard} --rank {rank}"
-        for path in (self.path, lengths):
-            if not path.is_file():
-                raise InputError(f"{path}: shard {rank} of {nshard} is missing (not made yet, or interrupted); {again}")
         try:
             self.features = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            self.lengths = np.array(lengths.read_text(encoding="utf-8").split(), dtype=np.int64)
+            reading = self.path.with_suffix(".len")
+            self.lengths = np.array(reading.read_text(encoding="utf-8").split(), dtype=np.int64)
+        except FileNotFoundError:
+            raise InputError(f"{reading}: shard {rank} of {nshard} is missing (not made yet, or interrupted); {again}") from None
         except (ValueError, EOFError, OSError) as error:
-            damaged = lengths if hasattr(self, "features") else self.path
-            raise InputError(f"{damaged}: damaged or cut off ({str(error).splitlines()[0][:120]}); {again}") from error
+            raise InputError(f"{reading}: damaged or cut off ({first_line(error)}); {again}") from error
         if not isinstance(self.features, np.ndarray) or self.features.ndim != 2 or self.features.dtype != np.float32:
             raise InputError(f"{self.path}: not a (frames × width) array of float32; {again}")
         if self.lengths.min(initial=0) < 0 or self.lengths.sum() != len(self.features):
-            raise InputError(
-                f"{self.path}: {len(self.features)} frames, but {lengths.name} adds up to {self.lengths.sum()} (interrupted?); {again}"
-            )
-        self.description = read_json(description).get("settings", {}).get("features") if description.is_file() else None
+            what = f"{len(self.features)} frames, but {reading.name} adds up to {self.lengths.sum()} (interrupted?)"
+            raise InputError(f"{self.path}: {what}; {again}")
+        self.description = _settings(self.path.with_suffix(".json")).get("features")
 
     def __len__(self):
         return len(self.lengths)
@@ -75,14 +66,13 @@ class FeatureShard:
             yield self.features[end - length : end]
 
 
-def read_shards(folder, split, nshard):
-    """All feature shards of a split, after checking that every one is whole and holds the same kind of features.
+def _settings(stamp):
+    """Those of a Stamp; {} without one, as fairseq leaves it."""
+    return read_json(stamp).get("settings", {}) if stamp.is_file() else {}
 
-    Raises:
-        InputError: a shard is missing or damaged (all missing ones are named), or two differ in kind.
-    """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder of features; make them with tools/dump_features.py")
+
+def read_shards(folder, split, nshard):
+    """The FeatureShards of a split; InputError if one is missing (all those are named) or damaged, or two differ in kind."""
     remedy = f"run tools/dump_features.py with --nshard {nshard} for each of these --rank"
     _require(folder, split, nshard, ("npy", "len"), "shards", "missing or interrupted", remedy)
     shards = [FeatureShard(folder, split, rank, nshard) for rank in range(nshard)]
@@ -99,35 +89,26 @@ def _require(folder, split, nshard, endings, what, state, remedy):
 
 
 def merge_labels(folder, split, nshard, utterances=None):
-    """Join the `.km` shards of a split into `{split}.km`.
+    """Join the `.km` shards of a split into `{split}.km`; returns (path, number of lines).
 
-    Args:
-        folder: of the labels.
-        split, nshard: which shards.
-        utterances: of the split, if known: then every shard must have the lines of its range.
-
-    Returns:
-        (path, number of lines).
+    With the number of `utterances` of the split, if known, every shard must have the lines of its range.
 
     Raises:
-        InputError: shards are missing or interrupted; all of them are named.
+        InputError: shards are missing (all those are named) or interrupted.
     """
     _require(folder, split, nshard, ("km",), "label shards", "missing", "run tools/dump_labels.py again for each of these ranks")
     total, merged = 0, Path(folder) / f"{split}.km"
     with atomic(merged, "wb") as out:
         for rank in range(nshard):
             path = shard_path(folder, split, rank, nshard, "km")
-            append(path, out)
-            with path.open("rb") as f:
-                count, ended = 0, False
-                for line in f:
-                    count, ended = count + 1, line.endswith(b"\n")
-            stamp = path.with_suffix(".km.json")
-            expected = read_json(stamp).get("settings", {}).get("utterances") if stamp.is_file() else None
+            content = path.read_bytes()
+            count = content.count(b"\n")
+            expected = _settings(path.with_suffix(".km.json")).get("utterances", count)
             if utterances is not None:
                 first, last = shard_range(utterances, nshard, rank)
                 expected = last - first
-            if not ended or count != (expected or count):
-                raise InputError(f"{path}: {count} lines{f' of {expected}' if expected else ''}, interrupted; dump this shard again")
+            if not content.endswith(b"\n") or count != expected:
+                raise InputError(f"{path}: {count} lines of {expected}, interrupted; dump this shard again")
+            out.write(content)
             total += count
     return merged, total

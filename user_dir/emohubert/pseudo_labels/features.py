@@ -24,30 +24,21 @@ from ..provenance import records
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
-NOISE = 1e-5
-"""Relative precision to which float32 features of a padded batch are known; about ten times what is measured."""
+NOISE = 1e-5  # relative precision to which float32 features of a padded batch are known; about ten times what is measured
 _READ_AHEAD = 3  # batches that are being read or wait for a GPU
-_CONTEXT_SECONDS = 5.0
-"""Context that a piece of a long recording gets on each side and that is not kept."""
+_CONTEXT_SECONDS = 5.0  # what a piece of a long recording gets on each side and that is not kept
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a recording that is extracted at once.
+    """A part of a recording that is extracted at once."""
 
-    Attributes:
-        utterance: index in the split.
-        start, stop: samples that go in.
-        first, last: frames of the recording that are kept.
-        skip: frames of the piece before `first`.
-    """
-
-    utterance: int
-    start: int
+    utterance: int  # index in the split
+    start: int  # samples that go in
     stop: int
-    first: int
+    first: int  # frames of the recording that are kept
     last: int
-    skip: int
+    skip: int  # frames of the piece before `first`
 
     @property
     def samples(self):
@@ -57,21 +48,15 @@ class Piece:
 
 @dataclass
 class Extracted:
-    """Features of a piece: {name: (frames, width) float32 tensor}.
-
-    `alone` is None if they are those of the piece on its own; otherwise calling it gives those.
-    """
+    """Features of a piece."""
 
     piece: Piece
-    features: dict
-    alone: object = None
+    features: dict  # {name: (frames, width) float32 tensor}
+    alone: object = None  # a function that gives [those of the piece on its own], unless these are
 
 
 def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
-    """Cut a recording into pieces of at most `max_samples`, so that each frame is kept once.
-
-    Where a recording is cut, a piece reaches `context_samples` beyond the frames that are kept from it.
-    """
+    """Cut a recording into pieces of at most `max_samples`, which reach `context_samples` beyond the frames that are kept from them."""
     frames = int(audio.n_frames(int(n_samples), hop))
     if n_samples <= max_samples:
         return [Piece(utterance, 0, int(n_samples), 0, frames, 0)] if frames else []
@@ -87,22 +72,20 @@ def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
 
 
 class MfccFeatures:
-    """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration).
+    """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration), as fairseq's `dump_mfcc_feature.py`.
 
-    The same numbers as fairseq's `dump_mfcc_feature.py`. A recording longer than `max_chunk_seconds` is transformed in
-    parts; deltas are taken over the whole. `settings` is what else the numbers depend on, `sources` what they come from.
+    A recording longer than `max_chunk_seconds` is transformed in parts; deltas are taken over the whole.
     """
 
     names = (MFCC,)
     widths = {MFCC: 39}
     hop = MFCC_HOP
-    sources = ()
-    precision = "float32"
-    device = torch.device("cpu")
+    settings = {}  # what else the numbers depend on
+    sources = ()  # what they come from
+    precision, device = "float32", torch.device("cpu")
 
     def __init__(self, workers=None, max_chunk_seconds=100.0):
         self.workers = workers
-        self.settings = {}
         self._chunk = audio.n_frames(int(max_chunk_seconds * audio.SAMPLE_RATE), MFCC_HOP)
 
     def describe(self, name):
@@ -138,14 +121,9 @@ class MfccFeatures:
 class EncoderFeatures:
     """Layers of a pretrained encoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
 
-    Args:
-        encoder: from `checkpoints.load_encoder`.
-        layers: 1-based layers.
-        batch_seconds: audio in the model at once, padding counted. A longer piece goes alone.
-        workers: threads that read audio, and on a CPU run the model. Default: one for each core.
-        precision: "float32" or "bf16".
-        max_chunk_seconds: recordings longer than this are cut.
-        padded: padded batches instead of one piece per thread; by default on a GPU only.
+    `encoder`: a FrozenEncoder. `layers`: 1-based. `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone.
+    `workers`: threads that read audio, and on a CPU run the model; default: one for each core. `max_chunk_seconds`: recordings longer than
+    this are cut. `padded`: padded batches instead of one piece per thread; by default on a GPU only.
     """
 
     hop = audio.HOP
@@ -170,14 +148,9 @@ class EncoderFeatures:
         return {"kind": "encoder", "checkpoint": encoder.sha256, "layer": self.layers[name], "width": encoder.width, **form}
 
     def extract(self, split, indices, consume, names=None, alone=False):
-        """Call `consume(Extracted)` for each piece of the utterances, maybe in worker threads; yields the seconds done.
+        """Call `consume(Extracted)` for each piece of some utterances of a Split, in several threads at once; yields the seconds done.
 
-        Args:
-            split: a manifest Split.
-            indices: of utterances.
-            consume: must be safe to call from several threads.
-            names: which features; all by default.
-            alone: every piece on its own, on a GPU too.
+        `names`: which features, all by default. `alone`: every piece on its own, on a GPU too.
         """
         layers = {name: self.layers[name] for name in names or self.names}
         found = [p for i in indices for p in pieces(i, split.n_samples[i], self._max_samples, self._context)]
@@ -192,7 +165,7 @@ class EncoderFeatures:
             batch, waveforms = loaded
             for piece, waveform, features in zip(batch, waveforms, self._forward(split, batch, waveforms, layers), strict=True):
                 rounded = len(batch) > 1 and self.precision == "float32"
-                alone = functools.partial(self._alone, split, piece, waveform, layers) if rounded else None
+                alone = functools.partial(self._forward, split, [piece], [waveform], layers) if rounded else None
                 consume(Extracted(piece, features, alone))
             return sum(piece.samples for piece in batch) / audio.SAMPLE_RATE
 
@@ -201,9 +174,6 @@ class EncoderFeatures:
                 yield from map(process, as_finished(load, jobs, self.workers, _READ_AHEAD * self._budget))
             else:
                 yield from as_finished(lambda batch: process(load(batch)), jobs, self.workers, self._budget)
-
-    def _alone(self, split, piece, waveform, layers):
-        return self._forward(split, [piece], [waveform], layers)[0]
 
     def _forward(self, split, batch, waveforms, layers):
         lengths = [len(w) for w in waveforms]
@@ -221,13 +191,7 @@ class EncoderFeatures:
 
 
 def collect(features, split, indices, arrays, alone=False):
-    """Extract utterances, one after the other, into arrays; yields the seconds of audio that are done.
-
-    Args:
-        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
-        split, indices, alone: as for `extract`.
-        arrays: {name: (frames, width) float32 array}, filled.
-    """
+    """`features.extract` into arrays, {name: (frames, width) float32}, utterance after utterance; yields the seconds done."""
     frames = audio.n_frames(split.n_samples[indices], features.hop)
     first = dict(zip(map(int, indices), (np.cumsum(frames) - frames).tolist(), strict=True))
 

@@ -12,13 +12,10 @@ from ..core.errors import InputError
 from ..core.parallel import cores, one_thread, pool
 from .centroids import KMeans
 
-BLOCK = 4096
-"""Frames in one matrix product."""
+BLOCK = 4096  # frames in one matrix product
 _ROUNDING = 2.0**-24
-_INIT_FRAMES = 4096
-_INIT_FRAMES_PER_CLUSTER = 16
-_CONVERGED = 5e-3
-"""Lloyd's iterations end when no more than this share of the frames changes its cluster."""
+_INIT_FRAMES, _INIT_FRAMES_PER_CLUSTER = 4096, 16
+_CONVERGED = 5e-3  # share of the frames that changes its cluster in Lloyd's last iteration, at most
 
 
 class Assigner:
@@ -48,14 +45,9 @@ class Assigner:
 
         A label is in doubt if some features x + δ with |δ| <= noise · |x| have another nearest centroid.
         """
-        frames = torch.as_tensor(frames).to(self.device, torch.float32)
-        labels = torch.empty(len(frames), dtype=torch.int64, device=self.device)
-        doubtful = False
-        for start in range(0, len(frames), BLOCK):
-            block = frames[start : start + BLOCK]
-            labels[start : start + len(block)], doubt = self.label_block(block, block.norm(dim=1), noise)
-            doubtful = doubtful or doubt
-        return labels, doubtful
+        blocks = torch.as_tensor(frames).to(self.device, torch.float32).split(BLOCK)
+        labels, doubts = zip(*(self.label_block(block, block.norm(dim=1), noise) for block in blocks), strict=True)
+        return torch.cat(labels), any(doubts)
 
     def label_block(self, block, norms, noise=0.0):
         """`labels_and_doubt` of one block of frames on the device, with their norms."""
@@ -92,21 +84,18 @@ class Assigner:
 
 
 def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):
-    """k-means++ on a sample of the frames, then Lloyd's iterations on all of them.
+    """k-means++ on a sample of the frames, then Lloyd's iterations on all of them; returns a KMeans without `features`.
 
     An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads.
 
     Args:
         frames: (frames, width) float32 array; not copied.
         clusters: number of clusters.
+        seed: of the first of `restarts` attempts, of which that of least inertia is kept.
         metric: "euclidean"; or "cosine": spherical k-means of the unit vectors.
-        restarts: number of seeds; the result of least inertia is kept.
         iterations: most iterations of Lloyd's.
         device: where distances are computed.
         workers: threads; by default one for each core.
-
-    Returns:
-        KMeans without `features`.
 
     Raises:
         InputError: fewer (distinct) frames than clusters, or frames that are not finite.
@@ -118,22 +107,18 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
         data = _Frames(frames, metric, device, workers or cores())
         for restart in range(restarts):
             centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, restart])), iterations)
-            inertia = float(data.distances(centroids, labels).sum()) / len(frames)
-            if best is None or inertia < best[0]:
-                best = inertia, centroids, labels, done
+            found = float(data.distances(centroids, labels).sum()) / len(frames), centroids, labels, done
+            best = found if best is None else min(best, found, key=lambda fit: fit[0])
     inertia, centroids, labels, done = best
-    return KMeans(
-        centroids.cpu().numpy(),
-        metric,
-        sizes=torch.bincount(labels, minlength=clusters).cpu().numpy(),
-        fit={"inertia": inertia, "iterations": done, "frames": len(frames), "seed": seed, "restarts": restarts},
-    )
+    sizes = torch.bincount(labels, minlength=clusters).cpu().numpy()
+    how = {"inertia": inertia, "iterations": done, "frames": len(frames), "seed": seed, "restarts": restarts}
+    return KMeans(centroids.cpu().numpy(), metric, sizes=sizes, fit=how)
 
 
 class _Frames:
     """The frames of a fit, taken block by block in threads; unit vectors where the metric is cosine."""
 
-    def __init__(self, frames, metric, device, workers=1):
+    def __init__(self, frames, metric="euclidean", device="cpu", workers=1):
         self.frames, self.metric, self.device = torch.as_tensor(frames), metric, torch.device(device)
         self._map = pool(workers).map if workers > 1 else map
         self._parts = [slice(start, start + BLOCK) for start in range(0, len(self.frames), BLOCK)]
@@ -167,10 +152,7 @@ class _Frames:
 
 
 def _plus_plus(data, clusters, rng):
-    """Greedy k-means++ on a sample of the frames: the best of several candidates per step.
-
-    Arthur & Vassilvitskii 2007; as many candidates as scikit-learn takes.
-    """
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007) on a sample of the frames: the best of as many candidates as scikit-learn takes."""
     size = min(len(data), max(_INIT_FRAMES, _INIT_FRAMES_PER_CLUSTER * clusters))
     rows = torch.from_numpy(np.sort(rng.choice(len(data), size, replace=False)))
     sample = data.take(rows)

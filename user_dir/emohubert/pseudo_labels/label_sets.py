@@ -16,21 +16,13 @@ logger = logging.getLogger("emohubert")
 
 @dataclass
 class LabelSet:
-    """Labels to be made: one kind of features, one set of centroids.
+    """Labels to be made: one kind of features, one set of centroids."""
 
-    Attributes:
-        feature: name of the features, such as "L9".
-        clusters: their number.
-        folder: where the labels go, such as OUT_DIR/L9/km50.
-        fit_stamp: the Stamp of its centroids.
-        model: the centroids, once there.
-    """
-
-    feature: str
+    feature: str  # such as "L9"
     clusters: int
-    folder: Path
-    fit_stamp: Stamp
-    model: KMeans | None = None
+    folder: Path  # such as OUT_DIR/L9/km50
+    fit_stamp: Stamp  # of its centroids
+    model: KMeans | None = None  # once there
 
     @property
     def name(self):
@@ -44,6 +36,7 @@ class LabelSet:
 
     def save(self, hop):
         """Write the centroids, the dictionary and the hop; labels of other centroids go."""
+        self.fit_stamp.clear()
         remove_stale(self.folder, "fit", self.fit_stamp.settings)
         write_dictionary(self.folder, self.model.sizes, len(self.model))
         state_hop(self.folder, hop)
@@ -54,28 +47,26 @@ class LabelSet:
 class PartialLabels:
     """The labels of one set and split on their way to `{split}.km`: in parts, one for each window of recordings.
 
-    Args:
-        label_set, split: whose labels.
-        stamp: of the label file.
-        window_seconds: length of a window; parts of other windows are not used.
+    `settings` are what labels depend on; parts of windows of other `window_seconds` are not used.
     """
 
-    def __init__(self, label_set, split, stamp, window_seconds):
-        self.set, self.split, self.stamp = label_set, split, stamp
-        self._folder = label_set.folder / f".{split.name}.{fingerprint([stamp.settings, window_seconds])}.parts"
+    def __init__(self, label_set, split, settings, window_seconds):
+        self.set, self._path = label_set, label_set.folder / f"{split.name}.km"
+        self._stamp = Stamp(label_set.folder / f".{split.name}.stamp", settings, [self._path])
+        self._folder = label_set.folder / f".{split.name}.{fingerprint([settings, window_seconds])}.parts"
 
-    def clear(self, keep_parts):
-        """Remove what killed runs left behind; parts made with these settings stay if `keep_parts`."""
-        for parts in self.set.folder.glob(f".{self.split.name}.*.parts"):
-            if not keep_parts or parts != self._folder:
+    def is_wanted(self, overwrite):
+        """Whether labels are missing, of other settings, or to be made again; removes what killed runs left, but for parts to go on with."""
+        current = not overwrite and self._stamp.is_current()
+        for parts in self.set.folder.glob(f".{self._path.stem}.*.parts"):
+            if overwrite or current or parts != self._folder:
                 shutil.rmtree(parts)
-        for unfinished in [*self.set.folder.glob(".*.tmp"), *self.set.folder.glob(".*.parts/.*.tmp")]:
+        for unfinished in self.set.folder.rglob(".*.tmp"):
             unfinished.unlink()
-
-    def open(self):
-        """Get ready for parts."""
-        self.stamp.clear()
-        self._folder.mkdir(exist_ok=True)
+        if not current:
+            self._stamp.clear()
+            self._folder.mkdir(exist_ok=True)
+        return not current
 
     def part(self, number):
         """Path of a part."""
@@ -98,11 +89,11 @@ class PartialLabels:
 
     def finish(self, parts):
         """Join the parts."""
-        with atomic(self.set.folder / f"{self.split.name}.km", "wb") as out:
+        with atomic(self._path, "wb") as out:
             for number in range(parts):
                 with self.part(number).open("rb") as f:
                     shutil.copyfileobj(f, out, 1 << 20)
-        self.stamp.write()
+        self._stamp.write()
         shutil.rmtree(self._folder)
 
 
@@ -132,4 +123,4 @@ def read_label_lines(path):
 def write_dictionary(folder, counts, symbols):
     """`dict.km.txt`: each of the symbols with its frames in the fit, or 1 where there are none or they are unknown."""
     counts = np.ones(symbols, dtype=np.int64) if counts is None else np.maximum(counts, 1)
-    write_lines(Path(folder) / "dict.km.txt", [f"{i} {n}" for i, n in enumerate(counts)])
+    write_lines(folder / "dict.km.txt", [f"{i} {n}" for i, n in enumerate(counts)])

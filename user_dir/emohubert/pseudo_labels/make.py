@@ -13,12 +13,13 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, sha256, write_lines
-from ..core.parallel import as_finished, cores, one_thread
+from ..core.parallel import cores
 from ..corpus import audio
 from ..corpus.frame_labels import state_hop
 from ..corpus.manifest import read_split, splits_of
 from ..provenance import records
 from . import kmeans
+from .acoustic_pieces import AcousticPieces
 from .centroid_files import load_centroids
 from .centroids import KMeans
 from .features import NOISE, collect
@@ -27,19 +28,15 @@ from .recordings import audio_fingerprint, choose_recordings, warn_of_short, win
 
 logger = logging.getLogger("emohubert")
 
-_WINDOW_SECONDS = 1800
-"""Audio that is labelled between two saves."""
-_FEW_FRAMES = 39
-"""Frames a cluster below which a fit is called poor (as faiss does)."""
-_AGREEMENT_UTTERANCES = 32
+_WINDOW_SECONDS = 1800  # audio that is labelled between two saves
+_FEW_FRAMES = 39  # frames a cluster below which a fit is called poor (as faiss does)
 
 
 class LabelMaker:
     """Makes the label sets of a manifest directory.
 
     Args:
-        directory: the manifest directory.
-        out: output folder.
+        directory, out: manifest directory and output folder.
         features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
         clusters: numbers of clusters.
         fit_split: the split that centroids are fitted on.
@@ -49,40 +46,37 @@ class LabelMaker:
         centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
         pieces: sizes of vocabularies of acoustic pieces to be made over each set.
         overwrite: make everything again.
-        metric, restarts, iterations: see `kmeans.fit`.
+        options: of `kmeans.fit`.
     """
 
     def __init__(
         self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, max_memory=512 << 20, centroids=None,
-        pieces=(), overwrite=False, metric="euclidean", restarts=1, iterations=100,
+        pieces=(), overwrite=False, **options,
     ):  # fmt: skip
         self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
-        self.options = {"metric": metric, "restarts": restarts, "iterations": iterations}
+        self.options = {"metric": "euclidean", "restarts": 1, "iterations": 100, **options}
         self.splits = {name: read_split(directory, name) for name in _split_names(directory, splits)}
         self.out = make_folder(out)
         self._memory = {}
-        self.rechecked = 0
-        self.fit_split, self.sample = None, []
-        if centroids is None:
-            self.fit_split = self.splits.get(fit_split) or read_split(directory, fit_split)
-        read = self.splits if self.fit_split is None else {**self.splits, fit_split: self.fit_split}
+        self.fit_split = None if centroids else self.splits.get(fit_split) or read_split(directory, fit_split)
+        read = {split.name: split for split in (*self.splits.values(), self.fit_split) if split is not None}
         self._audio = {name: audio_fingerprint(split) for name, split in read.items()}
-        if centroids is None:
+        if centroids:
+            self.sets = [self._given_set(centroids)]
+        else:
             self.sample = self._choose_sample()
             self.sets = [self._fitted_set(name, k) for name in features.names for k in sorted(set(clusters))]
-        else:
-            self.sets = [self._given_set(centroids)]
         self.pieces = sorted(set(pieces))
-        if self.pieces and (self.fit_split is None or self.fit_split.name not in self.splits):
+        if self.pieces and (centroids or fit_split not in self.splits):
             raise InputError(
                 "--pieces: pieces are learned from the labels of the fitting split; name it in --splits too, and give --clusters"
             )
-        if wrong := [(n, s.clusters) for s in self.sets for n in self.pieces if n <= s.clusters]:
-            n, clusters = wrong[0]
-            raise InputError(f"--pieces {n}: there are {clusters} clusters, each a piece of its own; ask for more pieces than clusters")
+        if self.pieces and (most := max(s.clusters for s in self.sets)) >= self.pieces[0]:
+            n = self.pieces[0]
+            raise InputError(f"--pieces {n}: there are {most} clusters, each a piece of its own; ask for more pieces than clusters")
 
     def run(self):
-        """Fit what is not fitted, label what is not labelled; returns the label sets."""
+        """Fit what is not fitted, label what is not labelled."""
         start = time.perf_counter()
         for split in self.splits.values():
             warn_of_short(split, self.features.hop)
@@ -91,14 +85,10 @@ class LabelMaker:
             if split is not self.fit_split:
                 self._memory = {}
             self._label(split)
-        self._memory = {}
         for s in self.sets:
             for size in self.pieces:
                 self._make_pieces(s, size)
-        if self.rechecked:
-            logger.info("%d pieces of padded batches had frames between two clusters and were extracted again alone", self.rechecked)
         logger.info("pseudo-labels: %d sets of %s in %.1f s", len(self.sets), ", ".join(self.splits), time.perf_counter() - start)
-        return self.sets
 
     # --- what is to be made -------------------------------------------------------------------------------------------
 
@@ -122,7 +112,6 @@ class LabelMaker:
         model.features = self.features.describe(name)
         given = self._set(name, len(model), {"given": sha256(path)}, model)
         if self.overwrite or not given.fit_stamp.is_current():
-            given.fit_stamp.clear()
             given.save(self.features.hop)
         if given.centroids.resolve() != Path(path).resolve():
             sources = [records.source("centroids", path, sha256=sha256(path)), *self.features.sources]
@@ -138,11 +127,9 @@ class LabelMaker:
                 f"{split.tsv}: no recording has a frame ({audio.RECEPTIVE_FIELD} samples) and fits into --max-memory; "
                 "allow more memory or give more audio"
             )
-        if frames[chosen].sum() < frames.sum():
-            logger.info(
-                "fit on %d of the %d recordings of %s, %d of %d frames: as many as --max-memory allows",
-                len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()),
-            )  # fmt: skip
+        if len(chosen) < np.count_nonzero(frames):
+            what = "fit on %d of the %d recordings of %s, %d of %d frames: as many as --max-memory allows"
+            logger.info(what, len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()))
         return chosen
 
     # --- fitting ------------------------------------------------------------------------------------------------------
@@ -156,38 +143,22 @@ class LabelMaker:
             elif s.model is None:
                 wanting.append(s)
             state_hop(s.folder, self.features.hop)
-        if not wanting:
-            return
-        self._extract_sample({s.feature for s in wanting})
-        for s, model, seconds in self._fits(wanting):
-            s.model = model
-            model.features = self.features.describe(s.feature)
-            model.fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
-            s.fit_stamp.clear()
+        if wanting:
+            self._extract_sample({s.feature for s in wanting})
+        for s in wanting:
+            start, frames = time.perf_counter(), self._memory[s.feature]
+            if len(frames) < _FEW_FRAMES * s.clusters:
+                logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
+            s.model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=cores(), **self.options)
+            s.model.features, fit = self.features.describe(s.feature), s.model.fit
+            fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
             self._record_fit(s)
             s.save(self.features.hop)
-            logger.info(
-                "%s: inertia %.4f a frame, %d iterations, clusters of %d to %d frames, %.1f s",
-                s.name, model.fit["inertia"], model.fit["iterations"], model.sizes.min(), model.sizes.max(), seconds,
-            )  # fmt: skip
+            seconds = time.perf_counter() - start
+            logger.info("%s: inertia %.4f a frame, %d iterations, %.1f s", s.name, fit["inertia"], fit["iterations"], seconds)
 
     def _record_fit(self, s):
         records.write_fit(s.centroids, self.fit_split, self.sample, self.features.sources, features=self.features.describe(s.feature))
-
-    def _fits(self, wanting):
-        """Fit sets; yields (set, KMeans, seconds) as they are done. Where there are enough sets, each has a core of its own."""
-        if len(wanting) < cores() or self.features.device.type != "cpu":
-            yield from (self._fit_one(s, cores()) for s in wanting)
-            return
-        with one_thread():
-            yield from as_finished(lambda s: self._fit_one(s, 1), [(s, 1) for s in wanting])
-
-    def _fit_one(self, s, workers):
-        start, frames = time.perf_counter(), self._memory[s.feature]
-        if len(frames) < _FEW_FRAMES * s.clusters:
-            logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
-        model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=workers, **self.options)
-        return s, model, time.perf_counter() - start
 
     def _extract_sample(self, names):
         """Fill the memory: features of the recordings of the fit, and the rows that each of them has."""
@@ -204,19 +175,11 @@ class LabelMaker:
         return {"fit": s.fit_stamp.settings, "audio": self._audio[split.name], **self.features.settings}
 
     def _label(self, split):
-        jobs = []
-        for s in self.sets:
-            stamp = Stamp(s.folder / f".{split.name}.stamp", self._label_settings(s, split), [s.folder / f"{split.name}.km"])
-            job = PartialLabels(s, split, stamp, _WINDOW_SECONDS)
-            current = not self.overwrite and stamp.is_current()
-            job.clear(keep_parts=not current and not self.overwrite)
-            if not current:
-                jobs.append(job)
+        jobs = [PartialLabels(s, split, self._label_settings(s, split), _WINDOW_SECONDS) for s in self.sets]
+        jobs = [job for job in jobs if job.is_wanted(self.overwrite)]
         if not jobs:
             logger.info("%s: its labels are whole and made with these settings", split.name)
             return
-        for job in jobs:
-            job.open()
         parts = windows(split.n_samples, _WINDOW_SECONDS * audio.SAMPLE_RATE)
         work_through(self._label_windows(split, parts, jobs), f"{split.name}: labels", split.n_samples)
         for job in jobs:
@@ -235,7 +198,7 @@ class LabelMaker:
 
     def _label_window(self, split, window, jobs):
         frames = audio.n_frames(split.n_samples[window], self.features.hop)
-        assigners = {job: self._assigner(job.set) for job in jobs}
+        assigners = {job: kmeans.Assigner(job.set.model.centroids, job.set.model.metric, self.features.device) for job in jobs}
         for job in jobs:
             job.start(window, frames)
         names = [name for name in self.features.names if any(job.set.feature == name for job in jobs)]
@@ -252,8 +215,7 @@ class LabelMaker:
         def consume(extracted):
             piece = extracted.piece
             if label(piece.utterance, piece.first, extracted.features, NOISE if extracted.alone else 0.0):
-                self.rechecked += 1
-                label(piece.utterance, piece.first, extracted.alone())
+                label(piece.utterance, piece.first, *extracted.alone())
 
         known = set()
         if split is self.fit_split and self._memory and set(names) <= set(self._memory):
@@ -264,15 +226,10 @@ class LabelMaker:
         rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
         yield from self.features.extract(split, rest, consume, names)
 
-    def _assigner(self, s):
-        return kmeans.Assigner(s.model.centroids, s.model.metric, self.features.device)
-
     # --- acoustic pieces ----------------------------------------------------------------------------------------------
 
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
-        from .acoustic_pieces import AcousticPieces
-
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
         for unfinished in folder.glob(".*.tmp"):
             unfinished.unlink()
@@ -312,27 +269,3 @@ def _split_names(directory, splits):
     if not names:
         raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
     return names
-
-
-def agreement(maker, reduced, full):
-    """Share of frames on which reduced precision gives the same labels as float32, measured on a seeded sample.
-
-    Args:
-        maker: a LabelMaker that has run.
-        reduced, full: EncoderFeatures of the same encoder.
-
-    Returns:
-        {name of the set: share}, and the number of frames.
-    """
-    split = next(iter(maker.splits.values()))
-    audible = np.flatnonzero(audio.n_frames(split.n_samples))
-    chosen = np.random.default_rng(maker.seed).permutation(audible)[:_AGREEMENT_UTTERANCES].tolist()
-    frames, found = int(audio.n_frames(split.n_samples[chosen]).sum()), []
-    for features in (reduced, full):
-        memory = {name: np.empty((frames, features.widths[name]), dtype=np.float32) for name in features.names}
-        for _ in collect(features, split, chosen, memory, alone=True):
-            pass
-        assigners = [kmeans.Assigner(s.model.centroids, s.model.metric, full.device) for s in maker.sets]
-        found.append([assigner.labels(memory[s.feature]) for s, assigner in zip(maker.sets, assigners, strict=True)])
-    shares = [float((a == b).double().mean()) for a, b in zip(*found, strict=True)]
-    return {s.name: share for s, share in zip(maker.sets, shares, strict=True)}, frames

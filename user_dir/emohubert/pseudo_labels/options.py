@@ -36,12 +36,7 @@ def add_features(parser):
     add("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
     add("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")
     add("--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces")
-    add(
-        "--workers",
-        type=positive_int,
-        metavar="N",
-        help="threads that read audio and, on a CPU, run the model (default: one for each core)",
-    )
+    add("--workers", type=positive_int, metavar="N", help="threads that read audio and, on a CPU, run the model (default: one a core)")
     add("--precision", choices=("float32", "bf16"), default="float32", help="of the encoder; bf16 only where the hardware has it")
     parser.add_device()
 
@@ -60,13 +55,10 @@ def kmeans_options(args):
     return {"metric": args.metric, "restarts": args.restarts, "iterations": args.iterations}
 
 
-def features(args, load_encoder, precision=None):
-    """The MfccFeatures, ProsodyFeatures or EncoderFeatures that the options ask for.
+def features(args, load_encoder):
+    """The MfccFeatures, ProsodyFeatures or EncoderFeatures that the options of `add_features` ask for.
 
-    Args:
-        args: parsed options of `add_features`.
-        load_encoder: `load_encoder` of `models.from_pretrained`, which stands above this room; it is called for a checkpoint only.
-        precision: instead of that of the options.
+    `load_encoder`: that of `models.from_pretrained`, which stands above this room; it is called for a checkpoint only.
 
     Raises:
         InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
@@ -75,15 +67,13 @@ def features(args, load_encoder, precision=None):
     from .features import EncoderFeatures, MfccFeatures
     from .prosody import ProsodyFeatures
 
-    precision = precision or args.precision
     if args.mfcc or args.prosody:
-        if args.layers or precision != "float32":
+        if args.layers or args.precision != "float32":
             raise InputError("--mfcc, --prosody: only encoders have --layers and --precision; leave these options out")
         return (MfccFeatures if args.mfcc else ProsodyFeatures)(args.workers, args.max_chunk_seconds)
     if not args.layers:
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
     device = choose_device(args.device)
-    check_precision(precision, device)
-    return EncoderFeatures(
-        load_encoder(args.checkpoint, device), args.layers, args.batch_seconds, args.workers, precision, args.max_chunk_seconds
-    )
+    check_precision(args.precision, device)
+    encoder = load_encoder(args.checkpoint, device)
+    return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, args.precision, args.max_chunk_seconds)

@@ -36,14 +36,9 @@ _BLOCK = 3000  # frames that are transformed at once
 
 
 def descriptors(waveform):
-    """Raw descriptors of a recording's frames.
+    """Raw descriptors of a recording's frames: (samples,) float32 at 16 kHz → (frames, 7) float32, columns as `DESCRIPTORS`.
 
-    Args:
-        waveform: (samples,) float32 at 16 kHz.
-
-    Returns:
-        (frames, 7) float32: `audio.n_frames(samples)` frames, columns as `DESCRIPTORS`; level in dB and F0 in log2 Hz (0: unvoiced)
-        are not yet relative to the recording.
+    Level in dB and F0 in log2 Hz (0: unvoiced) are not yet relative to the recording.
     """
     frames = audio.n_frames(len(waveform))
     before = (_WINDOW - audio.RECEPTIVE_FIELD) // 2
@@ -105,16 +100,14 @@ def features(waveform):
     x = descriptors(waveform)
     x[:, 0] = (x[:, 0] - x[:, 0].quantile(0.9)).clamp(min=-60)
     x[:, 1] = _interpolated(torch.where(x[:, 0] > _SILENCE, x[:, 1], 0)).clamp(-1, 1)
-    smooth = _mean_of(x, 2)
-    padded = torch.cat([smooth[:1].expand(5, -1), smooth, smooth[-1:].expand(5, -1)])
-    change = padded[10:] - padded[:-10]
+    smooth = _extended(x, 2).unfold(0, 5, 1).mean(2)
+    change = _extended(smooth, 5)[10:] - _extended(smooth, 5)[:-10]
     return torch.cat([smooth, change], 1) / torch.tensor(SCALE)
 
 
-def _mean_of(x, reach):
-    """Mean over the frames from `reach` before to `reach` after; edges are repeated."""
-    padded = torch.cat([x[:1].expand(reach, -1), x, x[-1:].expand(reach, -1)])
-    return padded.unfold(0, 2 * reach + 1, 1).mean(2)
+def _extended(x, frames):
+    """The first and the last row repeated."""
+    return torch.cat([x[:1].expand(frames, -1), x, x[-1:].expand(frames, -1)])
 
 
 def _interpolated(f0):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import entropy
@@ -20,11 +21,7 @@ _SHUFFLES = 10
 
 
 def label_sets(folder, split):
-    """Folders below `folder` (itself included) that hold labels of a split, by name, in natural order.
-
-    Raises:
-        InputError: there are none.
-    """
+    """{name: folder} of the label sets of a split below a folder (itself included), in natural order; InputError if there are none."""
     folder = Path(folder)
     found = {p.parent.relative_to(folder).as_posix(): p.parent for p in folder.rglob(f"{split}.km") if not p.parent.name.startswith(".")}
     if not found:
@@ -51,7 +48,7 @@ def quality(labels, offsets, clusters, targets, hop, seed=1):
         labels: cluster of every frame, utterance after utterance.
         offsets: where each utterance starts, and the end.
         clusters: how many there are.
-        targets: name → value of each utterance, or None where it has none.
+        targets: {name: value of each utterance, or None where it has none}.
         hop: samples between two labels.
         seed: of the shuffles that give the level of chance.
 
@@ -63,18 +60,7 @@ def quality(labels, offsets, clusters, targets, hop, seed=1):
     labels, offsets = np.asarray(labels), np.asarray(offsets)
     sizes = np.bincount(labels, minlength=clusters)
     starts = np.union1d(np.flatnonzero(np.diff(labels, prepend=-1)), offsets[:-1][np.diff(offsets) > 0])
-    seconds = len(labels) * hop / SAMPLE_RATE
-    result = {
-        "clusters": clusters,
-        "frames": len(labels),
-        "sizes": {
-            "used": int((sizes > 0).sum()),
-            "largest_share": float(sizes.max() / max(sizes.sum(), 1)),
-            "perplexity": float(np.exp(entropy(sizes))) if len(labels) else 0.0,
-        },
-        "runs": {"number": len(starts), "mean_ms": 1000 * seconds / max(len(starts), 1)},
-        "targets": {},
-    }
+    found = {}
     for name, values in targets.items():
         classes = {value: i for i, value in enumerate(sorted({v for v in values if v is not None}))}
         if len(classes) > 1:
@@ -84,8 +70,15 @@ def quality(labels, offsets, clusters, targets, hop, seed=1):
                 for c in (codes, *(rng.permutation(codes) for _ in range(_SHUFFLES)))
             )
             chance = float(np.mean([measures["nmi"] for measures in shuffled]))
-            result["targets"][name] = {"classes": len(classes), **first, "nmi_chance": chance}
-    return result
+            found[name] = {"classes": len(classes), **first, "nmi_chance": chance}
+    used, share = int((sizes > 0).sum()), float(sizes.max() / max(sizes.sum(), 1))
+    return {
+        "clusters": clusters,
+        "frames": len(labels),
+        "sizes": {"used": used, "largest_share": share, "perplexity": float(np.exp(entropy(sizes))) if len(labels) else 0.0},
+        "runs": {"number": len(starts), "mean_ms": 1000 * len(labels) * hop / SAMPLE_RATE / max(len(starts), 1)},
+        "targets": found,
+    }
 
 
 def _contingency(labels, clusters, codes, classes):
@@ -117,23 +110,18 @@ def association(counts):
 
 
 def table(results):
-    """The measures of several sets as lines of text."""
-    targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
-    rows = [["labels", "K", "used", "perplexity", "largest", "run ms"]]
-    for target in targets:
-        rows[0] += [f"{target} purity", f"({target} majority)", f"{target} NMI", "(chance)", f"{target} bits"]
+    """The measures of several sets as text."""
+    rows = []
     for name, r in results.items():
         sizes = r["sizes"]
-        row = [name, str(r["clusters"]), str(sizes["used"]), f"{sizes['perplexity']:.1f}", f"{100 * sizes['largest_share']:.1f}%"]
-        row.append(f"{r['runs']['mean_ms']:.0f}")
-        for target in targets:
-            t = r["targets"].get(target)
-            formats = "{purity:.3f} ({majority:.3f}) {nmi:.4f} ({nmi_chance:.4f}) {mutual_information:.3f}"
-            row += formats.format(**t).split() if t else ["–"] * 5
+        row = {"labels": name, "K": r["clusters"], "used": sizes["used"], "perplexity": f"{sizes['perplexity']:.1f}"}
+        row |= {"largest": f"{100 * sizes['largest_share']:.1f}%", "run ms": f"{r['runs']['mean_ms']:.0f}"}
+        for target, t in r["targets"].items():
+            row |= {f"{target} purity": f"{t['purity']:.3f}", f"({target} majority)": f"({t['majority']:.3f})"}
+            row |= {f"{target} NMI": f"{t['nmi']:.4f}", f"({target} chance)": f"({t['nmi_chance']:.4f})"}
+            row[f"{target} bits"] = f"{t['mutual_information']:.3f}"
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ([c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))] for row in rows)
-    return ["  ".join(row).rstrip() for row in cells]
+    return pd.DataFrame(rows).fillna("–").to_string(index=False)
 
 
 def heat_map(path, results):

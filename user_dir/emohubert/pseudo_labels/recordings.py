@@ -11,13 +11,11 @@ from ..corpus import audio
 
 logger = logging.getLogger("emohubert")
 
+_NAMED = 50  # short recordings
+
 
 def audio_fingerprint(split, indices=None):
-    """Fingerprint of a split's audio: paths, lengths, speakers, and the files' sizes and times of change.
-
-    Raises:
-        InputError: a file is missing.
-    """
+    """Fingerprint of a split's audio (paths, lengths, speakers, the files' sizes and times of change); InputError if a file is missing."""
     rows = []
     for i in range(len(split)) if indices is None else indices:
         try:
@@ -29,11 +27,11 @@ def audio_fingerprint(split, indices=None):
     return fingerprint(rows)
 
 
-def warn_of_short(split, hop, named=50):
+def warn_of_short(split, hop):
     """Log which recordings are under one frame."""
     short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
     if len(short):
-        names = ", ".join(split.paths[i] for i in short[:named]) + (f" and {len(short) - named} more" if len(short) > named else "")
+        names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
         what = f"{len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line"
         logger.warning("%s: %s: %s", split.tsv, what, names)
 
@@ -41,16 +39,8 @@ def warn_of_short(split, hop, named=50):
 def choose_recordings(names, frames, budget, seed):
     """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is.
 
-    The choice and its order depend on the names and the seed only, not on the order of the recordings.
-
-    Args:
-        names: of the recordings, such as their paths.
-        frames: of each; recordings without frames are left out.
-        budget: most frames.
-        seed: of the choice.
-
-    Returns:
-        list of indices, ordered by name.
+    The choice and its order depend on the names (such as paths) and the seed only, not on the order of the recordings. Those without
+    frames are left out. Returns a list of indices, ordered by name.
     """
     ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
     if frames.sum() <= budget:
@@ -65,9 +55,8 @@ def choose_recordings(names, frames, budget, seed):
 
 def windows(sizes, most):
     """Contiguous ranges of recordings, as index arrays: about `most` of their summed sizes in each."""
-    number = (np.cumsum(sizes) - 1) // most
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    return [np.arange(a, b) for a, b in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+    starts = np.flatnonzero(np.diff((np.cumsum(sizes) - 1) // most, prepend=-1))
+    return [window for window in np.split(np.arange(len(sizes)), starts[1:]) if len(window)]
 
 
 def work_through(durations, description, n_samples):

@@ -21,28 +21,18 @@ from . import kmeans
 from .centroid_files import load_centroids, write_joblib
 from .centroids import KMeans
 from .feature_shards import FeatureShard, read_shards, shard_path, shard_range
+from .features import collect
 from .label_sets import label_line, write_dictionary
 from .recordings import audio_fingerprint, choose_recordings, warn_of_short, windows, work_through
 
 logger = logging.getLogger("emohubert")
 
-_WINDOW_BYTES = 256 << 20
-"""Features in memory before they are written; a longer recording is kept as a whole."""
+_WINDOW_BYTES = 256 << 20  # features in memory before they are written; a longer recording is kept as a whole
 
 
 def dump_features(directory, name, folder, features, nshard, rank, overwrite=False):
-    """Write the features of a shard: `FEAT_DIR/L9/{split}_{rank}_{nshard}.npy`, `.len` and `.json`.
-
-    Args:
-        directory, name: manifest directory and split.
-        folder: FEAT_DIR.
-        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
-        nshard, rank: which part of the split.
-        overwrite: write them again.
-
-    Returns:
-        paths of the `.npy` files.
-    """
+    """Write the features (MfccFeatures, ProsodyFeatures or EncoderFeatures) of a shard of the split `name` of a manifest directory:
+    `FEAT_DIR/L9/{split}_{rank}_{nshard}.npy`, `.len` and `.json`; returns the paths of the `.npy` files."""
     split = read_split(directory, name)
     indices = np.arange(*shard_range(len(split), nshard, rank))
     warn_of_short(split, features.hop)
@@ -67,8 +57,6 @@ def dump_features(directory, name, folder, features, nshard, rank, overwrite=Fal
 
 
 def _write_features(features, split, indices, stamps):
-    from .features import collect
-
     frames = audio.n_frames(split.n_samples[indices], features.hop)
     width = sum(features.widths[kind] for kind in stamps)
     with contextlib.ExitStack() as stack:
@@ -93,19 +81,14 @@ def _appending(path):
 
 
 def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False, **options):
-    """Fit k-means on feature shards and write it as `kmeans.npz` to `path`.
+    """Fit k-means on feature shards and write it as `kmeans.npz` to `path`; returns the KMeans.
 
     Args:
         folder: of the shards, such as FEAT_DIR/L9.
-        split, nshard: which shards.
-        clusters: number of clusters.
         seed: of the k-means, and of the recordings it is fitted on.
         max_memory: bytes of features in memory: all recordings, or as many as fit.
         joblib: path of a scikit-learn joblib file to be written too.
         options: for `kmeans.fit`.
-
-    Returns:
-        KMeans.
 
     Raises:
         InputError: shards are missing, interrupted or of different kinds; or there is too little audio.
@@ -142,16 +125,8 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
 
 
 def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
-    """Label a feature shard: `LAB_DIR/{split}_{rank}_{nshard}.km`, `dict.km.txt`, and the hop where it is known.
-
-    Args:
-        folder: of the shards, such as FEAT_DIR/L9.
-        split, nshard, rank: which shard.
-        centroids: `kmeans.npz` or a joblib file of scikit-learn.
-        out: LAB_DIR.
-
-    Returns:
-        path of the `.km` file.
+    """Label a feature shard of a folder such as FEAT_DIR/L9 with a `kmeans.npz` or joblib file of scikit-learn; returns the path of
+    `LAB_DIR/{split}_{rank}_{nshard}.km`. Beside it come `dict.km.txt`, and the hop where it is known.
 
     Raises:
         InputError: the shard is missing or interrupted, or of another kind than the centroids were fitted on.
