@@ -43,7 +43,8 @@ def main(argv=None):
     build.check_found(entries, args.audio_dir, "audio files")
 
     def splits(measured):
-        chosen = np.random.default_rng(args.seed).random(len(measured)) < args.valid
+        drawn = np.random.default_rng(args.seed).random(len(measured))
+        chosen = (drawn < args.valid) | (drawn == drawn.min())  # one at least
         return {"": {name: [u for u, c in zip(measured, chosen, strict=True) if c == (name == "valid")] for name in ("train", "valid")}}
 
     build.write(args, "folder", entries, splits, left_out=left_out)

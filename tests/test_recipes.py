@@ -9,6 +9,7 @@ import pytest
 from scripts import ROOT, run
 
 from emohubert.corpus.manifest import read_dictionary, read_split
+from emohubert.pretrained.safe_files import load_state
 
 MINIATURE = [
     *("--manifests", "synthetic", "--init", "scratch", "--folds", "1", "--init-updates", "4", "--updates", "4"),
@@ -43,6 +44,19 @@ def test_all_papers_on_the_same_folds_and_start(tmp_path):
         "tapt", *options[:-1], tmp_path / "out" / "tapt", "--init-dir", tmp_path / "out", "--stage", "4", "--stop-stage", "4"
     )
     assert status == 0 and "trained already" in again, "what was done is done again"
+
+
+@pytest.mark.slow
+def test_a_small_hubert_from_a_folder_of_speech(corpus, tmp_path):
+    """Both iterations; the second one learns clusters of a layer of the first. Run again, nothing is left to do."""
+    settings = "model.encoder_layers=2 dataset.max_tokens=64000 dataset.validate_interval_updates=2 checkpoint.save_interval_updates=2"
+    options = ["--corpus-dir", corpus / "audio", "--out", tmp_path, "--layer", "1", "--clusters", "5", "--updates", "2"]
+    status, printed = recipe("hubert_small", *options, "--settings", settings)
+    assert status == 0, printed[-4000:]
+    state = load_state(tmp_path / "iteration2" / "checkpoint_best.pt")
+    assert [s["name"] for s in state["task_state"]["label_sets"]] == ["L1/km5", "prosody/km5"]
+    status, again = recipe("hubert_small", *options, "--settings", settings)
+    assert status == 0 and again.count("trained already") == 2
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, manifest_directories, read_split
 from . import scoring
 from .inference import BY_AUDIO
-from .predictions import ClassPredictions, DimensionPredictions, known_references
+from .predictions import ClassPredictions, DimensionPredictions, known_references, write_predictions
 from .results import read_results, write_results
 
 MAJORITY, EGEMAPS, PLAIN, NORMALISED = "majority class", "eGeMAPS", "{} + SVM", "{} + SVM, speakers normalised"
@@ -74,7 +74,8 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
         for name, (fitted, tested, setting) in systems.items():
             folder = make_folder(out / name.replace(" ", "_") / f"fold{number}")
             predictions = (_classes if target == "emo" else _dimension)(known, unknown, fitted, tested, target)
-            scores = scoring.save(folder, predictions, unknown)
+            scores = scoring.evaluate(predictions, unknown)
+            write_predictions(folder / "predictions.tsv", predictions)
             write_json(folder / "metrics.json", {"setting": setting, "split": str(unknown.tsv), **scores})
             rows.append((name, folder))
     return write_results(out / "results", read_results(rows), f"Baselines: {target}, {len(folds)} folds of {directory}")

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# A small HuBERT from a folder of speech, on a CPU or a GPU: 5.6 million parameters, hours on two cores, minutes on a GPU.
+#
+#   bash recipes/hubert_small.sh --corpus-dir speech --out exp/small
+#
+# Stages: 1 manifest, 2 MFCC and prosodic labels, 3 first iteration, 4 labels of a layer, 5 second iteration, on these and the prosodic
+# labels: --out/iteration2/checkpoint_best.pt
+# --corpus-dir DIR         folder of audio, any depth and format
+# --speaker PATTERN        regular expression whose group is the speaker in a path (default: the folder)
+# --layer L                layer of the first iteration whose clusters the second one learns (default: 4)
+# --clusters K             of each label set (default: 100)
+# --updates N              updates of an iteration (default: 3500)
+# --settings "KEY=VALUE …" further settings of both trainings
+# --out DIR                output folder; run again, it resumes where it stopped
+# --stage A --stop-stage B first and last stage (default: all)
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+CORPUS_DIR='' SPEAKER='' LAYER=4 CLUSTERS=100 UPDATES=3500 SETTINGS='' OUT=''
+options "corpus-dir speaker layer clusters updates settings out" "$@"
+require value CORPUS_DIR OUT
+require count LAYER CLUSTERS UPDATES
+output_folder
+read -ra SETTINGS <<<"$SETTINGS"
+labels() {
+    tool make_labels "$OUT/manifest" "$OUT/labels" "$@" --clusters "$CLUSTERS"
+}
+iteration() {
+    train hubert_small "$OUT/iteration$1" task.data="$OUT/manifest" task.label_dir="$OUT/labels" "task.labels=[$2,prosody/km$CLUSTERS]" \
+        optimization.max_update="$UPDATES" lr_scheduler.warmup_updates=$(((UPDATES + 9) / 10)) "${SETTINGS[@]}"
+}
+
+if stage 1 "manifest"; then
+    tool folder "$CORPUS_DIR" "$OUT/manifest" ${SPEAKER:+--speaker "$SPEAKER"}
+fi
+if stage 2 "MFCC and prosodic labels"; then
+    labels --mfcc
+    labels --prosody
+fi
+if stage 3 "first iteration" one train; then
+    iteration 1 "mfcc/km$CLUSTERS"
+fi
+if stage 4 "labels of layer $LAYER" one gpu; then
+    labels --checkpoint "$OUT/iteration1/checkpoint_best.pt" --layers "$LAYER"
+fi
+if stage 5 "second iteration" one train; then
+    iteration 2 "L$LAYER/km$CLUSTERS"
+fi
