@@ -81,7 +81,7 @@ def with_scontrol(folder, status):
 
 
 def job(folder, *command):
-    return ["bash", ROOT / "recipes/slurm/job.sh", folder, "srun", "2", folder / "done", "none", "0", *command]
+    return ["bash", ROOT / "recipes/slurm/job.sh", folder, "2", folder / "done", "none", "0", *command]
 
 
 def test_a_job_that_slurm_does_not_queue_again_says_so(tmp_path):

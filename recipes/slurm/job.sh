@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# One job of recipes/slurm/submit.sh: job.sh ROOT LAUNCH GRACE DONE UNIT "VALUE …" COMMAND…
+# One job of recipes/slurm/submit.sh: job.sh ROOT GRACE DONE UNIT "VALUE …" COMMAND…
 #
 # UNIT says which option COMMAND gets for this task of an array: fold (--folds VALUE), run (--index N), shard (--rank N), one (none).
 # A signal shortly before the end of the job's time, or a preempted training, queues the job again: it resumes where it stopped.
 # What is complete leaves a mark in DONE, so that the same submission does not repeat it.
 set -uo pipefail
-root=$1 grace=$3 marks=$4 unit=$5
-export EMOHUBERT_LAUNCH=$2 OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # see emohubert/training/launch.py
-read -ra values <<<"$6"
-shift 6
+root=$1 grace=$2 marks=$3 unit=$4
+export EMOHUBERT_SRUN=yes OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}} # see emohubert/training/launch.py
+read -ra values <<<"$5"
+shift 5
 task=${SLURM_ARRAY_TASK_ID:-0}
 case $unit in
     fold) set -- "$@" --folds "${values[$task]}" ;;

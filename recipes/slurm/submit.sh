@@ -53,7 +53,7 @@ if [[ -n $status ]]; then
     exit 0
 fi
 
-declare -A resource=([COMMON]='' [CPU]='' [GPU]='' [TRAIN]='' [LAUNCH]=srun [GRACE]=180 [MAX_RUNNING]='')
+declare -A resource=([COMMON]='' [CPU]='' [GPU]='' [TRAIN]='' [GRACE]=180 [MAX_RUNNING]='')
 [[ -r $resources ]] || fail "$resources: no such file; copy recipes/slurm/resources.conf"
 number=0
 while IFS= read -r line || [[ -n $line ]]; do
@@ -63,7 +63,6 @@ while IFS= read -r line || [[ -n $line ]]; do
         fail "$resources:$number: '$line' is not NAME=options; the names are ${!resource[*]}"
     resource[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
 done <"$resources"
-[[ ${resource[LAUNCH]} == srun || ${resource[LAUNCH]} == torchrun ]] || fail "$resources: LAUNCH=${resource[LAUNCH]}: use srun or torchrun"
 [[ ${resource[GRACE]} =~ ^[0-9]+$ ]] || fail "$resources: GRACE=${resource[GRACE]}: not a number of seconds"
 [[ -n $dry ]] || command -v sbatch >/dev/null || fail "sbatch is not on PATH; run this where Slurm is, or look with --dry-run"
 
@@ -110,7 +109,7 @@ submit() {
     read -ra asked <<<"${resource[COMMON]} ${resource[${class^^}]}"
     local command=(sbatch --parsable --job-name="$recipe-$stage" --output="$logs/$name.log" --open-mode=append --requeue
         --signal="B:USR1@${resource[GRACE]}" --chdir="$ROOT" "${asked[@]}" "${extra[@]}"
-        "$ROOT/recipes/slurm/job.sh" "$ROOT" "${resource[LAUNCH]}" "${resource[GRACE]}" "$marks" "$unit" "${folds[*]}" "$@")
+        "$ROOT/recipes/slurm/job.sh" "$ROOT" "${resource[GRACE]}" "$marks" "$unit" "${folds[*]}" "$@")
     if [[ -n $dry ]]; then
         printf '%q ' "${command[@]}"
         printf '\n'

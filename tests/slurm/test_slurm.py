@@ -22,7 +22,6 @@ RESOURCES = """
 CPU=--cpus-per-task=1
 GPU=--cpus-per-task=1
 TRAIN=--nodes=2 --ntasks-per-node=1 --cpus-per-task=1
-LAUNCH={launch}
 GRACE=60
 """
 TRAINING = [
@@ -46,10 +45,10 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def submit(cluster, folder, *options, launch="srun", expected=0):
+def submit(cluster, folder, *options, expected=0):
     """Run submit.sh; returns ({stage: job}, what it printed)."""
-    resources = folder / f"resources_{launch}.conf"
-    resources.write_text(RESOURCES.format(launch=launch))
+    resources = folder / "resources.conf"
+    resources.write_text(RESOURCES)
     finished = cluster.run("bash", ROOT / "recipes/slurm/submit.sh", *options, "--resources", resources, check=False)
     assert finished.returncode == expected, finished.stdout + finished.stderr
     rows = [line.split() for line in finished.stdout.splitlines()]
@@ -115,11 +114,10 @@ def alone(corpus, tmp_path_factory):
     return curve(folder)
 
 
-@pytest.mark.parametrize("launch", ["srun", "torchrun"])
-def test_two_nodes_train_as_one(cluster, corpus, alone, tmp_path, launch):
+def test_two_nodes_train_as_one(cluster, corpus, alone, tmp_path):
     settings = " ".join([*TRAINING, f"task.data={corpus}/manifest", f"task.label_dir={corpus}/labels", "optimization.max_update=50"])
     settings = settings.replace("'[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2'", "'[(16,10,5)]+[(16,3,2)]*4+[(16,2,2)]*2'")
-    jobs, _ = submit(cluster, tmp_path, "pretrain", "--config", "papt_tiny", "--out", tmp_path / "out", "--set", settings, launch=launch)
+    jobs, _ = submit(cluster, tmp_path, "pretrain", "--config", "papt_tiny", "--out", tmp_path / "out", "--set", settings)
     states = cluster.wait(jobs.values())
     printed = logs(tmp_path / "out" / "slurm") + (tmp_path / "out" / "output.log").read_text()[-3000:]
     assert set(states.values()) == {"COMPLETED"}, printed

@@ -4,7 +4,6 @@ settings.txt   the configuration and its key=value, a line each; a training with
 output.log     everything that its processes printed
 finished       it is complete and not started again; without it, the same command resumes from the last checkpoint
 stopped        it was preempted, after so many updates (see `processes`)
-failed/        tracebacks of the processes of a training that failed
 """
 
 import contextlib
@@ -12,8 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +29,7 @@ OVERRIDE = re.compile(r"(\+{1,2}|~)?[A-Za-z_][\w.@/]*=.*|~[A-Za-z_][\w.@/]*", re
 """What is a `key=value` of Hydra on a command line, and no path or option."""
 _PROGRAM = Path(__file__).with_name("hydra_train.py")
 _SECONDS = 60  # between two lines of progress in a log
-_SHOWN = 20  # lines of a failed training's log that are shown
+_SHOWN = 30  # lines of a failed training's log that are shown
 
 
 def quoted(override):
@@ -67,16 +64,15 @@ class Training:
             )
 
     def run(self, nproc=None, environment=None, bar=True):
-        """Train to the end, unless that is done.
+        """Train to the end, unless that is done; SystemExit with PREEMPTED where it was preempted.
 
         Args:
-            nproc: processes, started by torchrun; None: fairseq takes all GPUs. In a Slurm job of several tasks all of them train.
+            nproc: processes, started by torchrun; None: fairseq takes all GPUs. In jobs of recipes/slurm all tasks train.
             environment: variables; by default this process's.
             bar: show progress as a bar where standard error is a terminal; else, and otherwise, as a log line a minute.
 
         Raises:
             InputError: the folder holds a training with other settings, or the training failed; the end of its log is printed.
-            SystemExit: with PREEMPTED, where it was preempted.
         """
         self.check_settings()
         if self.is_finished:
@@ -91,7 +87,6 @@ class Training:
         program += map(quoted, [f"checkpoint.save_dir={self.folder}", *self.overrides])
         log, stopped = self.folder / "output.log", self.folder / "stopped"
         stopped.unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "failed", ignore_errors=True)
         begin = log.stat().st_size if log.exists() else 0
         progress = _Progress(self.folder, bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
         status = execute([*launcher(nproc, variables), *program], log, variables, progress)
@@ -99,10 +94,9 @@ class Training:
             logger.warning("%s: preempted after %s; the same command resumes from there", self.folder, stopped.read_text().strip())
             raise SystemExit(PREEMPTED)
         if status:
-            print(failure(self.folder, log, begin), file=sys.stderr, flush=True)
-            raise InputError(
-                f"{self.folder}: training failed (status {status}); the end of {log} is above, the same command resumes from the last checkpoint"
-            )
+            print(failure(log, begin), file=sys.stderr, flush=True)
+            remedy = f"the end of {log} is above, the same command resumes from the last checkpoint"
+            raise InputError(f"{self.folder}: training failed (status {status}); {remedy}")
         progress.end()
         (self.folder / "finished").touch()
 
@@ -114,41 +108,11 @@ def user_dir():
 
 
 def launcher(nproc, environment):
-    """The command before the program: Python, torchrun, or in a Slurm job of several tasks srun; says where those meet in `environment`."""
-    python, torchrun = [sys.executable], [sys.executable, "-m", "torch.distributed.run"]
-    tasks, how = int(environment.get("SLURM_NTASKS", 1)), environment.get("EMOHUBERT_LAUNCH")
-    if how is None or tasks == 1:
-        return python if nproc in (None, 1) else [*torchrun, "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={nproc}"]
-    address = first_node(environment["SLURM_JOB_NODELIST"])
-    with socket.socket() as s:  # this is the first node: a free port here
-        s.bind(("", 0))
-        port = s.getsockname()[1]
-    environment |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    srun = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
-    if how == "srun":
-        return [*srun, *python]
-    nodes = int(environment["SLURM_NNODES"])
-    srun += [
-        f"--ntasks={nodes}",
-        "--ntasks-per-node=1",
-        "bash",
-        "-c",
-        "trap '' USR1; exec \"$@\"",
-        "bash",
-    ]  # its processes handle the signal
-    torchrun += [f"--nnodes={nodes}", f"--nproc-per-node={tasks // nodes}", f"--rdzv-id={environment['SLURM_JOB_ID']}"]
-    return [*srun, *torchrun, "--rdzv-backend=c10d", f"--rdzv-endpoint={address}:{port}"]
-
-
-def first_node(nodes):
-    """Name of the first of some Slurm nodes, such as `node[3-5]`."""
-    try:
-        found = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60)
-        return found.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        raise InputError(
-            f"{nodes}: scontrol does not say which nodes that is ({error}); set MASTER_ADDR to the first one's address"
-        ) from None
+    """The command before the program: srun in a job of recipes/slurm that has several tasks; else torchrun, or Python."""
+    if "EMOHUBERT_SRUN" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return ["srun", "--kill-on-bad-exit=1", "--unbuffered", sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={nproc}"]
+    return [sys.executable, *(torchrun if nproc not in (None, 1) else [])]
 
 
 def execute(command, log, environment, progress):
@@ -165,20 +129,13 @@ def execute(command, log, environment, progress):
                 return process.returncode
 
 
-def failure(folder, log, begin=0):
-    """Why a training failed: the process that failed first, where there are several; else an `error: …`, or the end of the log.
-
-    Args:
-        folder: of the training.
-        log: what it printed.
-        begin: byte of the log at which its last start begins.
-    """
-    logs = sorted((folder / "failed").glob("rank*.log"), key=lambda path: path.stat().st_mtime)
-    with open(logs[0] if logs else log, "rb") as f:
-        f.seek(0 if logs else begin)
+def failure(log, begin=0):
+    """Why a training failed: the last `error: …` of its log from byte `begin` on, where its last start begins, or else the end of it."""
+    with open(log, "rb") as f:
+        f.seek(begin)
         lines = [line[:400] for line in f.read().decode("utf-8", "replace").splitlines()]
     errors = [line for line in lines if line.startswith("error: ")]
-    return "\n".join([f"{logs[0]}:", *lines[-_SHOWN:]] if logs else errors[-1:] or lines[-_SHOWN:])
+    return "\n".join(errors[-1:] or lines[-_SHOWN:])
 
 
 class _Progress:

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -25,8 +26,8 @@ from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from ..core.errors import InputError, exit_on_input_error, print_error
-from ..core.files import atomic, make_folder
-from .launch import PREEMPTED, first_node
+from ..core.files import atomic
+from .launch import PREEMPTED
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +39,12 @@ _signals = []
 
 
 class Place(NamedTuple):
-    """Which process of a training this is: its rank among all `size`, that on its machine, and torch.distributed's `init_method`."""
+    """Which process of a training this is."""
 
     rank: int
-    size: int
-    local_rank: int
-    method: str
+    size: int  # of the training
+    local_rank: int  # on its machine
+    method: str  # torch.distributed's `init_method`
 
 
 def place(environment=os.environ):
@@ -53,9 +54,19 @@ def place(environment=os.environ):
         return Place(rank, size, int(environment.get("LOCAL_RANK", rank)), "env://")
     if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":
         return None
-    host = environment.get("MASTER_ADDR") or first_node(environment["SLURM_STEP_NODELIST"])
+    host = environment.get("MASTER_ADDR") or _first_node(environment["SLURM_STEP_NODELIST"])
     port = environment.get("MASTER_PORT") or 20_000 + int(environment["SLURM_JOB_ID"]) % 20_000  # jobs that share a node differ
     return Place(*(int(environment[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")), f"tcp://{host}:{port}")
+
+
+def _first_node(nodes):
+    """Name of the first of some Slurm nodes, such as `node[3-5]`."""
+    try:
+        found = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60)
+        return found.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        what = f"scontrol does not say which nodes that is ({error})"
+        raise InputError(f"{nodes}: {what}; set MASTER_ADDR to the first one's address") from None
 
 
 def is_first():
@@ -103,11 +114,6 @@ def call_main(fairseqs, cfg, main, **kwargs):
 
 def _spawn(size, cfg, main, kwargs):
     """Start all processes on this machine."""
-    if 0 < _gpus(cfg) < size:
-        raise InputError(
-            f"distributed_training.distributed_world_size={size}: this machine has {_gpus(cfg)} GPUs; start processes on several machines "
-            "with srun or torchrun"
-        )
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, until all have ended
     try:
         torch.multiprocessing.spawn(_spawned, (size, store.port, cfg, main, kwargs), nprocs=size)
@@ -120,25 +126,22 @@ def _spawned(rank, size, port, cfg, main, kwargs):
     _run(Place(rank, size, rank, "env://"), cfg, main, kwargs)
 
 
-def _gpus(cfg):
-    return 0 if cfg.common.cpu or not torch.cuda.is_available() else torch.cuda.device_count()
-
-
 def _run(here, cfg, main, kwargs):
     """One process of several, from the meeting to the end. A failure ends it at once: nothing may wait for what other processes do."""
     global _store
-    training, gpus = cfg.distributed_training, _gpus(cfg)
-    seconds = training.heartbeat_timeout
+    training = cfg.distributed_training
+    gpus = 0 if cfg.common.cpu else torch.cuda.device_count()
+    seconds, training.heartbeat_timeout = training.heartbeat_timeout, -1  # fairseq's would interrupt a hanging process without a word
     training.distributed_world_size, training.distributed_rank, training.distributed_no_spawn = here.size, here.rank, True
     training.distributed_init_method = here.method
     training.device_id = here.local_rank % gpus if gpus else 0
-    training.heartbeat_timeout = -1  # fairseq's would interrupt this process without a word where it hangs
-    training.distributed_backend = training.distributed_backend if gpus else "gloo"
-    if not gpus and training.ddp_backend in ("c10d", "pytorch_ddp"):
-        logger.warning("distributed_training.ddp_backend=%s needs GPUs: using legacy_ddp", training.ddp_backend)
-        training.ddp_backend = "legacy_ddp"
     if gpus:
         torch.cuda.set_device(training.device_id)
+    else:
+        training.distributed_backend = "gloo"
+        if training.ddp_backend in ("c10d", "pytorch_ddp"):
+            logger.warning("distributed_training.ddp_backend=%s needs GPUs: using legacy_ddp", training.ddp_backend)
+            training.ddp_backend = "legacy_ddp"
     try:
         store, _, _ = next(distributed.rendezvous(here.method, here.rank, here.size, timeout=datetime.timedelta(minutes=10)))
         distributed.init_process_group(training.distributed_backend, store=store, rank=here.rank, world_size=here.size)
@@ -151,36 +154,30 @@ def _run(here, cfg, main, kwargs):
         print_error(error)
         _end_now(2)
     except SystemExit as end:
-        _end_now(end.code if isinstance(end.code, int) else int(end.code is not None))
+        _end_now(end.code or 0)
     except BaseException as error:
-        _record_failure(cfg.checkpoint.save_dir, here, error)
-        _end_now(130 if isinstance(error, KeyboardInterrupt) else 1)
+        _say_failure(here, error)
+        _end_now(1)
 
 
-def _record_failure(folder, here, error):
-    """Put an exception into failed/rankN.log and on standard error; the process that failed first has the last word, as others' failures
-    follow from its own, and launchers, which count seconds, would take one of those for the cause."""
-    text = "".join(traceback.format_exception(error))
-    first = _first_failed(here)
-    with contextlib.suppress(OSError, InputError), atomic(make_folder(Path(folder) / "failed") / f"rank{here.rank}.log") as f:
-        f.write(text)
+def _say_failure(here, error):
+    """Print an exception; the process that failed first has the last word, as others' failures follow from its own, and launchers, which
+    count seconds, would take one of those for the cause."""
+    try:
+        first = here.rank if _store is None else int(_store.compare_set("failed", "", str(here.rank)))
+    except RuntimeError:  # the store has gone with the process that failed first
+        first = None
+    who = f"process {here.rank} of {here.size}"
     if first == here.rank:
         with contextlib.suppress(Exception):
             get_error_handler().record_exception(error)  # for torchrun
-        print(f"process {here.rank} of {here.size} on {os.uname().nodename} failed:\n{text}", file=sys.stderr, flush=True)
+        text = "".join(traceback.format_exception(error))
+        print(f"{who} on {os.uname().nodename} failed:\n{text}", file=sys.stderr, flush=True)
         return
     cause = "another process" if first is None else f"process {first}"
     line = (str(error).strip().splitlines() or [""])[0]
-    print(f"process {here.rank} of {here.size} ends after {cause} failed ({type(error).__name__}: {line})", file=sys.stderr, flush=True)
+    print(f"{who} ends after {cause} failed ({type(error).__name__}: {line})", file=sys.stderr, flush=True)
     time.sleep(_LAST_WORD)
-
-
-def _first_failed(here):
-    """Rank of the process that failed first, which may be this one; None where the processes' store has gone with it."""
-    try:
-        return here.rank if _store is None else int(_store.compare_set("failed", "", str(here.rank)))
-    except RuntimeError:
-        return None
 
 
 def _end_now(status):
@@ -198,16 +195,13 @@ def _end_now(status):
 def watching(folder, seconds=-1):
     """Around a training: SIGUSR1 (under Slurm SIGTERM, too) asks for a checkpoint and a stop; a hang ends it.
 
-    Args:
-        folder: of the checkpoints; `stopped` and `failed/` in it, of an earlier training, are removed.
-        seconds: without a new step of training or validation for so long, a process prints where each of its threads stands, and
-            ends, which ends the others; before the first step, never. 0 or less: never.
+    `folder`: of the checkpoints; `stopped` in it, of an earlier training, is removed. `seconds`: without a new step of training or
+    validation for so long, a process prints where each of its threads stands, and ends, which ends the others; before the first
+    step, never. 0 or less: never.
     """
     global _timeout
     if is_first():
-        for path in [Path(folder) / "stopped", *(Path(folder) / "failed").glob("rank*.log")]:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        (Path(folder) / "stopped").unlink(missing_ok=True)
     _signals.clear()
     from fairseq_cli import train as fairseq_train  # importing it sets up logging: only for what trains
 
