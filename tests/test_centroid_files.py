@@ -86,7 +86,7 @@ def test_files_of_scikit_learn_0_22_are_read(tmp_path, frames):
     (tmp_path / "km.bin").write_bytes(file_of_2020(frames[:9]))
     model = load_centroids(tmp_path / "km.bin")
     assert np.array_equal(model.centroids, frames[:9])
-    assert (model.features, model.sizes, model.metric) == (None, None, "euclidean")
+    assert (model.features, model.sizes) == (None, None)
 
 
 def fitted(frames, **values):
@@ -221,7 +221,7 @@ def npz(path, **arrays):
 def test_a_hostile_npz_runs_nothing(tmp_path):
     marker = tmp_path / "it ran"
     bomb = np.array([Hostile(marker)], dtype=object)
-    good = {"centroids": np.zeros((2, 3), np.float32), "sizes": np.zeros(2, np.int64), "info": np.array('{"metric": "euclidean"}')}
+    good = {"centroids": np.zeros((2, 3), np.float32), "sizes": np.zeros(2, np.int64), "info": np.array('{"features": null}')}
     for name in good:
         path = npz(tmp_path / f"{name}.npz", **{**good, name: bomb})
         with pytest.raises(InputError, match="not a kmeans.npz"):
@@ -242,12 +242,11 @@ def test_a_hostile_npz_runs_nothing(tmp_path):
         {"sizes": np.zeros(5, np.int64)},
         {"info": np.array("{}")},
         {"info": np.array("[1, 2]")},
-        {"info": np.array('{"metric": "manhattan", "features": null, "fit": {}}')},
-        {"info": np.array('{"metric": "euclidean", "features": 3, "fit": {}}')},
+        {"info": np.array('{"features": 3, "fit": {}}')},
     ],
 )
 def test_a_wrong_npz_is_an_error(tmp_path, change):
-    info = np.array('{"metric": "euclidean", "features": null, "fit": {}}')
+    info = np.array('{"features": null, "fit": {}}')
     good = {"centroids": np.zeros((2, 3), np.float32), "sizes": np.zeros(2, np.int64), "info": info}
     assert len(load_centroids(npz(tmp_path / "good.npz", **good))) == 2
     with pytest.raises(InputError):

@@ -206,8 +206,6 @@ BROKEN = {
     "stride": ({"conv_aggregator_layers": "[(12,2,2)]"}, "only a stride of 1"),
     "code": ({"conv_aggregator_layers": "__import__('os').abort()"}, "conv_aggregator_layers: “__import__"),
     "activation": ({"activation": "tanh"}, "activation=tanh is not supported"),
-    "text for a flag": ({"log_compression": "yes"}, "log_compression=yes is no bool"),
-    "scale": ({"residual_scale": -1.0}, "residual_scale=-1.0 is not above 0"),
     "shape": ({"conv_feature_layers": EXTRACTOR.format(8)}, "do not fit its options"),
     "too many": ({"conv_aggregator_layers": "[(12,2,1)]"}, "do not fit its options"),
     "too few": ({"conv_aggregator_layers": SMALL["conv_aggregator_layers"] + " + [(16,14,1)]"}, "the checkpoint lacks it"),

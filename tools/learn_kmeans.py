@@ -25,7 +25,7 @@ def main(argv=None):
     parser.add_argument("km_path", metavar="KM_PATH", help="the centroids, a .npz file")
     parser.add_argument("--clusters", type=cli.positive_int, required=True, metavar="K", help="number of clusters")
     parser.add_argument("--joblib", metavar="PATH", help="write a scikit-learn joblib file too")
-    options.add_kmeans(parser)
+    options.add_max_memory(parser)
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
@@ -41,7 +41,6 @@ def main(argv=None):
         max_memory=args.max_memory,
         joblib=args.joblib,
         overwrite=args.overwrite,
-        **options.kmeans_options(args),
     )
     print(f"{args.km_path}: {len(model)} clusters, inertia {model.fit['inertia']:.5f} a frame, {model.fit['iterations']} iterations")
 

@@ -43,7 +43,7 @@ def main(argv=None):
     what.add_argument("--centroids", metavar="FILE", help="apply these centroids (kmeans.npz or scikit-learn joblib file) and fit nothing")
     parser.add_argument("--fit-split", default="train", metavar="SPLIT", help="split that centroids are fitted on")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to label (default: those that exist of train, valid and test)")
-    options.add_kmeans(parser)
+    options.add_max_memory(parser)
     parser.add_argument(
         "--pieces",
         type=cli.positive_int,
@@ -69,7 +69,6 @@ def main(argv=None):
         centroids=args.centroids,
         pieces=args.pieces or (),
         overwrite=args.overwrite,
-        **options.kmeans_options(args),
     ).run()
 
 

@@ -133,13 +133,7 @@ class EmotionContrastive(_OfClasses):
 def supervised_contrastive(points, target, temperature):
     """L = mean over anchors i of −1/|P(i)| Σ_{p ∈ P(i)} log(exp(z_i·z_p/τ) / Σ_{a ≠ i} exp(z_i·z_a/τ)), Khosla et al. 2020, eq. 2.
 
-    Args:
-        points: (n, size), of length 1.
-        target: (n,) classes.
-        temperature: τ.
-
-    Returns:
-        A scalar; 0 if no two utterances are of one class. P(i): the others of i's class; anchors without one are left out.
+    z: points (n, size), of length 1; P(i): the others of i's class. Anchors without one are left out; without any, L is 0.
     """
     others = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
     positive = (target.unsqueeze(0) == target.unsqueeze(1)) & others
@@ -189,14 +183,7 @@ class EmotionRegression(_OfUtterances):
 
 
 def ccc(x, y):
-    """Concordance correlation coefficient with population variances, differentiable; equal to `metrics.ccc` where that is defined.
-
-    Args:
-        x, y: (n, dimensions).
-
-    Returns:
-        (dimensions,): 2·cov / (var_x + var_y + (mean_x − mean_y)²); 0 where nothing varies.
-    """
+    """Concordance correlation coefficient, differentiable, equal to `metrics.ccc`, but 0 where nothing varies: (n, dimensions) → (dimensions,)."""
     mean_x, mean_y = x.mean(dim=0), y.mean(dim=0)
     covariance = ((x - mean_x) * (y - mean_y)).mean(dim=0)
     spread = x.var(dim=0, correction=0) + y.var(dim=0, correction=0) + (mean_x - mean_y).pow(2)
@@ -204,11 +191,9 @@ def ccc(x, y):
 
 
 def gather(x, criterion):
-    """Rows of all processes, in rank order; the gradient flows to this process's own.
+    """Rows of all processes, in rank order: (n, …), n may differ between them; the gradient flows to this process's own.
 
-    Args:
-        x: (n, …); n may differ between processes.
-        criterion: with `stands_in`, this process has no batch of its own, and x, of another batch, counts for nothing.
+    Where the criterion `stands_in`, this process has no batch of its own, and x, of another batch, counts for nothing.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 import warnings
 from pathlib import Path
 
@@ -19,20 +18,15 @@ from .wav2vec1 import build_aligned
 
 logger = logging.getLogger(__name__)
 
-_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")
-"""Parts of the architecture that no parameter's shape tells."""
-_STOCK_SPECIALS = 4
-"""fairseq's dictionaries start with <s>, <pad>, </s> and <unk>: its label embeddings have four rows more than labels."""
+_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")  # what no parameter's shape tells of the architecture
+_STOCK_SPECIALS = 4  # fairseq's label embeddings have as many rows more than labels: <s>, <pad>, </s> and <unk>
 
 
 def initialise(model, pretrained):
-    """Start a SpeakerHubertModel from a pretrained encoder.
+    """Start a SpeakerHubertModel from a pretrained encoder; returns the LoadReport, also logged.
 
     Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
     dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
-
-    Returns:
-        LoadReport, also logged.
 
     Raises:
         InputError: a part of the encoder is missing, has another shape or is computed differently; or a wav2vec 1.
@@ -43,7 +37,8 @@ def initialise(model, pretrained):
     _fit_predictions(model, own, source, report)
     _fit_speakers(model, own, source, pretrained, report)
     wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
-    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not _is_layer_after(n, model.n_layers)]
+    left = tuple(f"encoder.layers.{i}." for i in range(model.n_layers, pretrained.n_layers))  # layers that the model does without
+    wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not n.startswith(left)]
     if wrong:
         c = pretrained.config
         raise InputError(
@@ -69,12 +64,6 @@ def _check_architecture(model, pretrained):
                 f"{pretrained.path}: the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint; "
                 f"set model.{name}={wanted.lower() if wanted in ('True', 'False') else wanted}"
             )
-
-
-def _is_layer_after(name, layers):
-    """Whether a parameter is of a Transformer layer that a model of so many layers does not keep."""
-    found = re.match(r"encoder\.layers\.(\d+)\.", name)
-    return found is not None and int(found.group(1)) >= layers
 
 
 def _fit_predictions(model, own, source, report):
@@ -122,13 +111,8 @@ def encoder_config(values, **changes):
 
 
 def build_encoder(pretrained, **changes):
-    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a checkpoint; the
-    Wav2Vec1Encoder of an emotion model on wav2vec 1.
-
-    Args:
-        pretrained: from `read_pretrained`.
-        changes: values of SpeakerHubertConfig to change, such as dropouts.
-    """
+    """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a Pretrained but for `changes` of its
+    SpeakerHubertConfig, such as dropouts; the Wav2Vec1Encoder of an emotion model on wav2vec 1."""
     if pretrained.is_wav2vec1:
         return build_aligned(pretrained)
     with warnings.catch_warnings():
@@ -146,7 +130,7 @@ class FrozenEncoder:
         path, sha256: of the checkpoint; for a folder, the hash of all that was read from it.
         normalise: whether waveforms must be normalised (`audio.normalise`) first.
         n_layers, width: of its Transformer; of wav2vec 1, 1 and the width of its aligned frames.
-        speakers: ids it has vectors for; empty without speaker conditioning.
+        speakers: ids it has vectors for.
     """
 
     def __init__(self, path, device="cpu"):
@@ -166,16 +150,13 @@ class FrozenEncoder:
             raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has {has}")
 
     def features(self, source, lengths, layers, speakers=None):
-        """Features of several layers in one pass, exact under padding.
+        """Features of several layers in one pass, exact under padding: ({layer: (batch, frames, width)}, frames of each utterance).
 
         Args:
             source: (batch, samples) float32 tensor, zero-padded; normalised where `normalise` says so.
             lengths: samples of each utterance.
             layers: 1-based, as fairseq's `output_layer`.
             speakers: speaker id of each utterance; ids without a vector, and None, are the unknown speaker.
-
-        Returns:
-            ({layer: (batch, frames, width) tensor}, frames of each utterance as an int64 array).
         """
         lengths = [int(n) for n in lengths]
         rows = None

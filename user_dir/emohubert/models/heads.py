@@ -15,13 +15,7 @@ class Head(nn.Sequential):
 
     @classmethod
     def build(cls, cfg, width, outputs):
-        """The head for an EmotionHubertConfig; a head that needs more of it than the dropout overrides this.
-
-        Args:
-            cfg: EmotionHubertConfig.
-            width: of the utterance vector.
-            outputs: classes or dimensions.
-        """
+        """The head for utterance vectors of a width, by an EmotionHubertConfig; a head that needs more of it than the dropout overrides this."""
         return cls(width, outputs, cfg.head_dropout)
 
     def forward(self, x):
@@ -92,8 +86,7 @@ class InterpreterHead(MlpHead):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm for training batches of any size: a single utterance, which has no variance, is normalised by the running statistics,
-    and these stay as they are."""
+    """Batch norm in which a training batch of one utterance, which has no variance, is normalised by the running statistics."""
 
     def forward(self, x):
         """(batch, width) → the same shape."""
@@ -110,18 +103,9 @@ class ContrastiveHead(nn.Module):
     - `centroid`: the cosine to each class's centroid over the temperature. Centroids are running means over training
       utterances, of which the last hundred or so of a class count (`follow`);
     - `linear`: a linear layer; its cross-entropy is part of the criterion.
-
-    Args:
-        width: of the utterance vector.
-        outputs: classes.
-        dropout: probability.
-        size: dimensions of the sphere's space.
-        readout: one of READOUTS.
-        temperature: τ.
     """
 
-    memory = 0.99
-    """What is left of a centroid after one more utterance of its class."""
+    memory = 0.99  # what is left of a centroid after one more utterance of its class
 
     def __init__(self, width, outputs, dropout=0.0, size=128, readout="centroid", temperature=0.1):
         super().__init__()

@@ -63,15 +63,9 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
 
 
 def convolved(blocks, source, lengths):
-    """Blocks of convolution and norm, each utterance as if it were alone.
+    """Blocks of modules that begin with a convolution, each utterance as if it were alone.
 
-    Args:
-        blocks: a list of nn.Sequential that begin with a convolution.
-        source: (batch, samples), zero-padded.
-        lengths: samples of each utterance, a list of int.
-
-    Returns:
-        (batch, channels, frames), frames of each utterance.
+    source (batch, samples), zero-padded, and samples of each, a list of int → (batch, channels, frames), frames of each.
     """
     x = source.unsqueeze(1)  # (batch, 1, samples)
     for block in blocks:
@@ -108,7 +102,7 @@ class SpeakerHubertModel(HubertModel):
     Args:
         cfg: SpeakerHubertConfig.
         task_cfg: anything with `sample_rate`.
-        dictionaries: one sized object (of as many classes) per label set; empty for an encoder without prediction heads.
+        dictionaries: a FrameLabelSet per label set; empty for an encoder without prediction heads.
         speakers: ids of the speakers in the table.
     """
 
@@ -116,9 +110,8 @@ class SpeakerHubertModel(HubertModel):
         layers = parse_conv_layers(cfg.conv_feature_layers)
         for name, supported in SUPPORTED.items():
             if str(getattr(cfg, name)) != str(supported):
-                raise InputError(
-                    f"model.{name}={getattr(cfg, name)} is not supported (not exact under padding, or broken in fairseq); use {supported}"
-                )
+                what = f"model.{name}={getattr(cfg, name)} is not supported (not exact under padding, or broken in fairseq)"
+                raise InputError(f"{what}; use {supported}")
         cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.create(cfg), resolve=True, enum_to_str=True))
         cfg.conv_feature_layers = str(layers)  # fairseq evaluates this string: let it see integers only
         super().__init__(cfg, task_cfg, list(dictionaries) or [None])
@@ -128,10 +121,8 @@ class SpeakerHubertModel(HubertModel):
         self.speaker_conditioning = None
         if cfg.speaker_position != "none":
             if not self.speakers:
-                raise InputError(
-                    f"model.speaker_position={cfg.speaker_position} needs speakers, but there are none; "
-                    "set task.speakers=spk and give the manifest a .spk sidecar, or use model.speaker_position=none"
-                )
+                remedy = "set task.speakers=spk and give the manifest a .spk sidecar, or use model.speaker_position=none"
+                raise InputError(f"model.speaker_position={cfg.speaker_position} needs speakers, but there are none; {remedy}")
             self.speaker_conditioning = POSITIONS[cfg.speaker_position](len(self.speakers), cfg.encoder_embed_dim, cfg.speaker_fc)
         if not dictionaries:
             self.remove_pretraining_modules()
@@ -213,17 +204,10 @@ class SpeakerHubertModel(HubertModel):
         }
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
-        """Outputs of several Transformer layers in one pass.
+        """Outputs of several Transformer layers in one pass; arguments as for `forward`.
 
-        Args:
-            source: (batch, samples), zero-padded.
-            lengths: samples of each utterance, a list of int.
-            layers: 1-based layer numbers; the last layer comes without a pre-norm model's final LayerNorm, as from
-                fairseq's `extract_features(output_layer=…)`.
-            mask_indices, mask_channel_indices, speaker, speaker_vectors: as for `forward`; nothing is masked without them.
-
-        Returns:
-            ({layer: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
+        `layers` are 1-based; the last comes without a pre-norm model's final LayerNorm, as from fairseq's
+        `extract_features(output_layer=…)`. Returns ({layer: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames).
         """
         z, own, padding = self.convolve(source, lengths)
         x = self.with_masks(self.project(z), mask_indices, mask_channel_indices)
@@ -243,13 +227,7 @@ class SpeakerHubertModel(HubertModel):
         return self.project(z), own
 
     def predict_masked(self, x, own, mask_indices, speaker_vectors=None):
-        """Logits at the masked frames of what `before_speaker` returned: one (n, classes) per label set.
-
-        Args:
-            x: (batch, frames, width).
-            own, mask_indices: (batch, frames) bool.
-            speaker_vectors: as for `forward`.
-        """
+        """Logits at the masked frames of what `before_speaker` returned: one (n, classes) per label set. Masks, e: as for `forward`."""
         padding = None if own.all() else ~own
         e = self.vectors_of(None, len(x), speaker_vectors)
         return self.logits(self.contextualise(self.with_masks(x, mask_indices), padding, e)[own & mask_indices])
@@ -287,13 +265,10 @@ class SpeakerHubertModel(HubertModel):
         return x if channels is None else x.masked_fill(channels.unsqueeze(1), 0)
 
     def contextualise(self, x, padding, e, output_layer=None):
-        """f = E(x), with the speaker at its position: (batch, frames, width) → (batch, frames, width).
+        """f = E(x), with the speaker at its position: masked T(x) (batch, frames, width) → (batch, frames, width).
 
-        Args:
-            x: masked T(x).
-            padding: (batch, frames) bool, or None.
-            e: speaker vectors, as from `vectors_of`.
-            output_layer: 1-based; stop after this layer, before anything is added to the encoder's output.
+        `padding` and `e`: as from `convolve` and `vectors_of`. With an `output_layer` (1-based) the output is that of this layer, before
+        anything is added to it.
         """
         speaker = self.speaker_conditioning
         if speaker is not None:

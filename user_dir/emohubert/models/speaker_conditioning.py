@@ -9,8 +9,7 @@ from ..core.options import Registry
 
 POSITIONS = Registry("model.speaker_position")
 AT_HEAD = ("none", "embedding", "mfcc")
-UNKNOWN = 0
-"""Row of the table for speakers outside it; trained by speaker dropout."""
+UNKNOWN = 0  # row of the table for speakers outside it; trained by speaker dropout
 
 
 class SpeakerConditioning(nn.Module):
@@ -22,24 +21,17 @@ class SpeakerConditioning(nn.Module):
 
     e = FC(√width · row), scaled as word embeddings in Transformers are (Vaswani et al. 2017, section 3.4): Adam moves every
     parameter by about the learning rate, and a speaker has to be learned from few updates.
-
-    Args:
-        n_speakers: known speakers.
-        width: of the Transformer.
-        fc: whether the fully connected layer follows the table.
     """
 
-    widths = 1
-    """Size of a speaker's vector, in multiples of the Transformer's width."""
+    widths = 1  # size of a speaker's vector, in multiples of the Transformer's width
 
     def __init__(self, n_speakers, width, fc=False):
         super().__init__()
         self.scale = math.sqrt(width)
         self.embedding = nn.Embedding(n_speakers + 1, self.widths * width)
         nn.init.zeros_(self.embedding.weight)
-        self.fc = None
+        self.fc = nn.Linear(self.widths * width, self.widths * width) if fc else None
         if fc:
-            self.fc = nn.Linear(self.widths * width, self.widths * width)
             nn.init.eye_(self.fc.weight)
             nn.init.zeros_(self.fc.bias)
 
@@ -53,15 +45,9 @@ class SpeakerConditioning(nn.Module):
         return e if self.fc is None else self.fc(e)
 
     def before_encoder(self, x, padding_mask, e):
-        """Condition the encoder's input.
+        """Condition the encoder's input x (batch, frames, width), with its padding_mask (batch, frames) or None, by e (batch, widths × width).
 
-        Args:
-            x: (batch, frames, width).
-            padding_mask: (batch, frames) bool, or None.
-            e: (batch, widths × width).
-
-        Returns:
-            x and padding_mask; where frames are added, `frames_of` must take them off.
+        Returns both; where frames are added, `frames_of` must take them off.
         """
         return x, padding_mask
 
@@ -75,11 +61,8 @@ class SpeakerConditioning(nn.Module):
 
     def mean_norm(self):
         """Mean Euclidean norm of e over the known speakers (a scalar tensor): how far training has moved them from zero."""
-        rows = self.embedding.weight[1:].detach()
-        if self.fc is None:
-            return rows.float().norm(dim=-1).mean() * self.scale
         with torch.no_grad():
-            return self.vectors_from(rows).float().norm(dim=-1).mean()
+            return self.vectors_from(self.embedding.weight[1:]).float().norm(dim=-1).mean()
 
 
 @POSITIONS.register("input")
@@ -132,12 +115,8 @@ class Film(SpeakerConditioning):
 class SpeakerAtHead(nn.Module):
     """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report).
 
-    The dense layer starts at zero: training starts at the head without a speaker.
-
-    Args:
-        width: of the utterance vector.
-        size: of a speaker's vector.
-        n_speakers: known speakers, for learned vectors; row 0 of the table is the unknown speaker, and zero.
+    The dense layer starts at zero: training starts at the head without a speaker. With `n_speakers`, vectors are learned, in a table
+    whose row 0 is the unknown speaker, and zero.
     """
 
     def __init__(self, width, size, n_speakers=None):

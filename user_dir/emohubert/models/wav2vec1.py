@@ -34,11 +34,7 @@ def is_aligned(pretrained):
 
 
 def build_aligned(pretrained):
-    """The Wav2Vec1Encoder of an emotion model, with its weights.
-
-    Raises:
-        InputError: it is fairseq's own, with frames of another rate than everything else here.
-    """
+    """The Wav2Vec1Encoder of an emotion model, with its weights; InputError for fairseq's own, whose frames are of another rate."""
     if not is_aligned(pretrained):
         raise InputError(
             f"{pretrained.path}: a wav2vec 1 as pretrained has 100 frames a second, here there are 50; fine-tune an emotion model "
@@ -72,14 +68,9 @@ class _Aggregator(ConvAggegator):
 
 
 class Wav2Vec1Encoder(nn.Module):
-    """wav2vec 1 with frames of HuBERT's rate, in place of a SpeakerHubertModel in an emotion model.
+    """wav2vec 1 with frames of HuBERT's rate, in place of a SpeakerHubertModel in an emotion model; `config` is from `read_config`."""
 
-    Args:
-        config: from `read_config`.
-    """
-
-    n_layers = 1
-    """The aligned frames: there is no other layer of their rate."""
+    n_layers = 1  # the aligned frames: there is no other layer of their rate
     speakers = ()
     speaker_conditioning = None
 
@@ -101,22 +92,18 @@ class Wav2Vec1Encoder(nn.Module):
         self.alignment = nn.Conv1d(self.width, self.width, kernel_size=4, stride=2)
 
     def start_from(self, pretrained):
-        """Load the weights of a checkpoint; an alignment that it lacks is initialised randomly.
-
-        Returns:
-            LoadReport, also logged.
+        """Load the weights of a checkpoint; an alignment that it lacks stays random. Returns the LoadReport, also logged.
 
         Raises:
             InputError: weights are missing, or have other names or shapes than their architecture.
         """
         own, source = self.state_dict(), pretrained.weights
-        new = [n for n in own if n.startswith("alignment.")] if not is_aligned(pretrained) else []
+        new = [n for n in own if n.startswith("alignment.") and n not in source]
         wrong = [n for n, w in own.items() if n not in new and (n not in source or source[n].shape != w.shape)]
         wrong += [n for n in source if n not in own]
         if wrong:
-            raise InputError(
-                f"{pretrained.path}: its weights do not fit its options: {mismatch(wrong, own, source)}; copy or download it again"
-            )
+            what = f"its weights do not fit its options: {mismatch(wrong, own, source)}"
+            raise InputError(f"{pretrained.path}: {what}; copy or download it again")
         self.load_state_dict(source, strict=not new)
         report = LoadReport(loaded=list(source), new=new, skipped=list(pretrained.left_out))
         logger.info("%s: wav2vec 1, without dropout: %s", pretrained.path, report)
@@ -128,14 +115,9 @@ class Wav2Vec1Encoder(nn.Module):
         return {"x": layers[1], "padding_mask": None if n_frames(min(lengths)) == own.size(1) else ~own}
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, **speaker):
-        """Aligned frames: ({1: (batch, frames, width)}, (batch, frames) bool: True for an utterance's own frames).
+        """Aligned frames, as SpeakerHubertModel's: ({1: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames).
 
-        Args:
-            source: (batch, samples), zero-padded.
-            lengths: samples of each utterance, a list of int.
-            layers: [1].
-            mask_indices, mask_channel_indices: see `context`.
-            speaker: ignored, as in a SpeakerHubertModel without speaker conditioning.
+        `layers` is [1]; masks: see `context`; `speaker` is ignored, as in a SpeakerHubertModel without speaker conditioning.
         """
         c, _ = self.context(source, lengths, mask_indices, mask_channel_indices)
         frames = [n_frames(n) for n in lengths]
@@ -144,18 +126,14 @@ class Wav2Vec1Encoder(nn.Module):
         return dict.fromkeys(layers, x), own_frames(frames, x.size(1), x.device)
 
     def context(self, source, lengths, mask_indices=None, mask_channel_indices=None):
-        """c, wav2vec's own features, 100 a second.
+        """c, wav2vec's own features, 100 a second: (batch, width, frames), zero past an utterance's own frames, and how many each has.
 
         Args:
-            source, lengths: as for `layer_features`. Utterances between one frame of HuBERT and one of wav2vec (400 to 464
-                samples) are padded with zeros.
+            source, lengths: waveforms (batch, samples), zero-padded, and samples of each, a list of int. Utterances between one frame
+                of HuBERT and one of wav2vec (400 to 464 samples) are padded with zeros.
             mask_indices: (batch, frames) bool, at 50 frames a second: where z is zero (SpecAugment: wav2vec 1 has no mask
                 embedding, and the paper's implementation puts zeros there too).
             mask_channel_indices: (batch, channels of z) bool, the channels of z to set to zero.
-
-        Returns:
-            c (batch, width, frames), zero past an utterance's own frames: the norms put zeros there, and nothing that follows
-            them makes anything else of a zero; own frames of each, a list of int.
         """
         if max(lengths) < RECEPTIVE_FIELD:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")

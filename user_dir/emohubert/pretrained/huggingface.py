@@ -1,7 +1,7 @@
 """Hugging Face model folders: HuBERT and wav2vec 2.0 in fairseq's terms, read without the transformers library.
 
 `config.json` becomes values of SpeakerHubertConfig, parameters get fairseq's names. What the encoder cannot honour exactly is
-refused, so that whatever loads gives what `transformers` gives (modeling_hubert.py, modeling_wav2vec2.py there).
+refused, so that whatever loads gives what `transformers` gives.
 """
 
 import logging
@@ -18,8 +18,7 @@ from .types import Pretrained, parse_conv_layers
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("hubert", "wav2vec2")
-"""Supported values of `model_type`; also the prefix of the encoder's parameters in a model with a head."""
+FAMILIES = ("hubert", "wav2vec2")  # `model_type`; also the prefix of the encoder's parameters in a model with a head
 DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -47,6 +46,9 @@ FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "c
 _CHOICES = {
     "hidden_act": {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"},
     "feat_extract_norm": {"group": "default", "layer": "layer_norm"},
+    "conv_bias": {True: True, False: False},
+    "do_stable_layer_norm": {True: True, False: False},
+    **{name: {DEFAULTS[name]: None} for name in FIXED},
 }
 """Keys with some supported values: theirs → fairseq's."""
 _SIZES = {
@@ -101,7 +103,9 @@ def read_folder(folder):
     config = _architecture(path, {**DEFAULTS, **options})
     files = _weight_files(folder)
     weights, left_out = _encoder_weights(files, family, config["extractor_mode"])
-    _check_shapes(path, config, weights)
+    layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
+    if layers != config["encoder_layers"]:
+        raise InputError(f"{path}: num_hidden_layers={config['encoder_layers']}, but the weights have {layers}; copy both from one model")
     normalise, source = _normalisation(folder, config["extractor_mode"])
     return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, *files, *source])
 
@@ -115,15 +119,9 @@ def _dict(path):
 
 def _architecture(path, options):
     """Values of SpeakerHubertConfig for those of a config.json."""
-    for name in FIXED:
-        if options[name] != DEFAULTS[name]:
-            raise InputError(f"{path}: {name}={options[name]} is not supported, only {DEFAULTS[name]}; use another model")
     for name, choices in _CHOICES.items():
-        if str(options[name]) not in choices:
-            raise InputError(f"{path}: {name}={options[name]} is not supported, only {', '.join(choices)}; use another model")
-    for name in ("conv_bias", "do_stable_layer_norm"):
-        if not isinstance(options[name], bool):
-            raise InputError(f"{path}: {name}={options[name]} is neither true nor false; {_AGAIN}")
+        if options[name] not in list(choices):
+            raise InputError(f"{path}: {name}={options[name]} is not supported, only {', '.join(map(str, choices))}; use another model")
     for name in _SIZES:
         if not _is_size(options[name]):
             raise InputError(f"{path}: {name}={options[name]} is not an integer of at least 1; {_AGAIN}")
@@ -143,8 +141,8 @@ def _architecture(path, options):
         raise InputError(f"{path}: conv_dim ends with hidden_size={width}, where fairseq has no projection; use another model")
     return {
         **{ours: options[theirs] for theirs, ours in _SIZES.items()},
-        "activation_fn": _CHOICES["hidden_act"][str(options["hidden_act"])],
-        "extractor_mode": _CHOICES["feat_extract_norm"][str(options["feat_extract_norm"])],
+        "activation_fn": _CHOICES["hidden_act"][options["hidden_act"]],
+        "extractor_mode": _CHOICES["feat_extract_norm"][options["feat_extract_norm"]],
         "conv_feature_layers": conv_layers,
         "conv_bias": options["conv_bias"],
         "layer_norm_first": options["do_stable_layer_norm"],
@@ -207,42 +205,19 @@ def _tensors(path):
         raise InputError(f"{path}: not a safetensors file, or a damaged one ({error}); copy or download it again") from error
 
 
-def _check_shapes(path, config, weights):
-    """The architecture must be that of the weights, before anything of its size is built."""
-    layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
-    if layers != config["encoder_layers"]:
-        raise InputError(f"{path}: num_hidden_layers={config['encoder_layers']}, but the weights have {layers}; copy both from one model")
-    width, channels = config["encoder_embed_dim"], 1
-    expected = {"encoder.layer_norm.weight": (width,)}
-    for i, (c, kernel, _) in enumerate(parse_conv_layers(config["conv_feature_layers"])):
-        expected[f"feature_extractor.conv_layers.{i}.0.weight"] = (c, channels, kernel)
-        channels = c
-    expected["post_extract_proj.weight"] = (width, channels)
-    expected["encoder.pos_conv.0.weight_v"] = (width, width // config["conv_pos_groups"], config["conv_pos"])
-    expected |= {f"encoder.layers.{i}.fc1.weight": (config["encoder_ffn_embed_dim"], width) for i in range(layers)}
-    for name, shape in expected.items():
-        found = tuple(weights[name].shape) if name in weights else "missing"
-        if found != shape:
-            raise InputError(f"{path}: by this configuration {name} is {shape}, in the weights it is {found}; copy both from one model")
-    convolutions = [name for name in weights if re.fullmatch(r"feature_extractor\.conv_layers\.\d+\.0\.bias", name)]
-    if bool(convolutions) != config["conv_bias"]:
-        raise InputError(f"{path}: conv_bias={config['conv_bias']} does not fit the weights; copy both from one model")
-
-
 def _normalisation(folder, extractor_mode):
     """(whether waveforms are normalised, [the file that says so])."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    for name, read in (("preprocessor_config.json", _dict), ("processor_config.json", lambda path: _dict(path).get("feature_extractor"))):
         path = folder / name
-        options = _dict(path) if path.is_file() else None
-        options = options.get("feature_extractor") if options and name == "processor_config.json" else options
-        if not isinstance(options, dict):
-            continue
-        if options.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-            raise InputError(f"{path}: sampling_rate={options['sampling_rate']}, but all models here expect {SAMPLE_RATE} Hz; use another")
-        normalise = options.get("do_normalize", True)  # the default of transformers' Wav2Vec2FeatureExtractor
-        if not isinstance(normalise, bool):
-            raise InputError(f"{path}: do_normalize={normalise} is neither true nor false; {_AGAIN}")
-        return normalise, [path]
+        options = read(path) if path.is_file() else None
+        if isinstance(options, dict):
+            if options.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
+                what = f"sampling_rate={options['sampling_rate']}, but all models here expect {SAMPLE_RATE} Hz"
+                raise InputError(f"{path}: {what}; use another")
+            normalise = options.get("do_normalize", True)  # the default of transformers' Wav2Vec2FeatureExtractor
+            if not isinstance(normalise, bool):
+                raise InputError(f"{path}: do_normalize={normalise} is neither true nor false; {_AGAIN}")
+            return normalise, [path]
     normalise = extractor_mode == "layer_norm"
     how = "normalised, as with feat_extract_norm=layer" if normalise else "not normalised, as with feat_extract_norm=group"
     logger.info("%s: no preprocessor_config.json; waveforms are %s", folder, how)

@@ -14,15 +14,8 @@ from .safe_files import load_state
 from .types import ENCODER, WAV2VEC1, Pretrained
 
 _FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "emotion_hubert")
-_CTC = ("wav2vec_ctc", "hubert_ctc")
-"""fairseq's fine-tuned models: a pretrained one inside, under `w2v_encoder.w2v_model.`."""
-_UNSUPPORTED = {
-    "layer_type": "transformer",
-    "conv_pos_batch_norm": False,
-    "quantize_input": False,
-    "pos_conv_depth": 1,
-    "crop_seq_to_multiple": 1,
-}
+_CTC = ("wav2vec_ctc", "hubert_ctc")  # fine-tuned: a pretrained one inside, under `w2v_encoder.w2v_model.`
+_ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_input": False, "pos_conv_depth": 1, "crop_seq_to_multiple": 1}
 """Options of fairseq's models, and the only value under which the encoder is the one here."""
 
 
@@ -38,22 +31,19 @@ def read_pretrained(path):
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
-    weights, left_out, is_wav2vec1 = dict(state["model"]), [], False
+    weights, left_out, keep = dict(state["model"]), [], None
     if family in _CTC:
         model = _inside_ctc(model, path)
         family = model.get("_name") or model.get("arch")
         weights, left_out = _split(weights, "w2v_encoder.w2v_model.")
     elif family == "emotion_hubert":
-        model = dict(model["backbone"])
-        is_wav2vec1 = model.get("_name") == WAV2VEC1
+        model = task = dict(model["backbone"])
         weights, left_out = _split(weights, "backbone.")
-        task = model
     elif family not in _FAMILIES and any(name.startswith("feature_aggregator.") for name in weights):
         family = WAV2VEC1  # known by its parameters: the published one also names a task that fairseq does not have
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
-    keep = None
-    if family == WAV2VEC1 or is_wav2vec1:
+    if family == WAV2VEC1 or family == "emotion_hubert" and model.get("_name") == WAV2VEC1:
         config, keep = wav2vec1.read_config(model, path), wav2vec1.ENCODER
     else:
         config = _hubert_config(model, path)
@@ -70,12 +60,11 @@ def read_pretrained(path):
 
 def _hubert_config(model, path):
     """What fields of SpeakerHubertConfig a model's options give."""
-    for name, supported in _UNSUPPORTED.items():
+    for name, supported in _ONLY.items():
         if model.get(name, supported) != supported:
             raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
-    known = (set(OmegaConf.structured(HubertConfig)) | {"speaker_position", "speaker_fc"}) - {
-        "latent_temp"
-    }  # legacy, and text in old checkpoints
+    known = set(OmegaConf.structured(HubertConfig)) | {"speaker_position", "speaker_fc"}
+    known -= {"latent_temp"}  # legacy, and text in old checkpoints
     return {k: v for k, v in model.items() if k in known and v is not None}
 
 

@@ -13,11 +13,8 @@ from ..core.errors import InputError
 
 
 def load_file(path):
-    """Load a file that torch.save wrote without running anything in it; tensors come to the CPU.
-
-    Raises:
-        InputError: missing, damaged, or holding anything but tensors, plain values and fairseq's dictionaries and meters.
-    """
+    """Load a file of torch.save, to the CPU, without running anything in it; InputError if it is missing, damaged, or holds anything but
+    tensors, plain values and fairseq's dictionaries and meters."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'a folder, not a checkpoint file' if path.is_dir() else 'no such checkpoint'}; correct the path")

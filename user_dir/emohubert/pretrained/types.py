@@ -11,18 +11,16 @@ from ..corpus.audio import HOP, RECEPTIVE_FIELD
 
 ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
-WAV2VEC1 = "wav2vec"
-"""fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)."""
+WAV2VEC1 = "wav2vec"  # fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)
 
 
 @dataclass
 class FrameLabelSet:
-    """One set of frame labels: its name in `task.labels`, its symbols, in order, and how often each occurs in training, where that is
-    known. `len()` is the number of classes."""
+    """One set of frame labels; `len()` is the number of classes."""
 
-    name: str
-    symbols: list
-    counts: list | None = None
+    name: str  # in `task.labels`
+    symbols: list  # in order
+    counts: list | None = None  # how often each occurs in training, where that is known
 
     def __len__(self):
         return len(self.symbols)
@@ -30,27 +28,16 @@ class FrameLabelSet:
 
 @dataclass
 class Pretrained:
-    """A checkpoint's encoder in fairseq's terms, wherever it comes from.
+    """A checkpoint's encoder in fairseq's terms, wherever it comes from."""
 
-    Attributes:
-        path: of the file or folder.
-        family: hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert.
-        config: values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`.
-        normalise: whether waveforms are normalised before they go in.
-        weights: parameter name → tensor, in the names of HubertModel or Wav2Vec1Encoder.
-        speakers: ids of the rows of its speaker table after the unknown one.
-        left_out: names of parameters that are no part of the encoder: heads, quantisers.
-        files: all that was read.
-    """
-
-    path: Path
-    family: str
-    config: dict
-    normalise: bool
-    weights: dict
-    speakers: list = field(default_factory=list)
-    left_out: list = field(default_factory=list)
-    files: list = field(default_factory=list)
+    path: Path  # of the file or folder
+    family: str  # hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert
+    config: dict  # values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`
+    normalise: bool  # whether waveforms are normalised before they go in
+    weights: dict  # {name in HubertModel or Wav2Vec1Encoder: tensor}
+    speakers: list = field(default_factory=list)  # ids of the rows of its speaker table after the unknown one
+    left_out: list = field(default_factory=list)  # names of parameters that are no part of the encoder: heads, quantisers
+    files: list = field(default_factory=list)  # all that was read
 
     @property
     def n_layers(self):
@@ -102,17 +89,10 @@ def mismatch(wrong, own, source):
 
 
 def parse_layers(text, name="conv_feature_layers"):
-    """Read `[(512,10,5)] + [(512,3,2)] * 4`, which fairseq evaluates, without evaluating it.
-
-    Args:
-        text: what to read.
-        name: of the option, for messages.
-
-    Returns:
-        list of (channels, kernel, stride).
+    """The (channels, kernel, stride) of `[(512,10,5)] + [(512,3,2)] * 4`, which fairseq evaluates, without evaluating it.
 
     Raises:
-        InputError: anything else.
+        InputError: anything else; `name` is that of the option.
     """
     triple = r"\(\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)"
     layers = []

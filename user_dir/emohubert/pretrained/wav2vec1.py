@@ -7,38 +7,21 @@ from ..core.errors import InputError
 from ..corpus.audio import HOP
 from .types import WAV2VEC1, parse_conv_layers, parse_layers
 
-FAST_HOP = HOP // 2
-"""Samples between two frames of wav2vec 1 (10 ms)."""
-WINDOW = 465
-"""Samples that one frame of its convolutions sees."""
-_PARTS = (
-    "conv_feature_layers",
-    "conv_aggregator_layers",
-    "log_compression",
-    "skip_connections_agg",
-    "residual_scale",
-    "no_conv_bias",
-    "agg_zero_pad",
-    "non_affine_group_norm",
-    "activation",
+WINDOW = 465  # samples that one frame of its convolutions sees
+_PARTS = (  # fairseq's options that say how c is computed
+    *("conv_feature_layers", "conv_aggregator_layers", "log_compression", "skip_connections_agg", "residual_scale"),
+    *("no_conv_bias", "agg_zero_pad", "non_affine_group_norm", "activation"),
 )
-"""fairseq's options that say how c is computed."""
 _ONLY = {"vq_type": "none", "aggregator": "cnn", "skip_connections_feat": False}
 """Options with one supported value: no quantiser (vq-wav2vec), no recurrence over the batch, no residuals that depend on padding."""
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
-ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")
-"""What makes the encoder, by parameter name."""
+ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")  # what makes the encoder, by parameter name
 
 
 def read_config(options, path):
-    """The architecture of a wav2vec 1 from the options of its checkpoint.
+    """The architecture of a wav2vec 1, a dict of plain values, from the options of fairseq's model or of an emotion model's backbone.
 
-    Args:
-        options: of the model, fairseq's or those of an emotion model's backbone.
-        path: of the checkpoint, for messages.
-
-    Returns:
-        dict of plain values, `_name` wav2vec. `encoder_embed_dim` is the width that is masked, as in HuBERT's.
+    Its `encoder_embed_dim` is the width that is masked, as in HuBERT's.
 
     Raises:
         InputError: an option has a value whose results the encoder would not reproduce.
@@ -49,14 +32,8 @@ def read_config(options, path):
     for name, supported in _ONLY.items():
         if values.pop(name) != supported:
             raise InputError(f"{path}: {name}={options[name]} is not supported in a wav2vec 1, only {supported}; use another checkpoint")
-    for name in _PARTS:
-        kind = type(getattr(defaults, name))
-        if not (isinstance(values[name], kind) or (kind is float and type(values[name]) is int)):
-            raise InputError(f"{path}: {name}={values[name]} is no {kind.__name__}; copy or download the checkpoint again")
     if values["activation"] not in ACTIVATIONS:
         raise InputError(f"{path}: activation={values['activation']} is not supported, only {', '.join(ACTIVATIONS)}; use another")
-    if not values["residual_scale"] > 0:
-        raise InputError(f"{path}: residual_scale={values['residual_scale']} is not above 0; copy or download the checkpoint again")
     try:
         extractor, aggregator = conv_layers(values)
     except InputError as error:
@@ -68,5 +45,5 @@ def read_config(options, path):
 
 def conv_layers(config):
     """The convolutions of extractor and aggregator: lists of (channels, kernel, stride)."""
-    extractor = parse_conv_layers(config["conv_feature_layers"], WINDOW, FAST_HOP)
+    extractor = parse_conv_layers(config["conv_feature_layers"], WINDOW, HOP // 2)
     return extractor, parse_layers(config["conv_aggregator_layers"], "conv_aggregator_layers")

@@ -9,15 +9,12 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import atomic
 
-METRICS = ("euclidean", "cosine")
-
 
 @dataclass
 class KMeans:
     """Centroids and how they came about."""
 
-    centroids: np.ndarray  # (clusters, width) float32; unit vectors where the metric is cosine
-    metric: str = "euclidean"  # of METRICS
+    centroids: np.ndarray  # (clusters, width) float32
     features: dict | None = None  # what they were fitted on (kind, layer, checkpoint SHA-256, sample rate, …); None: unknown
     sizes: np.ndarray | None = None  # frames of each cluster in the fit; None: unknown
     fit: dict = field(default_factory=dict)  # inertia per frame, iterations, frames, seed and so on
@@ -39,7 +36,7 @@ class KMeans:
 
     def save(self, path):
         """Write `kmeans.npz`: arrays and JSON text, nothing that needs pickle."""
-        info = {"metric": self.metric, "features": self.features, "fit": self.fit}
+        info = {"features": self.features, "fit": self.fit}
         sizes = np.zeros(0, dtype=np.int64) if self.sizes is None else np.asarray(self.sizes, dtype=np.int64)
         with atomic(path, "wb") as f:
             np.savez(f, centroids=self.centroids, sizes=sizes, info=np.array(json.dumps(info, sort_keys=True)))
@@ -50,10 +47,10 @@ class KMeans:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 centroids, sizes, info = archive["centroids"], archive["sizes"], json.loads(str(archive["info"]))
-            model = cls(centroids, info["metric"], info["features"], sizes if len(sizes) else None, info["fit"])
+            model = cls(centroids, info["features"], sizes if len(sizes) else None, info["fit"])
             if (
                 centroids.dtype != np.float32 or centroids.ndim != 2 or not centroids.size or not np.isfinite(centroids).all()
-                or model.metric not in METRICS or not isinstance(model.features, dict | None) or not isinstance(model.fit, dict)
+                or not isinstance(model.features, dict | None) or not isinstance(model.fit, dict)
                 or not (model.sizes is None or (sizes.shape == (len(centroids),) and sizes.dtype == np.int64))
             ):  # fmt: skip
                 raise ValueError("it holds something else than centroids")

@@ -15,6 +15,7 @@ from .centroids import KMeans
 BLOCK = 4096  # frames in one matrix product
 _ROUNDING = 2.0**-24
 _INIT_FRAMES, _INIT_FRAMES_PER_CLUSTER = 4096, 16
+_MOST_ITERATIONS = 100
 _CONVERGED = 5e-3  # share of the frames that changes its cluster in Lloyd's last iteration, at most
 
 
@@ -23,15 +24,15 @@ class Assigner:
 
     The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the centroids: the
     squared distance, halved and less a constant of the frame. Taking μ off keeps the numbers small where features share
-    a large offset. With the cosine metric `−x·c'`.
+    a large offset.
     """
 
-    def __init__(self, centroids, metric="euclidean", device="cpu"):
-        self.metric, self.device = metric, torch.device(device)
+    def __init__(self, centroids, device="cpu"):
+        self.device = torch.device(device)
         self.exact = torch.as_tensor(centroids).to(self.device, torch.float64)
         mean = self.exact.mean(0)
         shifted = self.exact - mean
-        bias = shifted.pow(2).sum(1) / 2 + shifted @ mean if metric == "euclidean" else torch.zeros_like(shifted[:, 0])
+        bias = shifted.pow(2).sum(1) / 2 + shifted @ mean
         self._weight, self._bias = shifted.float().T.contiguous(), bias.float()  # (width, clusters), (clusters,)
         self._radius, self._offset = float(shifted.norm(dim=1).max()), float(bias.abs().max())
         self._rounding = 2 * (shifted.shape[1] + 8) * _ROUNDING
@@ -68,7 +69,7 @@ class Assigner:
     def _compare_exactly(self, frames, rows, candidates, noise):
         """The nearest of each frame's candidates in float64, and whether noise could make it another; (rows, candidates) are pairs."""
         pairs = list(zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True))
-        distances = torch.cat([self._half_distances(frames[r], self.exact[c]) for r, c in pairs])
+        distances = torch.cat([(frames[r] - self.exact[c]).pow(2).sum(1) / 2 for r, c in pairs])
         least = torch.full((len(frames),), float("inf"), dtype=torch.float64, device=self.device).scatter_reduce(0, rows, distances, "amin")
         tied = distances == least[rows]
         nearest = torch.full((len(frames),), len(self.exact), device=self.device)
@@ -79,11 +80,8 @@ class Assigner:
         within = distances - least[rows] <= noise * frames.norm(dim=1)[rows] * apart
         return nearest, bool((within & (candidates != nearest[rows])).any())
 
-    def _half_distances(self, frames, centroids):
-        return (frames - centroids).pow(2).sum(1) / 2 if self.metric == "euclidean" else -(frames * centroids).sum(1)
 
-
-def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100, device="cpu", workers=None):
+def fit(frames, clusters, seed=1, device="cpu", workers=None):
     """k-means++ on a sample of the frames, then Lloyd's iterations on all of them; returns a KMeans without `features`.
 
     An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads.
@@ -91,9 +89,7 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
     Args:
         frames: (frames, width) float32 array; not copied.
         clusters: number of clusters.
-        seed: of the first of `restarts` attempts, of which that of least inertia is kept.
-        metric: "euclidean"; or "cosine": spherical k-means of the unit vectors.
-        iterations: most iterations of Lloyd's.
+        seed: of the sample and of the first centroids.
         device: where distances are computed.
         workers: threads; by default one for each core.
 
@@ -102,24 +98,19 @@ def fit(frames, clusters, seed=1, metric="euclidean", restarts=1, iterations=100
     """
     if len(frames) < clusters:
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
-    best = None
     with one_thread():
-        data = _Frames(frames, metric, device, workers or cores())
-        for restart in range(restarts):
-            centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, restart])), iterations)
-            found = float(data.distances(centroids, labels).sum()) / len(frames), centroids, labels, done
-            best = found if best is None else min(best, found, key=lambda fit: fit[0])
-    inertia, centroids, labels, done = best
+        data = _Frames(frames, device, workers or cores())
+        centroids, labels, done = _lloyd(data, _plus_plus(data, clusters, np.random.default_rng([seed, 0])))
+        inertia = float(data.distances(centroids, labels).sum()) / len(frames)
     sizes = torch.bincount(labels, minlength=clusters).cpu().numpy()
-    how = {"inertia": inertia, "iterations": done, "frames": len(frames), "seed": seed, "restarts": restarts}
-    return KMeans(centroids.cpu().numpy(), metric, sizes=sizes, fit=how)
+    return KMeans(centroids.cpu().numpy(), sizes=sizes, fit={"inertia": inertia, "iterations": done, "frames": len(frames), "seed": seed})
 
 
 class _Frames:
-    """The frames of a fit, taken block by block in threads; unit vectors where the metric is cosine."""
+    """The frames of a fit, taken block by block in threads."""
 
-    def __init__(self, frames, metric="euclidean", device="cpu", workers=1):
-        self.frames, self.metric, self.device = torch.as_tensor(frames), metric, torch.device(device)
+    def __init__(self, frames, device="cpu", workers=1):
+        self.frames, self.device = torch.as_tensor(frames), torch.device(device)
         self._map = pool(workers).map if workers > 1 else map
         self._parts = [slice(start, start + BLOCK) for start in range(0, len(self.frames), BLOCK)]
         self._norms = list(self._map(lambda part: self.take(part).norm(dim=1), self._parts))
@@ -131,12 +122,11 @@ class _Frames:
 
     def take(self, index):
         """Frames by slice or index tensor, in float32 on the device."""
-        block = self.frames[index].to(self.device)
-        return torch.nn.functional.normalize(block, dim=1) if self.metric == "cosine" else block
+        return self.frames[index].to(self.device)
 
     def labels(self, centroids):
         """The nearest centroid of every frame."""
-        assigner = Assigner(centroids, self.metric, self.device)
+        assigner = Assigner(centroids, self.device)
         return torch.cat(list(self._map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)))
 
     def distances(self, centroids, labels):
@@ -174,11 +164,11 @@ def _plus_plus(data, clusters, rng):
         candidates = torch.from_numpy(drawn.clip(max=size - 1)).to(data.device)
 
 
-def _lloyd(data, centroids, iterations):
+def _lloyd(data, centroids):
     """Lloyd's iterations; cluster sums are kept in float64 and follow the frames that change their cluster."""
     labels, sums = None, torch.zeros_like(centroids)
     done, changed = 0, len(data)
-    while done < iterations and changed > _CONVERGED * len(data):
+    while done < _MOST_ITERATIONS and changed > _CONVERGED * len(data):
         done += 1
         previous, labels = labels, data.labels(centroids.float())
         if previous is None:
@@ -190,8 +180,6 @@ def _lloyd(data, centroids, iterations):
             data.add(sums, previous, rows, sign=-1)
         changed += _fill_empty(data, centroids.float(), labels, sums)
         centroids = sums / torch.bincount(labels, minlength=len(sums))[:, None]
-        if data.metric == "cosine":
-            centroids = torch.nn.functional.normalize(centroids, dim=1)
     centroids = centroids.float()
     return centroids, data.labels(centroids), done
 

@@ -46,15 +46,13 @@ class LabelMaker:
         centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
         pieces: sizes of vocabularies of acoustic pieces to be made over each set.
         overwrite: make everything again.
-        options: of `kmeans.fit`.
     """
 
     def __init__(
         self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, max_memory=512 << 20, centroids=None,
-        pieces=(), overwrite=False, **options,
+        pieces=(), overwrite=False,
     ):  # fmt: skip
         self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
-        self.options = {"metric": "euclidean", "restarts": 1, "iterations": 100, **options}
         self.splits = {name: read_split(directory, name) for name in _split_names(directory, splits)}
         self.out = make_folder(out)
         self._memory = {}
@@ -99,7 +97,7 @@ class LabelMaker:
         return LabelSet(name, clusters, folder, stamp, model)
 
     def _fitted_set(self, name, clusters):
-        settings = {**self.features.settings, "clusters": clusters, "seed": self.seed, **self.options}
+        settings = {**self.features.settings, "clusters": clusters, "seed": self.seed}
         settings |= {"audio": self._audio[self.fit_split.name], "recordings": fingerprint([int(i) for i in self.sample])}
         return self._set(name, clusters, settings)
 
@@ -149,7 +147,7 @@ class LabelMaker:
             start, frames = time.perf_counter(), self._memory[s.feature]
             if len(frames) < _FEW_FRAMES * s.clusters:
                 logger.warning("%s: only %.0f frames a cluster; give more audio or more --max-memory", s.name, len(frames) / s.clusters)
-            s.model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=cores(), **self.options)
+            s.model = kmeans.fit(frames, s.clusters, self.seed, device=self.features.device, workers=cores())
             s.model.features, fit = self.features.describe(s.feature), s.model.fit
             fit |= {"split": self.fit_split.name, "recordings": len(self.sample), "precision": self.features.precision}
             self._record_fit(s)
@@ -198,7 +196,7 @@ class LabelMaker:
 
     def _label_window(self, split, window, jobs):
         frames = audio.n_frames(split.n_samples[window], self.features.hop)
-        assigners = {job: kmeans.Assigner(job.set.model.centroids, job.set.model.metric, self.features.device) for job in jobs}
+        assigners = {job: kmeans.Assigner(job.set.model.centroids, self.features.device) for job in jobs}
         for job in jobs:
             job.start(window, frames)
         names = [name for name in self.features.names if any(job.set.feature == name for job in jobs)]

@@ -4,7 +4,6 @@ import argparse
 
 from ..core.cli import positive_float, positive_int
 from ..core.errors import InputError
-from .centroids import METRICS
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -41,18 +40,9 @@ def add_features(parser):
     parser.add_device()
 
 
-def add_kmeans(parser):
-    """How the k-means is fitted."""
-    add = parser.add_argument
-    add("--max-memory", type=memory, default="512M", metavar="BYTES", help="features in memory for the fit, such as 8G")
-    add("--metric", choices=METRICS, default="euclidean", help="distance of the k-means")
-    add("--restarts", type=positive_int, default=1, metavar="N", help="seeds of the k-means; the best fit is kept")
-    add("--iterations", type=positive_int, default=100, metavar="N", help="most iterations of the k-means")
-
-
-def kmeans_options(args):
-    """Options of `kmeans.fit` from those of `add_kmeans`."""
-    return {"metric": args.metric, "restarts": args.restarts, "iterations": args.iterations}
+def add_max_memory(parser):
+    """--max-memory: what k-means is fitted on."""
+    parser.add_argument("--max-memory", type=memory, default="512M", metavar="BYTES", help="features in memory for the fit, such as 8G")
 
 
 def features(args, load_encoder):

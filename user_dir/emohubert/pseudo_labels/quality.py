@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from ..core.errors import InputError
-from ..core.files import atomic, natural
-from ..core.plotting import DPI, STYLE
+from ..core.files import natural
+from ..core.plotting import new_figure, save_figure
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import NO_EMOTION, read_dictionary
@@ -130,37 +127,27 @@ def heat_map(path, results):
     The shade and the upper number are the normalised mutual information in percent, the lower number the purity.
     Sets that are not `FEATURE/kmK` get a row of their own.
     """
-    places = {name: (name.removesuffix(f"/km{r['clusters']}"), str(r["clusters"])) for name, r in results.items()}
-    rows, columns = (sorted(set(values), key=natural) for values in zip(*places.values(), strict=True))
-    targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
-    if not targets:
+    found = pd.DataFrame(
+        {"target": target, "row": name.removesuffix(f"/km{r['clusters']}"), "column": r["clusters"], "nmi": t["nmi"], "purity": t["purity"]}
+        for name, r in results.items()
+        for target, t in r["targets"].items()
+    )
+    if found.empty:
         raise InputError(f"{path}: the manifest has neither several emotions nor several speakers; there is nothing to compare labels with")
-    with matplotlib.rc_context(STYLE):
-        size = max(3.4, 1.7 + 0.78 * len(columns)), (1.15 + 0.5 * len(rows)) * len(targets)
-        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, target in zip(np.atleast_1d(figure.subplots(len(targets), 1)), targets, strict=True):
-            found = {place: results[name]["targets"][target] for name, place in places.items() if target in results[name]["targets"]}
-            _panel(figure, axes, {place: (100 * t["nmi"], 100 * t["purity"]) for place, t in found.items()}, rows, columns)
-            axes.set_title(f"{target.capitalize()}: NMI × 100, purity")
-        axes.set_xlabel("clusters")
-        with atomic(path, "wb") as f:
-            figure.savefig(f, format="png", metadata={"Software": None})
-    return path
-
-
-def _panel(figure, axes, values, rows, columns):
-    """One heat map: {(row, column): (number that gives the shade, percentage below it)}."""
-    shade = np.full((len(rows), len(columns)), np.nan)
-    top = max(*(number for number, _ in values.values()), 1e-9)
-    for (row, column), (number, percentage) in values.items():
-        i, j = rows.index(row), columns.index(column)
-        shade[i, j] = number
-        style = {"ha": "center", "va": "center", "fontsize": 8, "linespacing": 1.15, "color": "black" if number > 0.6 * top else "white"}
-        axes.text(j, i, f"{number:.1f}\n{percentage:.0f}%", **style)
-    image = axes.imshow(shade, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03).outline.set_visible(False)
+    rows, columns, panels = sorted(set(found["row"]), key=natural), sorted(set(found["column"])), found.groupby("target", sort=False)
+    size = max(3.4, 1.7 + 0.78 * len(columns)), (1.15 + 0.5 * len(rows)) * len(panels)
+    with new_figure(*size, len(panels), squeeze=False) as (figure, axes):
+        for axis, (target, values) in zip(axes[:, 0], panels, strict=True):
+            shade, top = values.pivot(index="row", columns="column", values="nmi").reindex(rows), max(values["nmi"].max(), 1e-9)
+            image = axis.imshow(100 * shade.reindex(columns=columns), cmap="viridis", vmin=0, vmax=100 * top, aspect="auto")
+            for v in values.itertuples():
+                style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if v.nmi > 0.6 * top else "white"}
+                axis.text(columns.index(v.column), rows.index(v.row), f"{100 * v.nmi:.1f}\n{100 * v.purity:.0f}%", **style)
+            axis.set_xticks(range(len(columns)), columns)
+            axis.set_yticks(range(len(rows)), rows)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set_title(f"{target.capitalize()}: NMI × 100, purity")
+            figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03).outline.set_visible(False)
+        axis.set_xlabel("clusters")
+        return save_figure(figure, path)

@@ -80,7 +80,7 @@ def _appending(path):
             os.fsync(written.fileno())
 
 
-def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False, **options):
+def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False):
     """Fit k-means on feature shards and write it as `kmeans.npz` to `path`; returns the KMeans.
 
     Args:
@@ -88,14 +88,13 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
         seed: of the k-means, and of the recordings it is fitted on.
         max_memory: bytes of features in memory: all recordings, or as many as fit.
         joblib: path of a scikit-learn joblib file to be written too.
-        options: for `kmeans.fit`.
 
     Raises:
         InputError: shards are missing, interrupted or of different kinds; or there is too little audio.
     """
     shards = read_shards(folder, split, nshard)
     of_shards = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards]
-    settings = {"shards": fingerprint(of_shards), "clusters": clusters, "seed": seed, "max_memory": max_memory, **options}
+    settings = {"shards": fingerprint(of_shards), "clusters": clusters, "seed": seed, "max_memory": max_memory}
     path = Path(path)
     make_folder(path.parent)
     stamp = Stamp(path.with_name(f".{path.name}.stamp"), settings, [path, records.beside(path), *([joblib] if joblib else [])])
@@ -111,7 +110,7 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
     wanted, utterances = set(chosen), (values for shard in shards for values in shard.utterances())
     frames = np.concatenate([values for number, values in enumerate(utterances) if number in wanted])
     logger.info("fit on %d of %d recordings, %d of %d frames", len(chosen), len(lengths), len(frames), int(lengths.sum()))
-    model = kmeans.fit(frames, clusters, seed, **options)
+    model = kmeans.fit(frames, clusters, seed)
     model.features = shards[0].description
     model.fit |= {"split": split, "recordings": len(chosen)}
     records.write_shard_fit(path, shards, chosen)
@@ -145,7 +144,7 @@ def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
         return path
     stamp.clear()
     write_dictionary(path.parent, model.sizes, len(model))
-    assigner = kmeans.Assigner(model.centroids, model.metric)
+    assigner = kmeans.Assigner(model.centroids)
     lines = (label_line(assigner.labels(np.array(frames)).numpy()) for frames in shard.utterances())
     write_lines(path, progress(lines, f"{split}: labels", len(shard), "utterances"))
     known = records.read(records.beside(shard.path)).sources if records.beside(shard.path).is_file() else []

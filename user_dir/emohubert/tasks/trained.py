@@ -10,13 +10,9 @@ from ..pretrained.safe_files import load_state
 
 
 def load_trained(path):
-    """Load one of our checkpoints with its task, as it was saved; nothing but the file is needed.
+    """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed.
 
-    Returns:
-        (task, model): the model in eval mode on the CPU; `task.selection` is what `selection` says of the checkpoint.
-
-    Raises:
-        InputError: not loadable, or not one of ours.
+    `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, or not one of ours.
     """
     state = load_state(path)
     cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
@@ -34,11 +30,7 @@ def load_trained(path):
 
 
 def selection(state):
-    """How far a checkpoint of ours was trained and why it was kept: `epoch`, `update`, and `selected`, a phrase for reports.
-
-    Args:
-        state: from `load_state`.
-    """
+    """How far a checkpoint (from `load_state`) was trained and why it was kept: `epoch`, `update`, and `selected`, a phrase for reports."""
     cfg, extra = OmegaConf.create(state["cfg"], flags={"allow_objects": True}), state.get("extra_state") or {}
     position = extra.get("train_iterator") or {}
     done = position.get("iterations_in_epoch", 0) == 0

@@ -10,13 +10,7 @@ from ..core.errors import InputError
 
 
 def read_training_config(path):
-    """The configuration that fairseq logs when a training starts; of a resumed training, the last.
-
-    Args:
-        path: such as `hydra_train.log`.
-
-    Returns:
-        Nested dict, as `.hydra/config.yaml` would hold it, with fairseq's defaults; {} when the log has none.
+    """The configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; of a resumed training, the last; {} without one.
 
     Raises:
         InputError: the file cannot be read.
@@ -41,14 +35,8 @@ def _none_for_word(value):
 def read_training_log(path):
     """The curves in a fairseq log: `log_format=json` lines, and the end-of-epoch lines of the other formats.
 
-    A resumed run logs some updates twice; the later line counts.
-
-    Args:
-        path: such as `hydra_train.log`.
-
-    Returns:
-        name → {split → (updates, values)}, arrays sorted by update; the splits are `train` and those validated on. Names
-        include `best_…`; {} when the file holds no curve.
+    Returns {name: {split: (updates, values)}}, arrays sorted by update; the splits are `train` and those validated on, names include
+    `best_…`. A resumed run logs some updates twice; the later line counts.
 
     Raises:
         InputError: the file cannot be read.

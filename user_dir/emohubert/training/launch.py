@@ -144,7 +144,7 @@ class _Progress:
     def __init__(self, folder, bar):
         self.folder, self.with_bar, self.bar = folder, bar, None
         self.first = self.done = self.total = 0
-        self.loss = self.valid = ""
+        self.values = {}  # those logged last
         self.began = self.told = time.monotonic()
 
     def update(self, lines):
@@ -156,23 +156,15 @@ class _Progress:
                 self.total = int(found[2]) if found[2].isdecimal() else 0
                 self.began = time.monotonic()
             elif "[train_inner]" in line or "[valid]" in line:
-                self._read(line)
-        if self.done == before:
-            return
-        if self.with_bar:
-            self._draw()
-        elif time.monotonic() - self.told > _SECONDS:
+                with contextlib.suppress(ValueError):  # where another process has printed into it
+                    self.values |= json.loads(line[line.index("{") :])
+                self.done = max(self.done, *(int(self.values.get(name, 0)) for name in ("num_updates", "valid_num_updates")))
+        loss = self.values.get("loss", "")
+        if self.done > before and self.with_bar:
+            self._draw(loss)
+        elif self.done > before and time.monotonic() - self.told > _SECONDS:
             self.told = time.monotonic()
-            logger.info("%s: update %d%s, loss %s", self.folder, self.done, self._of_all(), self.loss)
-
-    def _read(self, line):
-        try:
-            values = json.loads(line[line.index("{") :])
-        except ValueError:
-            return  # another process has printed into it
-        self.done = int(values.get("num_updates", values.get("valid_num_updates", self.done)))
-        self.loss = values.get("loss", self.loss)
-        self.valid = "".join(f"; {k} {v}" for k, v in values.items() if k in ("valid_loss", "valid_ua", "valid_ccc")) or self.valid
+            logger.info("%s: update %d%s, loss %s", self.folder, self.done, self._of_all(), loss)
 
     def _of_all(self):
         if not self.total:
@@ -180,16 +172,17 @@ class _Progress:
         seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
         return f" of {self.total} ({seconds / 60:.0f} min left)"
 
-    def _draw(self):
+    def _draw(self, loss):
         if self.bar is None:
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.total or None, initial=self.first, desc=self.folder.name, unit=" updates", dynamic_ncols=True)
-        self.bar.set_postfix_str(f"loss {self.loss}", refresh=False)
+        self.bar.set_postfix_str(f"loss {loss}", refresh=False)
         self.bar.update(self.done - self.bar.n)
 
     def end(self):
         """Close the bar and say what came of it."""
         if self.bar is not None:
             self.bar.close()
-        logger.info("%s: %d updates in %.0f s%s", self.folder, self.done, time.monotonic() - self.began, self.valid)
+        valid = "".join(f"; {name} {self.values[name]}" for name in ("valid_loss", "valid_ua", "valid_ccc") if name in self.values)
+        logger.info("%s: %d updates in %.0f s%s", self.folder, self.done, time.monotonic() - self.began, valid)
