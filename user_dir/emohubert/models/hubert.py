@@ -148,21 +148,9 @@ class SpeakerHubertModel(HubertModel):
         self.label_embs_concat = None
 
     def forward(
-        self,
-        source,
-        target_list=None,
-        padding_mask=None,
-        mask=True,
-        features_only=False,
-        output_layer=None,
-        lengths=None,
-        mask_indices=None,
-        mask_channel_indices=None,
-        speaker=None,
-        speaker_vectors=None,
-        masked=True,
-        unmasked=False,
-    ):
+        self, source, target_list=None, padding_mask=None, mask=True, features_only=False, output_layer=None, lengths=None,
+        mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None, masked=True, unmasked=False,
+    ):  # fmt: skip
         """Masked prediction, or features.
 
         Args:
@@ -292,10 +280,8 @@ class SpeakerHubertModel(HubertModel):
         if self.target_glu is not None:
             embeddings = [self.target_glu(e) for e in embeddings]
         with torch.autocast(f.device.type, enabled=False):
-            return [
-                F.normalize(h.float(), dim=-1) @ F.normalize(e.float(), dim=-1).T / self.logit_temp
-                for h, e in zip(heads, embeddings, strict=True)
-            ]
+            pairs = [(F.normalize(h.float(), dim=-1), F.normalize(e.float(), dim=-1)) for h, e in zip(heads, embeddings, strict=True)]
+            return [h @ e.T / self.logit_temp for h, e in pairs]
 
     def _seeded_layerdrop(self):
         """fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update."""

@@ -13,6 +13,11 @@ import sentencepiece
 from ..core.errors import InputError
 
 _FIRST = 0xF0000  # plane 15 of Unicode is for private use: 65 534 characters
+_OPTIONS = {
+    "model_type": "bpe", "character_coverage": 1.0, "normalization_rule_name": "identity", "bos_id": -1, "eos_id": -1,
+    "add_dummy_prefix": False, "remove_extra_whitespaces": False, "max_sentence_length": 1 << 30, "num_threads": 1, "minloglevel": 2,
+    "split_by_unicode_script": False, "split_by_number": False, "split_by_whitespace": False,
+}  # fmt: skip
 
 
 def collapse(labels):
@@ -55,20 +60,8 @@ class AcousticPieces:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=itertools.chain(alphabet, (_text(collapse(line)[0]) for line in lines if len(line))),
                 model_writer=out,
-                model_type="bpe",
                 vocab_size=size + 1,  # and <unk>
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                split_by_unicode_script=False,
-                split_by_number=False,
-                split_by_whitespace=False,
-                bos_id=-1,
-                eos_id=-1,
-                max_sentence_length=1 << 30,
-                num_threads=1,
-                minloglevel=2,
+                **_OPTIONS,
             )
         except RuntimeError as error:
             why = str(error).split(") ")[-1][:160]

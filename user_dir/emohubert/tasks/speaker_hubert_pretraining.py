@@ -27,9 +27,7 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
 
     data: str = option(MISSING, "manifest directory")
     label_dir: Optional[str] = option(None, "folder of the frame labels (default: the manifest directory)")
-    labels: List[str] = option(
-        ["km"], "endings of files in label_dir (km: train.km, dict.km.txt), or folders in it with such files (L9/km50)"
-    )
+    labels: List[str] = option(["km"], "endings of files in label_dir (km: train.km, dict.km.txt), or folders in it with those (L9/km50)")
     speakers: Optional[str] = option("spk", "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers")
     sample_rate: int = option(SAMPLE_RATE, "16000; audio of other rates is resampled while it is read")
     normalize: bool = option(False, "zero mean and unit variance for every waveform (HuBERT large)")
@@ -103,15 +101,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         labels = [read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets]
         rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
         dataset = FrameLabelledSpeech(
-            utterances,
-            labels,
-            self.masking,
-            rows,
-            self.speaker_dropout,
-            seed=self.cfg.seed,
-            training=split.startswith("train"),
-            normalise=self.cfg.normalize,
-            max_samples=self.cfg.max_sample_size,
-            min_samples=self.cfg.min_sample_size,
-        )
+            utterances, labels, self.masking, rows, self.speaker_dropout, seed=self.cfg.seed, training=split.startswith("train"),
+            normalise=self.cfg.normalize, max_samples=self.cfg.max_sample_size, min_samples=self.cfg.min_sample_size,
+        )  # fmt: skip
         self.datasets[split] = self.checked(dataset, split, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))

@@ -65,8 +65,7 @@ def _first_node(nodes):
         found = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60)
         return found.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
-        what = f"scontrol does not say which nodes that is ({error})"
-        raise InputError(f"{nodes}: {what}; set MASTER_ADDR to the first one's address") from None
+        raise InputError(f"{nodes}: scontrol does not say which nodes that is ({error}); set MASTER_ADDR to the first one's") from None
 
 
 def is_first():
@@ -103,17 +102,16 @@ def call_main(fairseqs, cfg, main, **kwargs):
     if training.distributed_init_method is not None:
         return fairseqs(cfg, main, **kwargs)
     here = place()
-    if here is not None and here.size > 1:
-        return _run(here, cfg, main, kwargs)
     if here is None and training.distributed_world_size > 1:
         return _spawn(training.distributed_world_size, cfg, main, kwargs)
+    if here is not None and here.size > 1:
+        return _run(here, cfg, main, kwargs)
     training.distributed_world_size = 1
     with watching(cfg.checkpoint.save_dir):
         return main(cfg, **kwargs)
 
 
 def _spawn(size, cfg, main, kwargs):
-    """Start all processes on this machine."""
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, until all have ended
     try:
         torch.multiprocessing.spawn(_spawned, (size, store.port, cfg, main, kwargs), nprocs=size)
@@ -138,10 +136,7 @@ def _run(here, cfg, main, kwargs):
     if gpus:
         torch.cuda.set_device(training.device_id)
     else:
-        training.distributed_backend = "gloo"
-        if training.ddp_backend in ("c10d", "pytorch_ddp"):
-            logger.warning("distributed_training.ddp_backend=%s needs GPUs: using legacy_ddp", training.ddp_backend)
-            training.ddp_backend = "legacy_ddp"
+        training.distributed_backend, training.ddp_backend = "gloo", "legacy_ddp"  # the other ones need GPUs
     try:
         store, _, _ = next(distributed.rendezvous(here.method, here.rank, here.size, timeout=datetime.timedelta(minutes=10)))
         distributed.init_process_group(training.distributed_backend, store=store, rank=here.rank, world_size=here.size)
@@ -235,11 +230,10 @@ def not_hanging(step):
 def within_bounds(train):
     """Wrapper of an epoch: the first says how many updates there will be, for `launch`; a training that starts again after its last update
     ends, where fairseq would make one more before it looks."""
-    told = False
+    told = []
 
     @functools.wraps(train)
     def wrapped(cfg, trainer, task, epoch_itr):
-        nonlocal told
         done, settings = trainer.get_num_updates(), cfg.optimization
         if 0 < settings.max_update <= done:
             logger.info("trained already: %d updates, optimization.max_update=%d", done, settings.max_update)
@@ -248,7 +242,7 @@ def within_bounds(train):
             per_epoch = -(-len(epoch_itr) // settings.update_freq[0])
             ends = [n for n in (settings.max_update, settings.max_epoch * per_epoch) if n > 0]
             logger.info("training from update %d to %s", done, min(ends, default="the end"))
-            told = True
+            told.append(True)
         return train(cfg, trainer, task, epoch_itr)
 
     return wrapped
