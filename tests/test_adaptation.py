@@ -420,7 +420,7 @@ def test_what_does_not_fit_is_one_line(finetuned, corpus, spread, manifest, tmp_
     assert message().startswith("error: ") and not (tmp_path / "o" / "metrics.json").exists()
     tool = ("tools/adapt_speaker.py", spread, manifest, "test", tmp_path / "o.npz", "--method")
     assert run(*tool, "adapted") == 2 and "--label-dir" in message()
-    assert run(*tool, "adapted", "--label-dir", tmp_path) == 2 and "no such label file" in message()
+    assert run(*tool, "adapted", "--label-dir", tmp_path) == 2 and "no such file; make it with tools/make_labels.py" in message()
     assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--labels", "km", "km") == 2 and "2 label sets" in message()
     assert run(*tool, "adapted", "--label-dir", corpus / "labels", "--holdout", "1.5") == 2 and "--holdout" in message()
     other = ("tools/adapt_speaker.py", finetuned, manifest, "test", tmp_path / "o.npz", "--method", "adapted")

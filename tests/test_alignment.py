@@ -1,8 +1,6 @@
 """Label files against fairseq's own alignment of labels and frames; every way in which a label file can be wrong."""
 
-import gc
 import multiprocessing
-import os
 import pickle
 import re
 import resource
@@ -19,11 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emohubert.core.errors import InputError
-from emohubert.corpus import frame_labels, string_columns
 from emohubert.corpus.audio import n_frames
 from emohubert.corpus.frame_labels import NO_LABEL, read_frame_labels, state_hop
 from emohubert.corpus.manifest import read_dictionary, read_split
-from emohubert.corpus.string_columns import KeptFile
 
 SYMBOLS = [str(i) for i in range(10)]
 HOPS = (320, 160)
@@ -132,16 +128,12 @@ def test_spacing(tmp_path, text):
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.text(" \t\r\v\f", min_size=1, max_size=3), st.integers(0, 9)), max_size=9), min_size=1, max_size=5),
-    st.integers(1, 30),
 )
-def test_parsing_equals_splitting(tmp_path_factory, rows, block):
+def test_parsing_equals_splitting(tmp_path_factory, rows):
     lines = ["".join(f"{space}{label}" for space, label in row) for row in rows]
     data = "\n".join(lines).encode() + b"\n"
     path = tmp_path_factory.getbasetemp() / "x.km"
     path.write_bytes(data)
-    pieces = list(KeptFile(path).blocks(block))
-    assert b"".join(pieces) == data
-    assert all(piece.endswith(b"\n") for piece in pieces)
     symbols, n_samples = SYMBOLS, [400 + 320 * (len(line.split()) - 1) if line.split() else 0 for line in lines]
     for known in (symbols, [*symbols, "x"]):
         labels = read_frame_labels(path, known, n_samples)
@@ -167,17 +159,6 @@ def test_more_labels_than_16_bits_hold(tmp_path):
     classes = 40_000
     labels = read_frame_labels(write(tmp_path / "x.km", [[0, 39_999, 32_768]]), [str(i) for i in range(classes)], [1040])
     assert labels.targets(0, 0, 3).tolist() == [0, 39_999, 32_768]
-
-
-def test_blocks_do_not_show(tmp_path, monkeypatch):
-    lengths = np.random.default_rng(0).integers(0, 6000, 60)
-    path = write(tmp_path / "x.km", random_rows(lengths))
-    whole = read_frame_labels(path, SYMBOLS, lengths)
-    for size in (1, 2, 7, 100, 1000):
-        monkeypatch.setattr(frame_labels, "_BLOCK", size)
-        labels = read_frame_labels(path, SYMBOLS, lengths)
-        np.testing.assert_array_equal(labels.labels, whole.labels)
-        np.testing.assert_array_equal(labels.offsets, whole.offsets)
 
 
 def test_utterances_under_a_frame_have_empty_lines(tmp_path):
@@ -242,7 +223,7 @@ def test_a_dictionary_of_other_labels(tmp_path, symbols):
 
 
 def test_files_that_are_not_there(tmp_path):
-    assert "no such label file" in error_of(tmp_path / "x.km", SYMBOLS, LENGTHS)
+    assert "no such file; make it with" in error_of(tmp_path / "x.km", SYMBOLS, LENGTHS)
     assert "cannot be read" in error_of(tmp_path, SYMBOLS, LENGTHS)
 
 
@@ -312,19 +293,12 @@ def test_a_hundred_thousand_lines(tmp_path):
 # ----------------------------------------------------------------------------------------------- labels stay in their file
 
 
-@pytest.fixture(params=["in memory", "in the file"])
-def small(request, monkeypatch):
-    """Both ways in which a file is kept."""
-    monkeypatch.setattr(string_columns, "_SMALL", 1 << 20 if request.param == "in memory" else -1)
-    return request.param == "in memory"
-
-
 def sent(labels):
     """What another process gets."""
     return pickle.loads(pickle.dumps(labels))  # noqa: S301 - our own
 
 
-def test_lines_are_those_of_the_flat_labels(tmp_path, small):
+def test_lines_are_those_of_the_flat_labels(tmp_path):
     lengths = np.random.default_rng(1).integers(0, 6000, 60)
     path = write(tmp_path / "x.km", random_rows(lengths, classes=300))
     path.write_bytes(path.read_bytes().replace(b" 7 ", b"  0007\t")[:-1])
@@ -335,38 +309,22 @@ def test_lines_are_those_of_the_flat_labels(tmp_path, small):
         assert np.split(labels.labels, labels.offsets[1:-1])[13].tolist() == expected[13]
 
 
-def test_labels_that_are_made_again_do_not_change_those_in_use(tmp_path, small):
-    """A new file under the old name; what is written into the file itself is noticed."""
+def test_labels_that_are_made_again_while_they_are_in_use(tmp_path):
     path = write(tmp_path / "x.km", [[1, 2], [3, 4]])
     labels = read_frame_labels(path, SYMBOLS, [720, 720])
-    write(tmp_path / "new", [[5, 6], [7, 8]]).replace(path)
-    assert labels.targets(1, 0, 2).tolist() == [3, 4]
-    if small:
-        assert sent(labels).targets(1, 0, 2).tolist() == [3, 4]
-    else:
+    time.sleep(0.05)
+    write(path, [[5, 6], [7, 8]])
+    for same in (labels, sent(labels)):
         with pytest.raises(InputError, match=r"x\.km: was changed while it was in use; start again"):
-            sent(labels).targets(1, 0, 2)
-        labels = read_frame_labels(path, SYMBOLS, [720, 720])
-        time.sleep(0.05)
-        write(path, [[1, 2], [3, 4]])
-        with pytest.raises(InputError, match=r"x\.km: was changed while it was in use; start again"):
-            labels.targets(0, 0, 2)
+            same.targets(1, 0, 2)
+    path.unlink()
+    with pytest.raises(InputError, match=r"x\.km: no such file; restore it"):
+        labels.line(0)
 
 
-def test_another_process_reads_the_same_labels(tmp_path, small):
+def test_another_process_reads_the_same_labels(tmp_path):
     """As data-loader workers do that are started afresh, and those that are forked."""
     labels = read_frame_labels(write(tmp_path / "x.km", [[1, 2], [3, 4]]), SYMBOLS, [720, 720])
     assert sent(labels).targets(1, 0, 2).tolist() == [3, 4]
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(labels.targets, (1, 0, 2)).tolist() == [3, 4]
-
-
-def test_a_file_is_closed_with_its_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(string_columns, "_SMALL", -1)
-    path = write(tmp_path / "x.km", [[1, 2]])
-    before = len(os.listdir("/proc/self/fd"))
-    labels = [read_frame_labels(path, SYMBOLS, [720]) for _ in range(20)]
-    assert len(os.listdir("/proc/self/fd")) == before + 20
-    del labels
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before

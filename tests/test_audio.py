@@ -69,13 +69,6 @@ def test_frames_at_the_hop_of_mfccs(n):
     assert audio.n_frames(n, hop=160) == len(features)
 
 
-@given(st.integers(1, 10**7))
-def test_fewest_samples_of_frames(frames):
-    n = audio.n_samples_of(frames)
-    assert audio.n_frames(n) == frames
-    assert audio.n_frames(n - 1) == frames - 1
-
-
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
@@ -99,8 +92,7 @@ def test_a_part_equals_the_slice_of_the_whole_resampled_by_scipy(recordings, rat
     path = recordings[rate, channels]
     samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
     whole = resample_poly(samples.mean(axis=1), 16_000, rate)
-    info = audio.probe(path)
-    assert (info.frames, info.rate, info.channels, info.n_samples) == (len(samples), rate, channels, len(whole))
+    assert audio.probe(path) == len(whole)
     start, stop = sorted(int(x * len(whole)) for x in (a, b))
     part = audio.read(path, start, stop, n_samples=len(whole))
     assert part.dtype == np.float32
@@ -159,7 +151,7 @@ def test_parts_of_compressed_files(tmp_path, ending, options, rate):
     soundfile.write(tmp_path / f"a.{ending}", wave, rate, **options)
     path = tmp_path / f"a.{ending}"
     whole = audio.read(path)
-    assert len(whole) == audio.probe(path).n_samples == 320_000
+    assert len(whole) == audio.probe(path) == 320_000
     for start in rng.integers(0, 310_000, 25):
         np.testing.assert_array_equal(audio.read(path, int(start), int(start) + 5000), whole[start : start + 5000])
 
@@ -167,7 +159,7 @@ def test_parts_of_compressed_files(tmp_path, ending, options, rate):
 def test_an_empty_recording_has_no_samples(tmp_path):
     for rate in (8_000, 16_000):
         soundfile.write(tmp_path / "a.wav", np.zeros(0), rate)
-        assert audio.probe(tmp_path / "a.wav").n_samples == 0
+        assert audio.probe(tmp_path / "a.wav") == 0
         assert audio.read(tmp_path / "a.wav").shape == (0,)
 
 
@@ -175,7 +167,7 @@ def test_real_speech(emodb, ravdess):
     for path in [*sorted(emodb.glob("*.flac"))[:20], *sorted(ravdess.rglob("*.flac"))[:10]]:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
         whole = samples.mean(axis=1) if rate == 16_000 else resample_poly(samples.mean(axis=1), 16_000, rate)
-        assert audio.probe(path).n_samples == len(whole)
+        assert audio.probe(path) == len(whole)
         np.testing.assert_allclose(audio.read(path), whole, atol=2e-6)
 
 
@@ -214,7 +206,7 @@ def test_chunks_around_the_data(tmp_path, before, after):
 def test_a_stream_of_unknown_length_is_not_truncated(tmp_path, size):
     """What ffmpeg (2³² − 1), arecord (2³¹) and sox (2³¹ − 4096, in whole blocks) write into a pipe."""
     (tmp_path / "a.wav").write_bytes(wav(PCM.tobytes(), size=size))
-    assert audio.probe(tmp_path / "a.wav").n_samples == len(PCM)
+    assert audio.probe(tmp_path / "a.wav") == len(PCM)
     np.testing.assert_array_equal(audio.read(tmp_path / "a.wav"), PCM.astype(np.float32) / 32_768)
 
 

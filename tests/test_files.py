@@ -218,7 +218,8 @@ def test_json(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(None, "no such file"), (b"{", "not a JSON file"), (b"", "not a JSON file"), (b"\xff\xfe", "not a JSON file")]
+    ("content", "expected"),
+    [(None, "no such file"), (b"{", "not a JSON file"), (b"", "not a JSON file"), (b"\xff\xfe", "not a UTF-8 text file")],
 )
 def test_json_that_cannot_be_read(tmp_path, content, expected):
     path = tmp_path / "a.json"

@@ -44,7 +44,7 @@ def write_audio(path, rate, channels, seconds, subtype, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(seed).uniform(-0.9, 0.9, (int(rate * seconds), channels))
     soundfile.write(path, samples, rate, subtype=subtype)
-    return audio.resampled_length(len(samples), rate)
+    return -(-len(samples) * 16_000 // rate)
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_what_cannot_be_packed_is_named_and_gets_no_stamp(plain, tmp_path, monke
     for path in plain.glob("**/*.tsv"):
         path.write_text(path.read_text().replace("a.wav\t20800", "a.wav\t20801"))
     message = error_of(pack, plain, out)
-    assert f"{listed}:2: " in message and "20800 samples at 16 kHz, the manifest says 20801" in message
+    assert f"{listed}:2: " in message and "20800 samples at 16 kHz (20800 at 16000 Hz), the manifest says 20801" in message
     assert not list(out.glob("shards/*.json")) and not list(out.glob("**/*.tsv"))
     for path in plain.glob("**/*.tsv"):
         path.write_text(path.read_text().replace("a.wav\t20801", "a.wav\t20800"))

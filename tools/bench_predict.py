@@ -185,7 +185,7 @@ def main(argv=None):
     device = choose_device(args.device)
     torch.set_num_threads(args.threads)
     paths = find_files([args.audio_dir])[: args.files]
-    seconds = sum(audio.probe(path).n_samples for path in paths) / audio.SAMPLE_RATE
+    seconds = sum(audio.probe(path) for path in paths) / audio.SAMPLE_RATE
 
     with tempfile.TemporaryDirectory() as folder:
         reference = write_transformers_model(folder, args.seed, **(TINY if args.tiny else {}))

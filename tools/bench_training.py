@@ -89,7 +89,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
 from emohubert.core.files import make_folder, write_json, write_lines
-from emohubert.corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames, n_samples_of
+from emohubert.corpus.audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames
 from emohubert.corpus.frame_labels import NO_LABEL
 from emohubert.corpus.manifest import Utterance, write_splits
 
@@ -273,7 +273,7 @@ def from_manifest(args, budget):
         (labels,) = item["targets"]
         labels = labels[: int((labels != NO_LABEL).sum())]  # where labels end too soon, fairseq would learn its padding
         if len(labels):
-            n = len(item["source"]) if len(labels) == n_frames(len(item["source"])) else n_samples_of(len(labels))
+            n = len(item["source"]) if len(labels) == n_frames(len(item["source"])) else (len(labels) - 1) * HOP + RECEPTIVE_FIELD
             items.append((item["source"][:n].numpy(), labels, dataset.split.speakers[i]))
     if not items:
         raise InputError(f"{args.manifest}/{args.split}.tsv: no labels in the fullest batch; make the labels again")

@@ -7,21 +7,10 @@ BUCKETS = 50
 
 
 def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, buckets=BUCKETS):
-    """Group utterances so that padding is small and no batch exceeds the budget.
+    """Group utterances of these lengths into batches: int64 arrays of indices, every utterance in one, longest first.
 
-    With `rng`, utterances are shuffled within length buckets, so that batches differ from epoch to epoch; without, they
-    are sorted by length. Longest first either way, so that a lack of memory shows at once.
-
-    Args:
-        lengths: length of each utterance, in samples.
-        budget: most samples in a batch, padding counted: the longest length × the number of utterances. An utterance
-            longer than the budget is a batch of its own.
-        max_utterances: most utterances in a batch.
-        multiple: batches have a multiple of this many utterances where they are large enough.
-        rng: a numpy Generator, or None.
-
-    Returns:
-        list of int64 arrays of indices: every utterance in exactly one.
+    With `rng`, a numpy Generator, utterances are shuffled within length buckets; without, they are sorted. `budget` limits the longest
+    length × the number of utterances; a longer utterance is a batch of its own. Large batches have a multiple of `multiple` utterances.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) == 0:
@@ -42,26 +31,17 @@ def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, b
             grown = max(int(lengths[i]) for i in [*batch, index])
         batch.append(index)
         longest = grown
-    batches.append(batch)
-    return [np.array(b, dtype=np.int64) for b in batches]
+    return [np.array(b, dtype=np.int64) for b in [*batches, batch]]
 
 
 def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=None):
-    """Batches for several processes (or passes, where gradients are accumulated) that make each update together.
+    """Batches for `parts` processes (or passes, where gradients are accumulated) that make each update together.
 
-    What an update learns from does not depend on the division: two parts under a budget are the batch that one process has
-    under twice the budget, cut in two that take equally long. So that this can be, a part may exceed the budget, by less than
-    its longest utterance.
+    What an update learns from does not depend on the division: two parts under a budget are the batch that one process has under twice
+    the budget, cut in two that take equally long. So a part may exceed the budget, by less than its longest utterance.
 
-    Args:
-        lengths: length of each utterance, in samples.
-        parts: into how many each batch is divided.
-        budget, max_utterances: of a part, as for `by_length`.
-        multiple, rng: as for `by_length`; with `rng`, batches are shuffled, too.
-
-    Returns:
-        list of int64 arrays of indices, the parts of a batch next to each other; some are empty where a batch has fewer
-        utterances than parts.
+    Returns a list of int64 arrays of indices, the parts of a batch next to each other, some empty where a batch has fewer utterances
+    than parts. Options as for `by_length`, `max_utterances` of a part; with `rng`, batches are shuffled, too.
     """
     limits = [None if limit is None else limit * parts for limit in (budget, max_utterances)]
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -74,17 +54,8 @@ def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=No
 
 
 def cut(lengths, batch, parts, max_utterances=None):
-    """Cut a batch into parts of similar length within, so that the one that takes longest (padding counted) takes as little as can be.
-
-    Args:
-        lengths: length of each utterance.
-        batch: indices of some.
-        parts: how many to cut it into.
-        max_utterances: most utterances in a part; `parts` times as many must hold the batch.
-
-    Returns:
-        `parts` int64 arrays: the utterances of the batch, longest first; empty ones at the end where there are too few.
-    """
+    """Cut a batch (indices) into `parts` arrays of similar length within, so that the one that takes longest, padding counted, takes
+    as little as can be: longest utterances first, empty arrays at the end where there are too few."""
     batch = batch[np.argsort(-lengths[batch], kind="stable")]
     own = lengths[batch]
     most = len(batch) if max_utterances is None else max_utterances
@@ -106,10 +77,3 @@ def cut(lengths, batch, parts, max_utterances=None):
         edges.insert(widest + 1, (edges[widest] + edges[widest + 1] + 1) // 2)
     pieces = [batch[first:last] for first, last in zip(edges, edges[1:], strict=False)]
     return pieces + [batch[:0]] * (parts - len(pieces))
-
-
-def padding_share(lengths, batches):
-    """Share of a set of batches that is padding, between 0 and 1."""
-    lengths = np.asarray(lengths)
-    padded = sum(lengths[b].max() * len(b) for b in batches)
-    return 1 - lengths[np.concatenate(batches)].sum() / padded

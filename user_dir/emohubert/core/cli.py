@@ -37,31 +37,26 @@ def command(main):
     return wrapped
 
 
-def positive_int(text):
-    """An int of at least 1, for argparse."""
-    return _positive(int, text, "a whole number of at least 1")
-
-
-def positive_float(text):
-    """A finite float above 0, for argparse."""
-    return _positive(float, text, "a number above 0")
-
-
-def _positive(kind, text, what):
+def positive_float(text, kind=float):
+    """A finite number above 0, for argparse."""
     try:
         value = kind(text)
     except ValueError:
         value = 0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"“{text}” is not {what}")
+        raise argparse.ArgumentTypeError(f"“{text}” is not a {'whole number of at least 1' if kind is int else 'number above 0'}")
     return value
+
+
+def positive_int(text):
+    """An int of at least 1, for argparse."""
+    return positive_float(text, int)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults and says `error: …` in one line, with exit status 2, on bad usage."""
 
-    called = None
-    """How the program was called, where that is not by its path."""
+    called = None  # how the program was called, where that is not by its path
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("prog", self.called)
@@ -80,9 +75,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
         self.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
         self.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
-        self.add_argument(
-            "--batch-seconds", type=positive_float, default=100.0, metavar="S", help="most audio in a batch; changes no result"
-        )
+        text = "most audio in a batch; changes no result"
+        self.add_argument("--batch-seconds", type=positive_float, default=100.0, metavar="S", help=text)
         self.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one a core")
         self.add_seed()
         self.add_device()
@@ -90,9 +84,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_overwrite(self):
         """--overwrite, with its one meaning."""
-        self.add_argument(
-            "--overwrite", action="store_true", help="make everything again, even what is whole and made with the same settings"
-        )
+        text = "make everything again, even what is whole and made with the same settings"
+        self.add_argument("--overwrite", action="store_true", help=text)
 
     def add_device(self):
         """--device auto|cpu|cuda[:N]."""
@@ -111,30 +104,18 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def print_problems(report, complete):
-    """The end of a check: print its notes and the leaks that are allowed; its problems, if there are several, to standard error.
+    """The end of a check (a CheckReport or AuditReport): print its notes, allowed leaks and problems; InputError if there are any.
 
-    Args:
-        report: of `validation.check` or `audit.audit`.
-        complete: where all problems are, a phrase that is printed when they are too many to be.
-
-    Raises:
-        InputError: there are problems; the first, and how many.
+    `complete`: where all problems are, a phrase for when they are too many to be printed.
     """
-    for note in report.notes:
-        print(f"note: {note}")
-    for leak in report.leaks:
-        if leak.allowed:
-            print(f"allowed: {leak}")
+    for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {leak}" for leak in report.leaks if leak.allowed)):
+        print(line)
     problems = report.problems
-    if not problems:
-        return
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    for problem in problems[:_SHOWN]:
-        print(f"problem: {problem}", file=sys.stderr)
-    if len(problems) > _SHOWN:
-        print(f"… and {len(problems) - _SHOWN} more ({complete})", file=sys.stderr)
-    raise InputError(f"{problems[0]} ({len(problems)} problems in all)")
+    if len(problems) > 1:
+        more = [f"… and {len(problems) - _SHOWN} more ({complete})"] if len(problems) > _SHOWN else []
+        print(*(f"problem: {problem}" for problem in problems[:_SHOWN]), *more, sep="\n", file=sys.stderr)
+    if problems:
+        raise InputError(problems[0] + (f" ({len(problems)} problems in all)" if len(problems) > 1 else ""))
 
 
 def progress(iterable, description, total=None, unit="it"):

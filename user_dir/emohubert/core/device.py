@@ -53,11 +53,7 @@ def exact_arithmetic(device):
 
 
 def choose_device(name):
-    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        InputError: the name is unknown or there is no such GPU.
-    """
+    """The torch device for `auto`, `cpu`, `cuda` or `cuda:N`; InputError if the name is unknown or there is no such GPU."""
     import torch
 
     if name == "auto":

@@ -5,11 +5,7 @@ import sys
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong.
-
-    The message is one line: the file (and line), the value found, and the remedy. Command-line programs print it as
-    `error: …` and exit with status 2; inside Python it is an ordinary ValueError.
-    """
+    """Something the user gave is wrong: one line with the file (and line), the value found, and the remedy."""
 
 
 def print_error(error):

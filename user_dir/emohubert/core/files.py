@@ -14,33 +14,21 @@ from .errors import InputError
 
 
 def make_folder(path):
-    """Create a folder (and its parents); returns it as a Path.
-
-    Raises:
-        InputError: the folder cannot be made or written to.
-    """
+    """Create a folder (and its parents); returns it as a Path. InputError if it cannot be made or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot create this folder ({error.strerror}); choose another output folder") from error
-    try:
         with tempfile.TemporaryFile(dir=path):
-            pass
+            return path
     except OSError as error:
-        raise InputError(f"{path}: this folder cannot be written to ({error.strerror}); choose another output folder") from error
-    return path
+        raise InputError(f"{path}: cannot create this folder, or write to it ({error.strerror}); choose another output folder") from error
 
 
 @contextlib.contextmanager
 def atomic(path, mode="w"):
     """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind.
 
-    Text is written as UTF-8 with "\\n" line ends. What exists under its final name is therefore always whole. Of several
-    writers of one path, the last one's file stays.
-
-    Raises:
-        InputError: the file cannot be written.
+    Text is UTF-8 with "\\n" line ends. Of several writers of one path, the last one's file stays. InputError if it cannot be written.
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -75,14 +63,7 @@ def require_space(folder, needed):
 
 
 def append(source, f):
-    """Write a file's bytes to the open file `f`.
-
-    Returns:
-        the source's `os.stat`.
-
-    Raises:
-        InputError: it cannot be read, or changes its size while it is.
-    """
+    """Write a file's bytes to the open file `f`; returns its `os.stat`. InputError if it cannot be read or is changed meanwhile."""
     try:
         with open(source, "rb") as old:
             before, start = os.fstat(old.fileno()), f.tell()
@@ -97,11 +78,7 @@ def append(source, f):
 
 
 def copy(source, path):
-    """Copy a file atomically, with its time of change.
-
-    Raises:
-        InputError: the source cannot be read, or the copy not be written.
-    """
+    """Copy a file atomically, with its time of change; InputError as `append` and `atomic`."""
     with atomic(path, "wb") as new:
         before = append(source, new)
         new.flush()
@@ -128,19 +105,12 @@ def _without_nan(value):
 
 
 def read_json(path):
-    """Read a JSON file.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
+    """Read a JSON file; InputError if it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        with reading_text(path, "make it again"):
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
         raise InputError(f"{path}: not a JSON file ({error}); write it again") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 @contextlib.contextmanager
@@ -158,11 +128,8 @@ def reading_text(path, remedy):
 
 def sha256(path):
     """SHA-256 of a file's content, as hex."""
-    digest = hashlib.sha256()
     with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def fingerprint(settings):
@@ -171,22 +138,19 @@ def fingerprint(settings):
 
 
 class Stamp:
-    """Remembers with which settings a set of files was made, so that a second run can skip them.
-
-    The stamp is written last. A reader that finds it with equal settings, and every file there, can trust the files.
-    """
+    """Remembers with which settings a set of files was made, so that a second run can skip them: written last, so that a reader who
+    finds equal settings, and every file there, can trust the files."""
 
     def __init__(self, path, settings, files):
         self.path, self.settings, self.files = Path(path), settings, [Path(f) for f in files]
 
     def is_current(self):
         """True if the files exist and were made with these settings."""
-        if not self.path.is_file() or not all(f.is_file() for f in self.files):
-            return False
         try:
-            return json.loads(self.path.read_text(encoding="utf-8")).get("fingerprint") == fingerprint(self.settings)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            same = read_json(self.path)["fingerprint"] == fingerprint(self.settings)
+        except (InputError, KeyError, TypeError):
             return False
+        return same and all(f.is_file() for f in self.files)
 
     def clear(self):
         """Forget the stamp: call before the files are written again."""

@@ -15,13 +15,9 @@ def option(default, help):
 
 
 class Registry(dict):
-    """{name: class} of an option, filled by the decorator `register`.
+    """{name: class} of an option of the configuration, filled by the decorator `register`.
 
-    Before an unknown name is an error, the user-dir of the environment variable EMOHUBERT_USER_DIR is imported, so that programs find
-    what it registers.
-
-    Args:
-        option: of the configuration, for messages.
+    Before an unknown name is an error, the user-dir of the environment variable EMOHUBERT_USER_DIR is imported for what it registers.
     """
 
     def __init__(self, option):

@@ -21,13 +21,9 @@ def pool(workers):
 
 
 def as_finished(function, jobs, workers=None, budget=None):
-    """Yield `function(job)` for each job, in the order of finishing.
+    """Yield `function(job)` for each (job, size) of `jobs`, in the order of finishing, from several threads (default: one a core).
 
-    Args:
-        function: is called in several threads at once.
-        jobs: list of (job, size).
-        workers: threads; by default one for each core.
-        budget: most size of the jobs that run at once; a larger job runs alone. No limit by default.
+    `budget`: most size of the jobs that run at once; a larger job runs alone.
     """
     workers = workers or cores()
     waiting, running = deque(jobs), {}

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import struct
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,28 +33,13 @@ def n_frames(n_samples, hop=HOP):
     return max(frames, 0) if isinstance(frames, int) else frames.clip(min=0)
 
 
-def n_samples_of(n_frames):
-    """The fewest samples that give `n_frames` frames (n_frames >= 1)."""
-    return (n_frames - 1) * HOP + RECEPTIVE_FIELD
-
-
-def resampled_length(n, rate):
-    """Samples at 16 kHz that `n` samples at `rate` Hz become."""
-    return -(-n * SAMPLE_RATE // rate)
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a file's header says."""
-
-    frames: int  # samples per channel at its own rate
-    rate: int  # Hz
-    channels: int
-
-    @property
-    def n_samples(self):
-        """Length at 16 kHz."""
-        return resampled_length(self.frames, self.rate)
+def _length(f, path, wanted=None):
+    """Samples at 16 kHz of an open recording; InputError if they are not as many as wanted."""
+    length = -(-f.frames * SAMPLE_RATE // f.samplerate)
+    if wanted not in (None, length):
+        found = f"{length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz)"
+        raise InputError(f"{path}: has {found}, the manifest says {wanted}; restore the file, or make the manifest again")
+    return length
 
 
 @dataclass(frozen=True)
@@ -72,15 +56,15 @@ class Location:
         return found.st_size if self.size is None else self.size, found.st_mtime_ns
 
 
-def is_packed(path):
-    """Whether a path names a member of a tar."""
-    return _PACKED.fullmatch(str(path)) is not None
-
-
 def locate(path):
     """The Location of a recording."""
     found = _PACKED.fullmatch(str(path))
     return Location(Path(found[1]), int(found[2]), int(found[3])) if found else Location(Path(path))
+
+
+def is_packed(path):
+    """Whether a path names a member of a tar."""
+    return locate(path).size is not None
 
 
 class _Part(io.FileIO):
@@ -106,13 +90,13 @@ def _stream(location):
     return location.file.open("rb") if location.size is None else io.BufferedReader(_Part(location), _BUFFER)
 
 
-def probe(path):
-    """The AudioInfo of a file that reaches as far as its header says; InputError if it is missing, not audio, or shorter (WAV, FLAC)."""
+def probe(path, n_samples=None):
+    """Samples at 16 kHz by a file's header; InputError if it is missing, not audio, shorter than that (WAV, FLAC), or not `n_samples`."""
     path = Path(path)
     with opened(path) as f:
         if f.format == "FLAC" and f.frames > 0:
             _decode(f, f.frames - 1, f.frames, path)
-        return AudioInfo(f.frames, f.samplerate, f.channels)
+        return _length(f, path, n_samples)
 
 
 def read(path, start=0, stop=None, n_samples=None):
@@ -123,10 +107,7 @@ def read(path, start=0, stop=None, n_samples=None):
     """
     path = Path(path)
     with opened(path) as f:
-        length = resampled_length(f.frames, f.samplerate)
-        if n_samples is not None and length != n_samples:
-            found = f"{length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz), but the manifest says {n_samples}"
-            raise InputError(f"{path}: {found}; the file is damaged or changed: restore it, or make the manifest again")
+        length = _length(f, path, n_samples)
         stop = length if stop is None else min(stop, length)
         if not 0 <= start <= stop:
             raise InputError(f"{path}: there is no part from sample {start} to {stop}, the file has {length} at 16 kHz; correct the times")
@@ -155,7 +136,7 @@ def content_of(path):
                 silent = silent and not block.any()
             if frames != f.frames:
                 raise InputError(f"{path}: truncated, {frames} of {f.frames} samples can be read; restore it")
-            return "" if silent else digest.hexdigest(), resampled_length(frames, f.samplerate)
+            return "" if silent else digest.hexdigest(), _length(f, path)
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: damaged after sample {frames} ({error.error_string}); restore it") from error
 
@@ -187,13 +168,10 @@ def opened(path):
 
 def _call_each_function_once():
     """cffi looks a function of libsndfile up at its first call, and aborts the process, rarely, where threads make that call at once."""
-    with io.BytesIO() as memory:
-        with wave.open(memory, "wb") as f:
-            f.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-            f.writeframes(bytes(2 * HOP))
-        memory.seek(0)
-        with soundfile.SoundFile(memory) as f:
-            _decode(f, HOP // 2, HOP, "silence")
+    soundfile.write(memory := io.BytesIO(), np.zeros(2), SAMPLE_RATE, format="WAV")
+    memory.seek(0)
+    with soundfile.SoundFile(memory) as f:
+        _decode(f, 1, 2, "silence")
     try:
         soundfile.SoundFile(os.devnull)
     except soundfile.LibsndfileError as error:

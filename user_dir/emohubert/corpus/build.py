@@ -186,7 +186,7 @@ def write_protocol(args, corpus, entries, folds, **more):
 
 def measure(root, entries, left_out, skip_damaged=False, workers=4):
     """Fill in every entry's n_samples from its file's header; files without a single frame (under 400 samples) are left out."""
-    return _each_file(entries, lambda u: probe(Path(root) / u.path).n_samples, "reading headers", left_out, skip_damaged, workers)
+    return _each_file(entries, lambda u: probe(Path(root) / u.path), "reading headers", left_out, skip_damaged, workers)
 
 
 def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
@@ -207,8 +207,8 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
 
     def convert(u):
         old, new = source / u.path, target / renamed[u.path]
-        expected, modified = probe(old).n_samples, old.stat().st_mtime_ns
-        if overwrite or not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new).n_samples == expected):
+        expected, modified = probe(old), old.stat().st_mtime_ns
+        if overwrite or not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new) == expected):
             wave = read(old)
             if np.abs(wave).max(initial=0) > 1:
                 clipped.append(u.path)

@@ -148,7 +148,7 @@ def _check_audio(report, decode, workers):
 
     def look(path):
         try:
-            return content_of(path) if decode else (str(path.resolve()), probe(path).n_samples)
+            return content_of(path) if decode else (str(path.resolve()), probe(path))
         except InputError as error:
             return error
 

@@ -4,8 +4,8 @@ A label comes every 320 samples (HuBERT's own frames) or every 160 (MFCCs). Mode
 fairseq's `forward_targets` does. `frames.km.json` beside `*.km` states the hop; without it, it is the one that fits the audio.
 """
 
+import os
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,11 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import read_json, reading_text, write_json
 from .audio import HOP, SAMPLE_RATE, n_frames
-from .string_columns import KeptFile, offsets_of
 
 LABEL_HOPS = (HOP, HOP // 2)
 NO_LABEL = -100  # target of a frame without a label (`ignore_index` of torch's cross-entropy)
 _STOCK_CHUNK = 1_600_000  # fairseq's feature dump cuts recordings into chunks of 100 s and loses a frame at each cut
 _MOST_EXTRA = 2  # tools that pad the last window give up to two labels more than there are frames
-_BLOCK = 1 << 18  # bytes of a label file that are parsed at once
 
 
 @dataclass
@@ -29,9 +27,9 @@ class FrameLabels:
     path: Path
     offsets: np.ndarray  # int64; utterance i has the labels from offsets[i] to offsets[i + 1] of the file
     hop: int  # samples between two labels
-    _file: KeptFile
-    _starts: np.ndarray
+    _starts: np.ndarray  # where the lines start, in bytes, and the end
     _table: dict
+    _state: tuple
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -39,12 +37,22 @@ class FrameLabels:
     @property
     def labels(self):
         """Every label as an index into the dictionary, utterance after utterance; parsed anew."""
-        blocks = [self._indices(block) for block in self._file.blocks(_BLOCK)]
-        return np.concatenate(blocks) if blocks else self._indices(b"")
+        with self._opened() as f:
+            return np.concatenate([self._indices(line) for line in f])
 
     def line(self, index):
         """The labels of an utterance, as indices into the dictionary; InputError if the file has changed."""
-        return self._indices(self._file.read(int(self._starts[index]), int(self._starts[index + 1])))
+        with self._opened() as f:
+            f.seek(self._starts[index])
+            return self._indices(f.read(self._starts[index + 1] - self._starts[index]))
+
+    def _opened(self):
+        with reading_text(self.path, "restore it, and start again"):
+            f = self.path.open("rb")
+        if _state(f) != self._state:
+            f.close()
+            raise InputError(f"{self.path}: was changed while it was in use; start again")
+        return f
 
     def _indices(self, text):
         kind = np.int16 if len(self._table) <= np.iinfo(np.int16).max else np.int32
@@ -62,32 +70,31 @@ def read_frame_labels(path, symbols, n_samples):
 
     InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such label file; make it with tools/make_labels.py, or correct task.label_dir and task.labels")
-    with reading_text(path, ""):
-        file = KeptFile(path)
-    table, counts, lengths, unknown = _Table({s.encode(): i for i, s in enumerate(symbols)}), [], [], []
-    for block in file.blocks(_BLOCK):
-        lines = block.removesuffix(b"\n").split(b"\n")
-        tokens = [line.split() for line in lines]
-        if min(map(table.__getitem__, chain(*tokens)), default=0) < 0:
-            done = sum(map(len, counts))
-            unknown += [(number, token) for number, line in enumerate(tokens, done + 1) for token in line if table[token] < 0]
-        counts.append([len(line) for line in tokens])
-        lengths.append([len(line) + 1 for line in lines])
-        lengths[-1][-1] -= not block.endswith(b"\n")
-    lines = sum(map(len, counts))
-    if lines != len(n_samples):
-        raise InputError(f"{path}: {lines} lines for {len(n_samples)} utterances; make the labels again for this manifest")
+    path, table, counts, sizes, unknown = Path(path), _Table({s.encode(): i for i, s in enumerate(symbols)}), [0], [0], []
+    with reading_text(path, "make it with tools/make_labels.py, or correct task.label_dir and task.labels"), path.open("rb") as f:
+        state = _state(f)
+        for number, line in enumerate(f, 1):
+            tokens = line.split()
+            if min(map(table.__getitem__, tokens), default=0) < 0:
+                unknown += [(number, token) for token in tokens if table[token] < 0]
+            counts.append(len(tokens))
+            sizes.append(len(line))
+    if len(counts) - 1 != len(n_samples):
+        raise InputError(f"{path}: {len(counts) - 1} lines for {len(n_samples)} utterances; make the labels again for this manifest")
     if unknown:
         line, token = unknown[0]
         raise InputError(
             f"{path}:{line}: the label “{token.decode('utf-8', 'replace')}” is not among the {len(symbols)} of the dictionary "
             f"({len(unknown)} such labels in all); make labels and dictionary again together"
         )
-    offsets, starts = offsets_of(counts), offsets_of(lengths)
-    return FrameLabels(path, offsets, _hop(path, np.diff(offsets), np.asarray(n_samples)), file, starts, table)
+    hop = _hop(path, np.array(counts[1:]), np.asarray(n_samples))
+    return FrameLabels(path, np.cumsum(counts), hop, np.cumsum(sizes), table, state)
+
+
+def _state(f):
+    """Size and time of change of an open file."""
+    found = os.fstat(f.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 class _Table(dict):

@@ -6,6 +6,7 @@
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import make_folder, natural, read_json, reading_text, write_json, write_lines
 from .audio import SAMPLE_RATE, is_packed
-from .string_columns import KeptFile, Strings, Table, compact
 
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
@@ -39,6 +39,27 @@ class Utterance:
         return self.meta.get("id") or _id_of(self.path)
 
 
+class Strings(Sequence):
+    """A list of str that cannot be changed. It is one array: workers that read it share it, where they would copy a list of str."""
+
+    __hash__ = None
+
+    def __init__(self, values):
+        self._array = np.array(values, dtype=np.dtypes.StringDType())
+
+    def __len__(self):
+        return len(self._array)
+
+    def __getitem__(self, index):
+        return self._array[index].tolist() if isinstance(index, slice) else self._array[index]
+
+    def __iter__(self):
+        return iter(self._array)
+
+    def __eq__(self, other):
+        return list(self) == list(other) if isinstance(other, (list, Strings)) else NotImplemented
+
+
 @dataclass
 class Split:
     """One split of a manifest directory, with the sidecars it has (otherwise None)."""
@@ -51,7 +72,7 @@ class Split:
     speakers: list | Strings | None = None
     emotions: list | Strings | None = None
     dimensions: dict | None = None  # name → float array (NaN: no value)
-    meta: dict | Table | None = None  # column → list of str, read when it is first asked for
+    meta: dict | None = None  # column → list or Strings
 
     def __len__(self):
         return len(self.paths)
@@ -82,15 +103,24 @@ def _id_of(path):
 
 
 def read_column(path):
-    """Lines of a UTF-8 text file (any line ends, byte order mark or not): a list of shared str, or `Strings`."""
+    """Lines of a UTF-8 text file (any line ends, byte order mark or not), as a list of str."""
     with reading_text(path, _REMEDY):
-        return compact(KeptFile(path).lines)
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_table(path):
-    """A TSV file with a header, as {column: list of str}; InputError as `Table`."""
-    with reading_text(path, _REMEDY):
-        return {name: list(column) for name, column in Table(path).items()}
+    """A TSV file with a header, as {column: Strings}; InputError if it is empty, or columns differ in length or share a name."""
+    names, *lines = read_column(path) or [""]
+    names = names.split("\t")
+    if names == [""] and not lines:
+        raise InputError(f"{path}: empty; the first line must name the columns")
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}:1: a column is named twice in {names}; rename one")
+    for number, line in enumerate(lines, 2):
+        if line.count("\t") + 1 != len(names):
+            raise InputError(f"{path}:{number}: {line.count('	') + 1} columns where the header has {len(names)}; correct the line")
+    return {name: Strings([line.split("\t", i + 1)[i] for line in lines]) for i, name in enumerate(names)}
 
 
 def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
@@ -106,7 +136,7 @@ def read_split(directory, name, speakers="spk", problems=None, sidecars=("speake
         "speakers": lambda: None if speakers is None else _column_sidecar(split, speakers),
         "emotions": lambda: _column_sidecar(split, "emo"),
         "dimensions": lambda: _dimensions(split),
-        "meta": lambda: _table_sidecar(split, "meta.tsv"),
+        "meta": lambda: _sidecar(split, "meta.tsv", read_table),
     }
     for attribute in sidecars:
         try:
@@ -120,27 +150,19 @@ def read_split(directory, name, speakers="spk", problems=None, sidecars=("speake
 
 def _read_list(tsv):
     """The audio list: (root, paths, n_samples)."""
-    root, counts = [], []
-
-    def paths():
-        for lines in KeptFile(tsv).lines():
-            if not root:
-                root.append(lines.pop(0).decode())
-                if lines and (not root[0].strip() or "\t" in root[0]):
-                    raise InputError(f"{tsv}:1: “{root[0][:80]}” is not a folder; the first line must be the root folder of the paths")
-            rows = [line.partition(b"\t") for line in lines]
-            bad = next((i for i, (path, _, n) in enumerate(rows) if not (path and n.isdigit() and len(n) <= 15)), None)
-            if bad is not None:
-                where, line = f"{tsv}:{sum(map(len, counts)) + bad + 2}", lines[bad].decode()[:80]
-                raise InputError(f"{where}: “{line}” is not path<TAB>n_samples; correct the line or make the manifest again")
-            counts.append(np.array([int(n) for _, _, n in rows], dtype=np.int64))
-            yield [path for path, _, _ in rows]
-
-    with reading_text(tsv, _REMEDY):
-        listed = Strings(paths())
-    if not len(listed):
+    root, *lines = read_column(tsv) or [""]
+    if not lines:
         raise InputError(f"{tsv}: lists no audio; expected a root folder and then lines of path<TAB>n_samples")
-    return Path(root[0]), listed, np.concatenate(counts)
+    if not root.strip() or "\t" in root:
+        raise InputError(f"{tsv}:1: “{root[:80]}” is not a folder; the first line must be the root folder of the paths")
+    paths, n_samples = [], np.empty(len(lines), dtype=np.int64)
+    for i, line in enumerate(lines):
+        path, _, n = line.partition("\t")
+        if not (path and n.isdecimal() and len(n) <= 15):
+            raise InputError(f"{tsv}:{i + 2}: “{line[:80]}” is not path<TAB>n_samples; correct the line or make the manifest again")
+        paths.append(path)
+        n_samples[i] = int(n)
+    return Path(root), Strings(paths), n_samples
 
 
 def splits_of(directory):
@@ -268,50 +290,39 @@ def read_corpus(directory):
     return {}
 
 
-def _sidecar(split, suffix, read=read_column, length=len):
-    """What a sidecar holds, None without one; InputError if its lines are not as many as those of the audio list."""
+def _sidecar(split, suffix, read=lambda path: {"": Strings(read_column(path))}):
+    """The columns of a sidecar, None without one; InputError if its lines are not as many as those of the audio list."""
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
-    with reading_text(path, _REMEDY):
-        found = read(path)
-    if length(found) != len(split):
-        raise InputError(f"{path}: {length(found)} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
-    return found
+    columns = read(path)
+    rows = len(next(iter(columns.values())))
+    if rows != len(split):
+        raise InputError(f"{path}: {rows} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
+    return columns
 
 
 def _column_sidecar(split, suffix):
-    column = _sidecar(split, suffix)
+    column = (_sidecar(split, suffix) or {}).get("")
     if column is not None and not all(map(str.strip, set(column))):
         number = next(number for number, line in enumerate(column) if not line.strip())
         raise InputError(f"{split.where(number, suffix)}: empty line; every utterance needs a value")
     return column
 
 
-def _table_sidecar(split, suffix):
-    return _sidecar(split, suffix, Table, lambda table: table.rows)
-
-
 def _dimensions(split):
-    table = _table_sidecar(split, "dim")
-    if table is None:
-        return None
-    values, done = np.full((len(table), table.rows), np.inf), 0
-    try:
-        for lines in table.lines():
-            cells = b"\t".join(lines).split(b"\t") if lines else []
-            values[:, done : done + len(lines)] = np.reshape([float(cell) for cell in cells], (len(lines), len(table))).T
-            done += len(lines)
-    except ValueError:
-        pass  # what is not a number is left infinite, and found below
-    if np.isinf(values).any():
-        name, bad, text = next((n, i, text) for n in table for i, text in enumerate(table[n]) if not _is_number(text))
-        raise InputError(f"{split.where(bad, 'dim')}: {name} is “{text}”, not a number; correct it (nan: no value)")
-    return dict(zip(table, values, strict=True))
+    table = _sidecar(split, "dim", read_table)
+    for name, column in (table or {}).items():
+        table[name] = np.array([_number(text) for text in column])
+        if np.isinf(table[name]).any():
+            bad = int(np.argmax(np.isinf(table[name])))
+            raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)")
+    return table
 
 
-def _is_number(text):
+def _number(text):
+    """A float, infinite where the text is none."""
     try:
-        return abs(float(text)) != float("inf")
+        return float(text)
     except ValueError:
-        return False
+        return float("inf")

@@ -24,20 +24,11 @@ class Augmentation:
         reverb_files: folder of impulse responses; None: they are generated.
         prefix: what stands before the names of these options in an error message.
 
-    Raises:
-        InputError: a value is out of range; a folder is not there or holds no recording.
+    InputError if a value is out of range, or a folder is not there or holds no recording.
     """
 
     def __init__(
-        self,
-        speed=(),
-        noise=0.0,
-        noise_snr=(0.0, 30.0),
-        noise_files=None,
-        reverb=0.0,
-        reverb_t60=(0.2, 0.8),
-        reverb_files=None,
-        prefix="",
+        self, speed=(), noise=0.0, noise_snr=(0.0, 30.0), noise_files=None, reverb=0.0, reverb_t60=(0.2, 0.8), reverb_files=None, prefix=""
     ):
         self.speed = _factors(speed, f"{prefix}speed")
         self.noise = _probability(noise, f"{prefix}noise")

@@ -18,18 +18,11 @@ _BATCH = 100 * SAMPLE_RATE
 
 
 class CachedFeatures:
-    """What `EmotionHubertModel.encode` gives for every utterance of a dataset, or its mean where nothing else is used; NaN in frames
-    that are not pooled.
+    """What `encode` of an EmotionHubertModel, frozen, gives for every utterance of an UtteranceLabelledSpeech, NaN in frames that are not
+    pooled; only its mean, where nothing else is used (`are_means`).
 
-    Args:
-        model: EmotionHubertModel, frozen.
-        dataset: UtteranceLabelledSpeech of one split.
-        folder: where the features are kept, under a name that identifies them, so that runs can share the folder; None: in memory.
-        checkpoint: SHA-256 of what the encoder came from.
-        device: torch device to compute on.
-
-    Attributes:
-        are_means: whether there is one vector for each utterance.
+    They are kept in `folder` under a name that identifies them, so that runs can share it; without, in memory. `checkpoint`: SHA-256 of
+    what the encoder came from.
     """
 
     def __init__(self, model, dataset, folder=None, checkpoint=None, device="cpu"):

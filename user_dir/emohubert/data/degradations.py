@@ -70,13 +70,8 @@ def _talkers():
 def impulse_response(t60, ratio, rng):
     """The impulse response of a room: a direct path of height 1, then noise that decays exponentially (Polack 1988).
 
-    Args:
-        t60: seconds in which the reverberation falls by 60 dB, where the response ends: over 0, at most 60.
-        ratio: energy of the direct path to that of everything after it, in dB.
-        rng: a numpy Generator.
-
-    Returns:
-        (1 + round(t60 × 16000),) float64.
+    `t60`: seconds in which the reverberation falls by 60 dB, where the response ends; at most 60. `ratio`: energy of the direct path to
+    that of everything after it, in dB. Returns (1 + round(t60 × 16000),) float64.
     """
     if not 0 < t60 <= 60:
         raise InputError(f"a reverberation time of {t60} s; give more than 0 and at most 60")
@@ -104,9 +99,7 @@ def reverberate(samples, response):
 def low_pass(samples, cutoff):
     """Remove what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay.
 
-    Args:
-        samples: (n,).
-        cutoff: in Hz, over 0 and under 8000, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
+    `cutoff`: in Hz, under 8000, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
     """
     from scipy.signal import butter, sosfiltfilt
 
@@ -148,14 +141,9 @@ def shortened_length(n, seconds):
 
 
 def change_speed(samples, factor):
-    """Play faster (factor over 1) or slower, pitch and formants changing with it (Ko et al. 2015: 0.9, 1.0, 1.1).
+    """Play faster (factor over 1, see `speed_ratio`) or slower, pitch and formants changing with it (Ko et al. 2015: 0.9, 1.0, 1.1).
 
-    Args:
-        samples: (n,).
-        factor: as for `speed_ratio`.
-
-    Returns:
-        (`speed_length(n, factor)`,) float32.
+    Returns (`speed_length(n, factor)`,) float32.
     """
     from scipy.signal import resample_poly
 
@@ -181,8 +169,7 @@ def speed_ratio(factor):
 class Recordings:
     """Recordings of noise or of impulse responses in a folder and its subfolders, to draw from.
 
-    Raises:
-        InputError: no such folder, no recording in it, or one that is empty, silent or cannot be read.
+    InputError if there is no such folder or no recording in it, or one that is empty, silent or cannot be read.
     """
 
     def __init__(self, folder):
@@ -193,7 +180,7 @@ class Recordings:
         self.paths = sorted(found, key=lambda p: p.relative_to(folder).as_posix())
         if not self.paths:
             raise InputError(f"{folder}: holds no recording ({', '.join(sorted(audio.EXTENSIONS))}); give a folder that does")
-        self.lengths = [audio.probe(path).n_samples for path in self.paths]
+        self.lengths = [audio.probe(path) for path in self.paths]
         if 0 in self.lengths:
             raise InputError(f"{self.paths[self.lengths.index(0)]}: holds no sample; remove it")
 

@@ -7,13 +7,7 @@ from .speech import SpeechDataset, pad_frames
 
 
 class FrameLabelledSpeech(SpeechDataset):
-    """Utterances with frame labels; frames are masked in validation too, in every epoch alike.
-
-    Args:
-        split: a `manifest.Split`.
-        labels: one `FrameLabels` per label set.
-        options: see SpeechDataset.
-    """
+    """Utterances with one FrameLabels per label set; frames are masked in validation too, in every epoch alike."""
 
     def __init__(self, split, labels, *args, **options):
         super().__init__(split, *args, **options)

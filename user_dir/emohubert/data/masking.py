@@ -6,29 +6,16 @@ import numpy as np
 
 
 def rng_for(seed, epoch, index, purpose):
-    """The random generator of one utterance in one epoch for one purpose ("mask", "crop", …).
-
-    Batches, workers, processes and resuming do not touch it, so results do not depend on them.
-    """
+    """The random generator of one utterance in one epoch for one purpose ("mask", "crop", …), whatever batches, workers and processes do."""
     return np.random.default_rng([seed, epoch, index, *purpose.encode()])
 
 
 def span_mask(n, probability, length, rng, min_spans=2):
-    """Mask random spans of one utterance, as HuBERT and wav2vec 2.0 do (fairseq's `compute_mask_indices`, static lengths).
+    """Mask random spans of n frames, as HuBERT and wav2vec 2.0 do (fairseq's `compute_mask_indices`, static lengths): bool (n,).
 
-    `probability × n / length` spans (rounded at random, at least `min_spans`) start at different frames and may overlap.
-    An utterance shorter than two spans gets spans of half its own length, and one frame always stays visible, so that
-    there is something to predict from; a single frame is never masked.
-
-    Args:
-        n: frames of the utterance.
-        probability: of a frame to be masked, were there no overlap.
-        length: frames in a span.
-        rng: a numpy Generator.
-        min_spans: fewest spans.
-
-    Returns:
-        bool array of shape (n,): True where masked.
+    `probability × n / length` spans of `length` frames (rounded at random, at least `min_spans`) start at different frames and may
+    overlap. An utterance shorter than two spans gets spans of half its own length, and one frame always stays visible, so that there is
+    something to predict from; a single frame is never masked.
     """
     mask = np.zeros(n, dtype=bool)
     if n < 2 or probability <= 0:

@@ -1,8 +1,5 @@
-"""One vector per speaker: the mean over utterances of an utterance embedding (Tran, Yin & Soleymani 2023) or of MFCCs.
-
-Dimensions of unlike size (MFCCs) must first be standardised on the training speakers; otherwise the largest decide, and a
-network fed with them does not learn.
-"""
+"""One vector per speaker: the mean over utterances of an utterance embedding (Tran, Yin & Soleymani 2023) or of MFCCs, which must first be
+standardised on the training speakers: otherwise the largest decide, and a network fed with them does not learn."""
 
 import zipfile
 import zlib
@@ -18,36 +15,25 @@ MFCC_COEFFICIENTS = 13
 
 @dataclass(frozen=True)
 class SpeakerVectors:
-    """Vectors of a set of speakers, sorted by id.
+    """Vectors of a set of speakers."""
 
-    Attributes:
-        ids: list of str, sorted.
-        vectors: float64 (speakers, width).
-        counts: int64 (speakers): how many utterances are behind each vector.
-    """
-
-    ids: list
-    vectors: np.ndarray
-    counts: np.ndarray
+    ids: list  # sorted
+    vectors: np.ndarray  # float64 (speakers, width)
+    counts: np.ndarray  # int64 (speakers,): how many utterances are behind each vector
 
     def __len__(self):
         return len(self.ids)
 
     def take(self, ids):
         """The vectors of some of the speakers, all of whom are there, in the order of `self`."""
-        rows = np.isin(self.ids, list(ids))
-        return SpeakerVectors([name for name, taken in zip(self.ids, rows, strict=True) if taken], self.vectors[rows], self.counts[rows])
+        rows = np.flatnonzero(np.isin(self.ids, list(ids)))
+        return SpeakerVectors([self.ids[i] for i in rows], self.vectors[rows], self.counts[rows])
 
 
 def from_utterances(speakers, embeddings):
-    """The mean over each speaker's utterances.
+    """The mean over each speaker's utterances, of which there are n `speakers` (ids) and (n, width) `embeddings`, as SpeakerVectors.
 
-    Args:
-        speakers: n ids.
-        embeddings: (n, width), such as the `embeddings` of `embeddings.npz`, or `mfcc_means`.
-
-    Raises:
-        InputError: no utterance, unequal lengths, or a value that is not finite.
+    InputError if there is no utterance, lengths differ, or a value is not finite.
     """
     embeddings = np.asarray(embeddings, dtype=np.float64)
     if embeddings.ndim != 2 or len(embeddings) != len(speakers) or not len(embeddings):
@@ -72,20 +58,9 @@ def standardise(values, training):
 
 
 def mfcc_means(split, workers=None, indices=None):
-    """Mean over frames of the 13 MFCCs of every utterance of a split.
+    """Mean over frames of the 13 MFCCs of the utterances of a Split (by default all): float64 (utterances, 13).
 
-    `standardise` them before speakers are compared, then give them to `from_utterances` with `split.speakers`.
-
-    Args:
-        split: a manifest `Split`.
-        workers: threads; by default one for each core.
-        indices: of the utterances; by default all.
-
-    Returns:
-        float64 (utterances, 13).
-
-    Raises:
-        InputError: audio that cannot be read, or is shorter than one frame.
+    `standardise` them before speakers are compared. InputError if audio cannot be read, or is shorter than one frame.
     """
     from ..pseudo_labels.features import MFCC, MfccFeatures  # imports torch
 
@@ -112,11 +87,7 @@ def write(path, speakers, **more):
 
 
 def read(path):
-    """Read what `write` wrote; nothing in the file can run (`allow_pickle=False`).
-
-    Raises:
-        InputError: missing, or not a whole file of speaker vectors.
-    """
+    """Read what `write` wrote; InputError if the file is missing or does not hold whole speaker vectors."""
     ids, vectors, counts = read_arrays(path, ("ids", "vectors", "counts"), "speaker vectors").values()
     whole = vectors.ndim == 2 and ids.shape == counts.shape == vectors.shape[:1] and len(ids)
     if not whole or ids.dtype.kind != "U" or vectors.dtype.kind != "f" or counts.dtype.kind != "i" or not np.isfinite(vectors).all():
@@ -125,11 +96,7 @@ def read(path):
 
 
 def read_arrays(path, names, what):
-    """Plain arrays of an .npz file, by name; nothing in the file can run.
-
-    Raises:
-        InputError: missing, not an .npz file, an array is not there, or holds Python objects.
-    """
+    """{name: plain array} of an .npz file, in which nothing can run; InputError if it lacks one, or holds Python objects there."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}

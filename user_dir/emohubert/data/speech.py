@@ -84,14 +84,9 @@ class SpeechDataset(FairseqDataset):
 
     def _check_header(self, index):
         try:
-            found = audio.probe(self.split.audio(index)).n_samples
+            audio.probe(self.split.audio(index), self.split.n_samples[index])
         except InputError as error:
             raise InputError(f"{self.split.where(index)}: {error}") from None
-        if found != self.split.n_samples[index]:
-            raise InputError(
-                f"{self.split.where(index)}: {self.split.audio(index)} has {found} samples at 16 kHz, the manifest says "
-                f"{self.split.n_samples[index]}; restore the file, or make the manifest again"
-            )
 
     def set_epoch(self, epoch):
         """Choose the epoch that crops, transforms, masks and batches are drawn for (fairseq calls this)."""

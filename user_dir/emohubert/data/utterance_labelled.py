@@ -13,17 +13,13 @@ class UtteranceLabelledSpeech(SpeechDataset):
     """Utterances with a target each.
 
     Args:
-        split: a `manifest.Split`.
         targets: (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
         balanced: in training, an epoch has as many utterances as the split, but equally many of each class: those of small
             classes are repeated, those of large ones sampled.
         options: see SpeechDataset; give a `masking` only for training.
-
-    Attributes:
-        features: CachedFeatures to take the place of waveforms, or None.
     """
 
-    features = None
+    features = None  # CachedFeatures to take the place of waveforms
 
     def __init__(self, split, targets, *args, balanced=False, **options):
         super().__init__(split, *args, **options)

@@ -145,7 +145,7 @@ def _cutter(window, hop, longest):
 def _measure(cut, index, path):
     """The FilePrediction of a file before it is predicted: its spans, or an error."""
     try:
-        return FilePrediction(index, path, cut(path, audio.probe(path).n_samples))
+        return FilePrediction(index, path, cut(path, audio.probe(path)))
     except OSError as error:
         return FilePrediction(index, path, error=InputError(f"{path}: cannot be read ({error.strerror}); look at its permissions"))
     except InputError as error:

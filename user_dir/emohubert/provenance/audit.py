@@ -88,9 +88,6 @@ def audit(folder, allow=(), decode=True, workers=4):
     report = AuditReport(folder, [trail.of(path) for path in _folders_of_evaluations(folder)], sorted(set(allow)))
     if not report.evaluations:
         raise InputError(f"{folder}: holds no evaluation (metrics.json); evaluate with tools/evaluate.py or tools/run_folds.py first")
-    if trail.moved:
-        recorded, now = next(iter(trail.moved.items()))
-        report.notes.append(f"{len(trail.moved)} recorded paths are taken to be below {folder} now, such as {recorded}: {now}")
     tests = [e for e in report.evaluations if e.record and e.is_test]
     digests = lambda e, met: (e.record.utterances.digest, met.record.utterances.digest)  # noqa: E731
     pairs = {digests(e, met): (e.record.utterances, met.record.utterances) for e in tests for met in e.met}

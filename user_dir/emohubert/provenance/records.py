@@ -13,13 +13,12 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import atomic, make_folder, sha256
+from ..core.files import atomic, make_folder
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.derived_manifests import origin
 from ..corpus.manifest import UNKNOWN_SPEAKER, read_column, read_corpus
@@ -95,15 +94,16 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
     """
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
-        return _write(path, facts, list, role)
+        return _write(path, facts, [], role)
     tsv, root = origin(split)  # not of a copy that is gone when the record is read
     facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus"), "root": os.path.realpath(root)}
     indices = range(len(split)) if indices is None else indices
     speakers, sessions = _speakers(split), (split.meta or {}).get("session") or [""] * len(split)
 
-    cell = lambda text: re.sub(r"[\t\r\n]+", " ", str(text))  # noqa: E731
-    rows = lambda: (f"{split.paths[i]}\t{split.n_samples[i]}\t{cell(speakers[i])}\t{cell(sessions[i])}" for i in indices)  # noqa: E731
-    return _write(path, {**facts, "utterances": len(indices)}, rows, split.name)
+    rows = ((split.paths[i], str(split.n_samples[i]), speakers[i], sessions[i]) for i in indices)
+    return _write(
+        path, {**facts, "utterances": len(indices)}, ("\t".join(re.sub(r"[\t\r\n]+", " ", c) for c in row) for row in rows), split.name
+    )
 
 
 def _speakers(split):
@@ -114,17 +114,14 @@ def _speakers(split):
 
 
 def _write(path, facts, rows, name):
-    """Write the first line, the columns' names and what `rows()` gives, unless just this is there."""
-    first = json.dumps({"utterances": 0, **facts}, sort_keys=True, ensure_ascii=True)
-    content = lambda: (f"{line}\n".encode("utf-8", "surrogateescape") for line in chain((first, _COLUMNS), rows()))  # noqa: E731
-    digest, path = hashlib.sha256(), Path(path)
-    for line in content():  # millions of them are never in memory together
-        digest.update(line)
+    """Write the first line, the columns' names and the rows, unless just this is there."""
+    first = json.dumps({"utterances": 0, **facts}, sort_keys=True)
+    path, content = Path(path), "".join(f"{line}\n" for line in (first, _COLUMNS, *rows)).encode("utf-8", "surrogateescape")
     if path.suffix != SUFFIX:
-        path = make_folder(path) / f"{name}-{digest.hexdigest()[:12]}{SUFFIX}"
-    if not path.is_file() or sha256(path) != digest.hexdigest():
+        path = make_folder(path) / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}{SUFFIX}"
+    if not path.is_file() or path.read_bytes() != content:
         with atomic(path, "wb") as f:
-            f.writelines(content())
+            f.write(content)
     return path
 
 
@@ -182,14 +179,13 @@ def write_evaluation(folder, checkpoint, split, ids, vectors=None):
 
     `vectors`: file of embeddings of new speakers, or None.
     """
-    predicted, indices = list(ids), []
-    for i, name in enumerate(split.ids):
-        if len(indices) < len(predicted) and name == predicted[len(indices)]:
-            indices.append(i)
-    if len(indices) < len(predicted):
-        raise InputError(f"{split.tsv}: the prediction of {predicted[len(indices)]} is not of an utterance of this split; evaluate again")
     sources = [source("checkpoint", checkpoint), *([source("vectors", vectors)] if vectors else [])]
-    return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, indices, sources)
+    return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, _indices(split, ids), sources)
+
+
+def _indices(split, ids):
+    known = set(ids)
+    return [i for i, name in enumerate(split.ids) if name in known]
 
 
 def write_calibration(folder, predictions, split, ids, used):
@@ -197,11 +193,9 @@ def write_calibration(folder, predictions, split, ids, used):
 
     `used`: other files of evaluations that were used: embeddings, predictions of training speakers.
     """
-    known = set(ids)
-    indices = [i for i, name in enumerate(split.ids) if name in known]
     folders = [path.parent for path in map(Path, (predictions, *used))]
     sources = [source("predictions", folder) for folder in dict.fromkeys(folders)]
-    return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, indices, sources)
+    return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)
 
 
 def write_adaptation(vectors, checkpoint, split, label_dir=None):
@@ -220,10 +214,10 @@ def write_shard_fit(path, shards, chosen):
     found = [read(beside(shard.path)) if beside(shard.path).is_file() else None for shard in shards]
     unknown = [str(s.path) for s, record in zip(shards, found, strict=True) if record is None or len(record.utterances) != len(s)]
     if unknown:
-        return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, list, "")
+        return _write(beside(path), {"role": CLUSTERING, "sources": [], "unknown": unknown}, [], "")
     lists = [record.utterances for record in found]
     rows = [row for u in lists for row in zip(u.paths, u.n_samples, u.speakers, u.sessions, strict=True)]
     sources = list({json.dumps(s, sort_keys=True): s for record in found for s in record.sources}.values())
     facts = {key: found[0].facts.get(key) for key in ("manifest", "corpus", "root")}
     facts |= {"role": CLUSTERING, "sources": sources, "utterances": len(chosen)}
-    return _write(beside(path), facts, lambda: ("\t".join(map(str, rows[i])) for i in chosen), "")
+    return _write(beside(path), facts, ("\t".join(map(str, rows[i])) for i in chosen), "")

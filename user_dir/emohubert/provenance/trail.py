@@ -79,12 +79,10 @@ def relative(path, folder):
 
 
 class Trail:
-    """Follows records backwards; `moved`: recorded path → where it is now, for files of a run that was moved."""
+    """Follows records backwards, from the evaluations below the folder of a run."""
 
     def __init__(self, folder):
-        self.folder, self.moved = folder, {}
-        self._inside = Path(os.path.realpath(folder))
-        self._records, self._listed, self._tables = {}, {}, {}
+        self.folder, self._records = folder, {}
 
     def of(self, folder):
         """The AuditedEvaluation of a folder with metrics.json."""
@@ -151,39 +149,24 @@ class Trail:
 
     def _end(self, e, path, what):
         """The way ends here: within the run that is a problem."""
-        if Path(os.path.realpath(path)).is_relative_to(self._inside):
+        if path.resolve().is_relative_to(self.folder.resolve()):
             missing = f"{path}: {what} without a record (*{records.SUFFIX}) of what it was made from"
             e.problems.append(f"{missing}; make it again, or allow it with --allow {UNKNOWN}")
         else:
             e.unknown.append(f"{path}: {what} without a record: made elsewhere, what it has seen is unknown")
 
     def _found(self, recorded):
-        """Where a recorded path is now; a run that was moved as a whole is searched for the end of the path."""
+        """Where a recorded path is now: in a run that was moved as a whole, the same place below its folder."""
         path = Path(recorded)
-        if self._is_known(path):
-            return path
-        for first in range(1, len(path.parts) - 1):
-            candidate = self._inside.joinpath(*path.parts[first:])
-            if self._is_known(candidate):
-                self.moved[recorded] = str(candidate)
-                return self.folder.joinpath(*path.parts[first:])
-        return path
-
-    def _is_known(self, path):
-        return path.exists() or bool(self._in(path.parent))
+        places = [path, *(self.folder.joinpath(*path.parts[first:]) for first in range(1, len(path.parts) - 1))]
+        return next((p for p in places if p.exists() or self._in(p.parent)), path)
 
     def _in(self, folder):
         """All records in a folder."""
-        if folder not in self._listed:
-            paths = sorted(folder.glob(f"*{records.SUFFIX}")) if folder.is_dir() else []
-            self._listed[folder] = [self._record(path) for path in paths]
-        return self._listed[folder]
+        return [self._record(path) for path in sorted(folder.glob(f"*{records.SUFFIX}"))]
 
     def _record(self, path):
-        """A record, or None without one; read once, and equal lists of utterances kept once."""
+        """A record, or None without one; read once."""
         if path not in self._records:
-            record = records.read(path) if path.is_file() else None
-            if record is not None:
-                record.utterances = self._tables.setdefault(record.utterances.digest, record.utterances)
-            self._records[path] = record
+            self._records[path] = records.read(path) if path.is_file() else None
         return self._records[path]
