@@ -50,7 +50,7 @@ def print_table(report):
         if e.record and not e.is_test:
             rows.append((name, "not a test: nothing can leak", *[""] * 4, ""))
         for i, met in enumerate(e.met if e.is_test else []):
-            shared = [str(len(e.shared.get((i, kind), []))) for kind in LEAKS]
+            shared = [str(len(met.shared.get(kind, []))) for kind in LEAKS]
             where = audit.relative(met.record.path, report.folder)
             rows.append((name if i == 0 else "", met.role, str(len(met.record.utterances)), *shared, where))
     widths = [max(len(row[i]) for row in rows) for i in range(6)]

@@ -70,13 +70,12 @@ def read_frame_labels(path, symbols, n_samples):
 
     InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio.
     """
-    path, table, counts, sizes, unknown = Path(path), _Table({s.encode(): i for i, s in enumerate(symbols)}), [0], [0], []
+    path, table, counts, sizes, unknown = Path(path), {s.encode(): i for i, s in enumerate(symbols)}, [0], [0], []
     with reading_text(path, "make it with tools/make_labels.py, or correct task.label_dir and task.labels"), path.open("rb") as f:
         state = _state(f)
         for number, line in enumerate(f, 1):
             tokens = line.split()
-            if min(map(table.__getitem__, tokens), default=0) < 0:
-                unknown += [(number, token) for token in tokens if table[token] < 0]
+            unknown += [(number, token) for token in tokens if token not in table]
             counts.append(len(tokens))
             sizes.append(len(line))
     if len(counts) - 1 != len(n_samples):
@@ -95,14 +94,6 @@ def _state(f):
     """Size and time of change of an open file."""
     found = os.fstat(f.fileno())
     return found.st_size, found.st_mtime_ns
-
-
-class _Table(dict):
-    """From labels as bytes to their index in the dictionary, -1 for unknown ones; 05 is taken for 5."""
-
-    def __missing__(self, label):
-        plain = label.lstrip(b"0") or b"0"
-        return self[plain] if label.isdigit() and plain != label and plain in self else -1
 
 
 def state_hop(folder, hop):

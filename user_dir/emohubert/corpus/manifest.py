@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import make_folder, natural, read_json, reading_text, write_json, write_lines
-from .audio import SAMPLE_RATE, is_packed
+from .audio import SAMPLE_RATE, is_packed, probe
 
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
@@ -92,6 +92,13 @@ class Split:
     def audio(self, index):
         """Full path of an utterance's file."""
         return self.root / self.paths[index]
+
+    def check_header(self, index):
+        """InputError if an utterance's file is missing, unreadable, truncated, or of another length than listed, by its header."""
+        try:
+            probe(self.audio(index), self.n_samples[index])
+        except InputError as error:
+            raise InputError(f"{self.where(index)}: {error}") from None
 
     def where(self, index, suffix="tsv"):
         """`file:line` of an utterance, for messages."""

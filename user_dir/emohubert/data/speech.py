@@ -33,13 +33,10 @@ class SpeechDataset(FairseqDataset):
         min_samples: shorter utterances are left out, and counted in the log.
         speaker_features: (n, width) float32, what is known of each utterance's speaker; or None.
         transform: applied to a waveform after the crop and before it is normalised: an object like an `Augmentation`; or None.
-
-    Attributes:
-        parts: into how many each batch is divided, for processes and for accumulated gradients.
-        voices: row of each utterance's speaker in the table of speaker normalisation, (n,), or None.
     """
 
-    parts, voices = 1, None
+    parts = 1  # into how many each batch is divided, for processes and for accumulated gradients
+    voices = None  # (n,): row of each utterance's speaker in the table of speaker normalisation
     can_reuse_epoch_itr_across_epochs = False  # batches, crops and masks are made for each epoch
 
     def __init__(
@@ -63,7 +60,7 @@ class SpeechDataset(FairseqDataset):
         self.max_samples = None if max_samples is None else max(int(max_samples), audio.RECEPTIVE_FIELD)
         self.cropped = split.n_samples if self.max_samples is None else np.minimum(split.n_samples, self.max_samples)
         min_samples = max(int(min_samples), audio.RECEPTIVE_FIELD)
-        self.kept, short = np.flatnonzero(split.n_samples >= min_samples), np.flatnonzero(split.n_samples < min_samples)
+        self.kept, short = (np.flatnonzero(x) for x in (split.n_samples >= min_samples, split.n_samples < min_samples))
         if len(self.kept) == 0:
             raise InputError(f"{split.tsv}: every utterance is shorter than {min_samples} samples; lower task.min_sample_size")
         if len(short):
@@ -80,13 +77,7 @@ class SpeechDataset(FairseqDataset):
             chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, MOST_HEADERS, replace=False))
             logger.info("%s: checking the headers of %d of %d files", self.split.tsv, MOST_HEADERS, len(self.kept))
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(self._check_header, chosen))
-
-    def _check_header(self, index):
-        try:
-            audio.probe(self.split.audio(index), self.split.n_samples[index])
-        except InputError as error:
-            raise InputError(f"{self.split.where(index)}: {error}") from None
+            list(pool.map(self.split.check_header, chosen))
 
     def set_epoch(self, epoch):
         """Choose the epoch that crops, transforms, masks and batches are drawn for (fairseq calls this)."""
@@ -116,12 +107,8 @@ class SpeechDataset(FairseqDataset):
         return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)
 
     def drawn(self, index, frames):
-        """Masks and speaker of an utterance in this epoch.
-
-        Returns:
-            dict: `mask`, bool (frames,), where frames are masked; in training `channels`, bool (width,), where channels
-            are; `speaker`, a row of the speaker table, `voice` and `speaker_features`, (width,), where there are any.
-        """
+        """What is drawn for an utterance in this epoch, as a dict: `mask`, bool (frames,), where frames are masked; in training
+        `channels`, bool (width,), where channels are; `speaker` and `voice`, rows of tables; `speaker_features`, (width,)."""
         item = {}
         if self.masking is not None and self.masking.probability > 0:
             item["mask"] = self.masking.frames(frames, self.rng(index, "mask"))
@@ -137,22 +124,15 @@ class SpeechDataset(FairseqDataset):
         return item
 
     def collate_inputs(self, items):
-        """A model's input: waveforms padded with zeros, masks and speakers.
+        """A batch of dicts with `id`, `source` (or, in its place, `features` (frames, …)), and what `drawn` returns.
 
-        Args:
-            items: dicts with `id`, `source` (or, in its place, `features` (frames, …)), and what `drawn` returns.
-
-        Returns:
-            {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples), "lengths": list of
-            int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,), "voice": (batch,),
-            "speaker_features": (batch, width)}}
+        Returns {"id": (batch,), "nsentences", "ntokens": samples, "net_input": {"source": (batch, samples) padded with zeros, "lengths":
+        list of int, and where drawn "mask_indices": (batch, frames), "mask_channel_indices": (batch, width), "speaker": (batch,), "voice":
+        (batch,), "speaker_features": (batch, width)}}.
         """
         key = "features" if "features" in items[0] else "source"
         lengths = [len(item[key]) for item in items]
-        padded = torch.zeros(len(items), max(lengths), *items[0][key].shape[1:])
-        for row, item in zip(padded, items, strict=True):
-            row[: len(item[key])] = item[key]
-        net_input = {key: padded, "lengths": lengths}
+        net_input = {key: torch.nn.utils.rnn.pad_sequence([item[key] for item in items], batch_first=True), "lengths": lengths}
         if "mask" in items[0]:
             net_input["mask_indices"] = pad_frames([item["mask"] for item in items], audio.n_frames(max(lengths)), False)
         if "channels" in items[0]:

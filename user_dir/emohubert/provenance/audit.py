@@ -39,17 +39,14 @@ class AuditReport:
     @property
     def problems(self):
         """One line for every missing record that is not allowed, and every leak that is not."""
-        return [*([] if UNKNOWN in self.allowed else self._missing), *(str(leak) for leak in self.leaks if not leak.allowed)]
-
-    @property
-    def _missing(self):
-        return list(dict.fromkeys(problem for e in self.evaluations for problem in e.problems))
+        missing = [] if UNKNOWN in self.allowed else dict.fromkeys(problem for e in self.evaluations for problem in e.problems)
+        return [*missing, *(str(leak) for leak in self.leaks if not leak.allowed)]
 
     @property
     def unknown(self):
         """What ends a way back: one line each."""
-        unknown = dict.fromkeys(line for e in self.evaluations for line in e.unknown)
-        return [*unknown, *(self._missing if UNKNOWN in self.allowed else [])]
+        allowed = UNKNOWN in self.allowed
+        return list(dict.fromkeys(line for e in self.evaluations for line in [*e.unknown, *(e.problems if allowed else [])]))
 
     def as_json(self):
         """Everything, for audit.json."""
@@ -94,12 +91,11 @@ def audit(folder, allow=(), decode=True, workers=4):
     contents = _contents(pairs.values(), workers, report.notes) if decode else {}
     found = {key: _shared(*pair, contents) for key, pair in pairs.items()}
     for e in tests:
-        for i, met in enumerate(e.met):
-            shared, corpora = found[digests(e, met)], {r.facts.get("corpus") for r in (e.record, met.record)}
-            for kind in LEAKS if None in corpora or len(corpora) == 1 else ("audio",):
-                e.shared[i, kind] = shared[kind]
-                if shared[kind] and met.role != WATCHED:
-                    e.leaks.append(_leak(report, e, met, kind, shared[kind]))
+        for met in e.met:
+            corpora = {r.facts.get("corpus") for r in (e.record, met.record)}
+            kinds = LEAKS if None in corpora or len(corpora) == 1 else ("audio",)
+            met.shared = {kind: found[digests(e, met)][kind] for kind in kinds}
+            e.leaks += [_leak(report, e, met, kind, shared) for kind, shared in met.shared.items() if shared and met.role != WATCHED]
     return report
 
 
@@ -109,8 +105,8 @@ def _leak(report, e, met, kind, shared):
     bundle = next((name for name, roles in BUNDLES.items() if met.role in roles), f"{kind}:{met.role}")
     never = (kind, met.role) == ("audio", SELECTION)
     allowed = not never and bool({kind, f"{kind}:{met.role}", f"{kind}:{e.split}", bundle} & set(report.allowed))
-    remedy = "choose checkpoints by another split: this cannot be allowed"
-    remedy = remedy if never else f"keep them apart, or allow it with --allow {bundle}"
+    remedy = f"keep them apart, or allow it with --allow {bundle}"
+    remedy = "choose checkpoints by another split: this cannot be allowed" if never else remedy
     message = f"{e.name}: leak of {kind}: {len(shared)} of {of} {LEAKS[kind]} of {e.split} were {MEANING[met.role]} ({examples(shared)})"
     message += f", see {record} (via {via}); {remedy}"
     between = {"evaluation": e.name, "split": e.split, "role": met.role, "of": of, "via": via, "record": record}
@@ -158,20 +154,18 @@ def _same_length(one, other):
             yield unmatched, other.by_length[length]
 
 
+def _content(path):
+    try:
+        return content_of(path)[0]
+    except InputError:
+        return None
+
+
 def _contents(pairs, workers, notes):
     """File → hash of its content ("": silence, None: cannot be read), as far as `_shared` will ask for it of pairs of records."""
-
-    def content(path):
-        try:
-            return content_of(path)[0]
-        except InputError:
-            return None
-
-    wanted = {}
-    for one, other in pairs:
-        for mine, theirs in _same_length(one, other):
-            wanted |= dict.fromkeys([*map(one.file, mine), *map(other.file, theirs)])
-    found = dict(zip(wanted, in_threads(content, wanted, "comparing audio", "files", workers), strict=True))
+    alike = [(a, b, *indices) for a, b in pairs for indices in _same_length(a, b)]
+    wanted = list(dict.fromkeys(file for a, b, mine, theirs in alike for file in (*map(a.file, mine), *map(b.file, theirs))))
+    found = dict(zip(wanted, in_threads(_content, wanted, "comparing audio", "files", workers), strict=True))
     for key, what in ((None, "cannot be read: they are compared by name and length"), ("", "are silence: they are not compared")):
         paths = [path for path in found if found[path] == key]
         if paths:

@@ -21,16 +21,16 @@ MEANING = {
 }
 """Roles in which evaluated data can have been met, and what they mean."""
 UNKNOWN = "unknown"
-_OF_CHECKPOINT = (TRAIN, PRETRAINING, SELECTION, WATCHED)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Met:
-    """A record on the way back from an evaluation, what it was for (of `MEANING`), and what lies between, from the evaluation on."""
+    """A record on the way back from an evaluation."""
 
-    role: str
+    role: str  # what it was for, of `MEANING`
     record: records.Record
-    via: tuple
+    via: tuple  # what lies between, from the evaluation on
+    shared: dict = field(default_factory=dict)  # kind → what the evaluated utterances share with it
 
 
 @dataclass
@@ -40,7 +40,6 @@ class AuditedEvaluation:
     name: str  # folder, relative to the run
     record: records.Record | None = None  # of the evaluated utterances
     met: list = field(default_factory=list)  # of Met
-    shared: dict = field(default_factory=dict)  # (position in `met`, kind) → what is shared
     unknown: list = field(default_factory=list)  # lines: files outside of the run without a record
     problems: list = field(default_factory=list)  # lines: records that are missing or do not fit
     leaks: list = field(default_factory=list)  # of Leak
@@ -64,9 +63,9 @@ class AuditedEvaluation:
                 "via": list(m.via),
                 "utterances": len(m.record.utterances),
                 "labels": m.record.facts.get("labels") or [],
-                "shared": {kind: len(self.shared.get((i, kind), [])) for kind in LEAKS},
+                "shared": {kind: len(m.shared.get(kind, [])) for kind in LEAKS},
             }
-            for i, m in enumerate(self.met)
+            for m in self.met
         ]
         utterances = len(self.record.utterances) if self.record else None
         return {"name": self.name, "split": self.split, "test": self.is_test, "utterances": utterances, "met": met}
@@ -118,28 +117,27 @@ class Trail:
             if kind == "predictions" or (kind, path) in self._visited:
                 continue
             self._visited.add((kind, path))
-            behind = {"checkpoint": self._of_checkpoint, "labels": self._of_labels}.get(kind, self._of_file)(path)
+            behind = self._behind(kind, path)
             if not behind:
                 self._end(e, path, {"checkpoint": kind, "labels": "folder of frame labels"}.get(kind, f"file of {kind}"))
             for role, seen in behind:
                 self._meet(e, role, seen, (*via, relative(path, self.folder)))
 
-    def _of_checkpoint(self, path):
-        found = [r for r in self._in(path.parent) if r.role in _OF_CHECKPOINT]
+    def _behind(self, kind, path):
+        """The records of what a source was made from, with their roles."""
+        if kind == "labels":
+            below = sorted({p.parent for p in path.glob(f"*/**/*{records.SUFFIX}")})  # of a folder of label sets
+            own, *others = ([(r.role, r) for r in self._in(f) if r.role in (CLUSTERING, LABELS)] for f in (path, *below))
+            return own or [pair for pairs in others for pair in pairs]
+        if kind != "checkpoint":
+            record = self._record(records.beside(path))
+            return [(record.role, record)] if record else []
+        found = [r for r in self._in(path.parent) if r.role in (TRAIN, PRETRAINING, SELECTION, WATCHED)]
         if path.is_dir() or not any(r.role in (TRAIN, PRETRAINING) for r in found):
             return []
         last = path.name == "checkpoint_last.pt"
         watched = [last and r.role == SELECTION and not r.facts.get("validation_decides_when_to_stop") for r in found]
         return [(WATCHED if w else r.role, r) for w, r in zip(watched, found, strict=True)]
-
-    def _of_labels(self, path):
-        below = sorted({p.parent for p in path.glob(f"*/**/*{records.SUFFIX}")})  # of a folder of label sets
-        own, *others = ([(r.role, r) for r in self._in(f) if r.role in (CLUSTERING, LABELS)] for f in (path, *below))
-        return own or [pair for pairs in others for pair in pairs]
-
-    def _of_file(self, path):
-        record = self._record(records.beside(path))
-        return [(record.role, record)] if record else []
 
     def _meet(self, e, role, record, via):
         if role != LABELS and not any(met.role == role and met.record is record for met in e.met):
