@@ -38,7 +38,7 @@ def _length(f, path, wanted=None):
     length = -(-f.frames * SAMPLE_RATE // f.samplerate)
     if wanted not in (None, length):
         found = f"{length} samples at 16 kHz ({f.frames} at {f.samplerate} Hz)"
-        raise InputError(f"{path}: has {found}, the manifest says {wanted}; restore the file, or make the manifest again")
+        raise InputError(f"{path} has {found}, the manifest says {wanted}; restore the file, or make the manifest again")
     return length
 
 

@@ -39,12 +39,8 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
         known = PROTOCOLS | (own_protocols or {})
         text = "; ".join(f"{name}: {known[name]}" for name in protocols)
         p.add_argument("--protocol", choices=protocols, default=protocols[0], help=text.replace("%", "%%"))
-    p.add_argument(
-        "--resample",
-        type=Path,
-        metavar="DIR",
-        help="convert the audio once to 16 kHz mono FLAC in DIR and list those files; without, files are converted whenever they are read",
-    )
+    text = "convert the audio once to 16 kHz mono FLAC in DIR and list those files; without, files are converted whenever they are read"
+    p.add_argument("--resample", type=Path, metavar="DIR", help=text)
     p.add_argument("--skip-damaged", action="store_true", help="leave damaged audio files out instead of stopping")
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read audio")
     p.add_seed()
@@ -262,16 +258,14 @@ def _each_file(entries, function, description, left_out, skip_damaged, workers):
 
 
 def _without_duplicates(entries, left_out):
-    first, kept = {}, []
+    first = {}
     for u in entries:
         known = first.setdefault(u.path, u)
-        if known is u:
-            kept.append(u)
-        elif repr(known) == repr(u):
-            left_out["listed twice"].append(u.path)
-        else:
+        if repr(known) != repr(u):
             raise InputError(f"{u.path} is listed twice with different labels; remove one of the two from the corpus")
-    return kept
+        if known is not u:
+            left_out["listed twice"].append(u.path)
+    return list(first.values())
 
 
 def _source(root, entries, more):

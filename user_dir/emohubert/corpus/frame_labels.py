@@ -70,17 +70,19 @@ def read_frame_labels(path, symbols, n_samples):
 
     InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio.
     """
-    path, table, counts, sizes, unknown = Path(path), {s.encode(): i for i, s in enumerate(symbols)}, [0], [0], []
+    path, table, counts, sizes, seen = Path(path), {s.encode(): i for i, s in enumerate(symbols)}, [0], [0], set()
     with reading_text(path, "make it with tools/make_labels.py, or correct task.label_dir and task.labels"), path.open("rb") as f:
         state = _state(f)
-        for number, line in enumerate(f, 1):
+        for line in f:
             tokens = line.split()
-            unknown += [(number, token) for token in tokens if token not in table]
+            seen.update(tokens)
             counts.append(len(tokens))
             sizes.append(len(line))
     if len(counts) - 1 != len(n_samples):
         raise InputError(f"{path}: {len(counts) - 1} lines for {len(n_samples)} utterances; make the labels again for this manifest")
-    if unknown:
+    if not seen <= table.keys():
+        with path.open("rb") as f:
+            unknown = [(number, token) for number, line in enumerate(f, 1) for token in line.split() if token not in table]
         line, token = unknown[0]
         raise InputError(
             f"{path}:{line}: the label “{token.decode('utf-8', 'replace')}” is not among the {len(symbols)} of the dictionary "

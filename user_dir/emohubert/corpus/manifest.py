@@ -116,8 +116,11 @@ def read_column(path):
     return lines if lines[-1] else lines[:-1]
 
 
-def read_table(path):
-    """A TSV file with a header, as {column: Strings}; InputError if it is empty, or columns differ in length or share a name."""
+def read_table(path, column=list):
+    """A TSV file with a header, as {name: list of str, or what `column` makes of it}.
+
+    InputError if it is empty, or columns differ in length or share a name.
+    """
     names, *lines = read_column(path) or [""]
     names = names.split("\t")
     if names == [""] and not lines:
@@ -127,7 +130,7 @@ def read_table(path):
     for number, line in enumerate(lines, 2):
         if line.count("\t") + 1 != len(names):
             raise InputError(f"{path}:{number}: {line.count('	') + 1} columns where the header has {len(names)}; correct the line")
-    return {name: Strings([line.split("\t", i + 1)[i] for line in lines]) for i, name in enumerate(names)}
+    return {name: column([line.split("\t", i + 1)[i] for line in lines]) for i, name in enumerate(names)}
 
 
 def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
@@ -143,7 +146,7 @@ def read_split(directory, name, speakers="spk", problems=None, sidecars=("speake
         "speakers": lambda: None if speakers is None else _column_sidecar(split, speakers),
         "emotions": lambda: _column_sidecar(split, "emo"),
         "dimensions": lambda: _dimensions(split),
-        "meta": lambda: _sidecar(split, "meta.tsv", read_table),
+        "meta": lambda: _sidecar(split, "meta.tsv"),
     }
     for attribute in sidecars:
         try:
@@ -297,12 +300,12 @@ def read_corpus(directory):
     return {}
 
 
-def _sidecar(split, suffix, read=lambda path: {"": Strings(read_column(path))}):
+def _sidecar(split, suffix):
     """The columns of a sidecar, None without one; InputError if its lines are not as many as those of the audio list."""
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
-    columns = read(path)
+    columns = read_table(path, Strings) if suffix in ("dim", "meta.tsv") else {"": Strings(read_column(path))}
     rows = len(next(iter(columns.values())))
     if rows != len(split):
         raise InputError(f"{path}: {rows} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
@@ -318,7 +321,7 @@ def _column_sidecar(split, suffix):
 
 
 def _dimensions(split):
-    table = _sidecar(split, "dim", read_table)
+    table = _sidecar(split, "dim")
     for name, column in (table or {}).items():
         table[name] = np.array([_number(text) for text in column])
         if np.isinf(table[name]).any():

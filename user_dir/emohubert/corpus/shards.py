@@ -3,7 +3,6 @@
 A shard is a plain tar as WebDataset reads it, of the original files. A manifest names a member by `shards/000003.tar:OFFSET:SIZE`.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..core.errors import InputError
-from ..core.files import Stamp, atomic, make_folder, require_space
+from ..core.files import Stamp, atomic, fingerprint, make_folder, require_space
 from ..core.parallel import in_threads
 from .audio import is_packed, probe
 from .derived_manifests import relocate, relocate_others
@@ -51,10 +50,8 @@ class _Shard:
     @property
     def stamp(self):
         """Made of these files, unchanged since."""
-        digest = hashlib.sha256()
-        for r in self.recordings:
-            digest.update(f"{r.name}\0{r.size}\0{r.changed}\0{r.n_samples}\n".encode("utf-8", "surrogateescape"))
-        return Stamp(f"{self.path}.json", {"recordings": digest.hexdigest()}, [self.path])
+        made_of = [(r.name, r.size, r.changed, r.n_samples) for r in self.recordings]
+        return Stamp(f"{self.path}.json", {"recordings": fingerprint(made_of)}, [self.path])
 
     def places(self):
         """Path of every recording in manifests, `shards/NAME.tar:OFFSET:SIZE`; none if the tar is damaged or not of these files."""
