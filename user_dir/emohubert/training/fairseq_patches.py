@@ -1,6 +1,5 @@
 """Patches to fairseq for current PyTorch, from outside. Each says what is broken and where."""
 
-import functools
 import logging
 import os
 import pickle
@@ -21,6 +20,7 @@ from ..core.files import make_folder
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
 from ..provenance import records
 from . import processes
+from .processes import patch
 
 logger = logging.getLogger(__name__)
 
@@ -28,131 +28,93 @@ logger = logging.getLogger(__name__)
 def apply():
     """Apply every patch; harmless when repeated."""
     allow_checkpoint_classes()
-    _wrap(checkpoint_utils, "load_checkpoint_to_cpu", refusing_hostile_checkpoints)
-    _wrap(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
-    _wrap(PathManager, "copy", copying_whole, static=True)
-    _wrap(FrozenBatchSampler, "__init__", ending_workers_with_their_epoch)
-    _wrap(Trainer, "__init__", half_precision_without_a_gpu)
-    _wrap(Trainer, "get_train_iterator", recording_what_is_seen)
-    _wrap(Trainer, "valid_step", lambda step: processes.not_hanging(marking_empty_batches(step)))
-    _wrap(Trainer, "train_step", lambda step: processes.not_hanging(without_empty_parts(step)))
-    _wrap(fairseq_utils, "call_main", lambda call_main: functools.partial(processes.call_main, call_main))
+    patch(checkpoint_utils, "load_checkpoint_to_cpu", refusing_hostile_checkpoints)
+    patch(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
+    patch(PathManager, "copy", copying_whole, static=True)
+    patch(FrozenBatchSampler, "__init__", ending_workers_with_their_epoch)
+    patch(Trainer, "__init__", half_precision_without_a_gpu)
+    patch(Trainer, "get_train_iterator", recording_what_is_seen)
+    patch(Trainer, "valid_step", marking_empty_batches)
+    patch(Trainer, "train_step", without_empty_parts)
+    patch(fairseq_utils, "call_main", processes.call_main)
 
 
-def _wrap(owner, name, wrapper, static=False):
-    original = getattr(owner, name)
-    if not hasattr(original, "by_emohubert"):
-        wrapped = functools.wraps(original)(wrapper(original))
-        wrapped.by_emohubert = True
-        setattr(owner, name, staticmethod(wrapped) if static else wrapped)
-
-
-def refusing_hostile_checkpoints(load):
+def refusing_hostile_checkpoints(load, path, *args, **kwargs):
     """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead."""
-
-    def load_checkpoint_to_cpu(path, *args, **kwargs):
-        try:
-            return load(path, *args, **kwargs)
-        except pickle.UnpicklingError as error:
-            raise refused_checkpoint(path, error) from None
-
-    return load_checkpoint_to_cpu
+    try:
+        return load(path, *args, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise refused_checkpoint(path, error) from None
 
 
-def preparing_output_folder(_):
+@exit_on_input_error
+def preparing_output_folder(_, save_dir):
     """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder.
 
     Hydra would do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that).
     """
-
-    @exit_on_input_error
-    def verify_checkpoint_directory(save_dir):
-        folder = make_folder(save_dir)
-        if HydraConfig.initialized() or torch.distributed.is_initialized():
-            handler = logging.FileHandler(folder / "hydra_train.log")
-            handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
-            logging.getLogger().addHandler(handler)
-
-    return verify_checkpoint_directory
+    folder = make_folder(save_dir)
+    if HydraConfig.initialized() or torch.distributed.is_initialized():
+        handler = logging.FileHandler(folder / "hydra_train.log")
+        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        logging.getLogger().addHandler(handler)
 
 
-def copying_whole(copy):
+def copying_whole(copy, src_path, dst_path, overwrite=False):
     """`checkpoint_last.pt` and `checkpoint_best.pt` are plain copies: a kill during one leaves half a file. Rename a whole copy instead."""
-
-    def copy_whole(src_path, dst_path, overwrite=False):
-        if PathManager.path_requires_pathmanager(dst_path):
-            return copy(src_path, dst_path, overwrite)
-        temporary = f"{dst_path}.tmp"
-        shutil.copyfile(src_path, temporary)
-        os.replace(temporary, dst_path)
-        return True
-
-    return copy_whole
+    if PathManager.path_requires_pathmanager(dst_path):
+        return copy(src_path, dst_path, overwrite)
+    temporary = f"{dst_path}.tmp"
+    shutil.copyfile(src_path, temporary)
+    os.replace(temporary, dst_path)
+    return True
 
 
-def ending_workers_with_their_epoch(init):
+def ending_workers_with_their_epoch(init, self, ordered_batches, *args, **kwargs):
     """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it, whenever that comes.
 
     By then the queues to its worker processes are closed, and torch waits five seconds for each worker before it kills it:
     half a minute for six workers, in every epoch. The sampler must not hold the iterator.
     """
-
-    def initialise(self, ordered_batches, *args, **kwargs):
-        method = weakref.WeakMethod(ordered_batches)
-        init(self, lambda *values: method()(*values), *args, **kwargs)
-
-    return initialise
+    method = weakref.WeakMethod(ordered_batches)
+    init(self, lambda *values: method()(*values), *args, **kwargs)
 
 
-def half_precision_without_a_gpu(init):
+def half_precision_without_a_gpu(init, self, cfg, task, *args, **kwargs):
     """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU.
 
     bf16 is then torch's autocast in `SpeechTask.train_step`, with float32 weights, where the processor has it; all else is float32.
     """
-
-    def initialise(self, cfg, task, *args, **kwargs):
-        if not torch.cuda.is_available() or cfg.common.cpu:
-            wanted = [name for name in ("bf16", "fp16", "amp") if cfg.common[name]]
-            for name in wanted:
-                cfg.common[name] = False
-            if wanted[:1] == ["bf16"] and has_bf16(torch.device("cpu")):
-                task.precision = "bf16"
-            elif wanted:
-                logger.warning("common.%s: this machine cannot do that at speed; training in float32", wanted[0])
-        init(self, cfg, task, *args, **kwargs)
-
-    return initialise
+    if not torch.cuda.is_available() or cfg.common.cpu:
+        wanted = [name for name in ("bf16", "fp16", "amp") if cfg.common[name]]
+        for name in wanted:
+            cfg.common[name] = False
+        if wanted[:1] == ["bf16"] and has_bf16(torch.device("cpu")):
+            task.precision = "bf16"
+        elif wanted:
+            logger.warning("common.%s: this machine cannot do that at speed; training in float32", wanted[0])
+    init(self, cfg, task, *args, **kwargs)
 
 
-def recording_what_is_seen(get):
+@exit_on_input_error
+def recording_what_is_seen(get, self, epoch, combine=True, load_dataset=True, **options):
     """fairseq keeps no list of what a model was trained on: write it beside the checkpoints once all data is there (see `records`)."""
-
-    @exit_on_input_error
-    def get_train_iterator(self, epoch, combine=True, load_dataset=True, **options):
-        iterator = get(self, epoch, combine, load_dataset, **options)
-        if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
-            records.write_training(self.cfg, self.task)
-        return iterator
-
-    return get_train_iterator
+    iterator = get(self, epoch, combine, load_dataset, **options)
+    if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
+        records.write_training(self.cfg, self.task)
+    return iterator
 
 
-def marking_empty_batches(step):
+def marking_empty_batches(step, self, sample, *args, **kwargs):
     """Where a process has no batch, fairseq takes an old one and ignores the result: criterions over all processes must leave it out."""
-
-    def valid_step(self, sample, *args, **kwargs):
-        self._criterion.stands_in = not sample
-        return step(self, sample, *args, **kwargs)
-
-    return valid_step
+    processes.count_hang_from_now()
+    self._criterion.stands_in = not sample
+    return step(self, sample, *args, **kwargs)
 
 
-def without_empty_parts(step):
+def without_empty_parts(step, self, samples, *args, **kwargs):
     """fairseq takes all of an update for empty where its last part is."""
-
-    def train_step(self, samples, *args, **kwargs):
-        parts = [sample for sample in samples if sample]
-        self._criterion.stands_in = not parts
-        return step(self, parts or samples[:1], *args, **kwargs)
-
-    return train_step
+    processes.count_hang_from_now()
+    parts = [sample for sample in samples if sample]
+    self._criterion.stands_in = not parts
+    return step(self, parts or samples[:1], *args, **kwargs)

@@ -200,9 +200,8 @@ def watching(folder, seconds=-1):
     _signals.clear()
     from fairseq_cli import train as fairseq_train  # importing it sets up logging: only for what trains
 
-    if not hasattr(fairseq_train.validate_and_save, "__wrapped__"):
-        fairseq_train.validate_and_save = stopping_on_request(fairseq_train.validate_and_save)
-        fairseq_train.train = within_bounds(fairseq_train.train)
+    patch(fairseq_train, "validate_and_save", _stopping_on_request)
+    patch(fairseq_train, "train", _within_bounds)
     numbers = [signal.SIGUSR1] + [signal.SIGTERM] * ("SLURM_JOB_ID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ)
     before = [(s, signal.signal(s, lambda number, _: _signals.append(number))) for s in numbers]
     _timeout = seconds
@@ -215,56 +214,48 @@ def watching(folder, seconds=-1):
             signal.signal(s, handler)
 
 
-def not_hanging(step):
-    """Wrapper of the trainer's steps: a hang is counted from the last one."""
-
-    @functools.wraps(step)
-    def wrapped(*args, **kwargs):
-        if _timeout > 0:
-            faulthandler.dump_traceback_later(_timeout, exit=True)
-        return step(*args, **kwargs)
-
-    return wrapped
+def patch(owner, name, function, static=False):
+    """Put `function(original, …)` in the place of a function of fairseq, once."""
+    original = getattr(owner, name)
+    if not hasattr(original, "by_emohubert"):
+        patched = functools.wraps(original)(lambda *args, **kwargs: function(original, *args, **kwargs))
+        patched.by_emohubert = True
+        setattr(owner, name, staticmethod(patched) if static else patched)
 
 
-def within_bounds(train):
-    """Wrapper of an epoch: the first says how many updates there will be, for `launch`; a training that starts again after its last update
-    ends, where fairseq would make one more before it looks."""
-    told = []
-
-    @functools.wraps(train)
-    def wrapped(cfg, trainer, task, epoch_itr):
-        done, settings = trainer.get_num_updates(), cfg.optimization
-        if 0 < settings.max_update <= done:
-            logger.info("trained already: %d updates, optimization.max_update=%d", done, settings.max_update)
-            return [None], True
-        if not told:
-            per_epoch = -(-len(epoch_itr) // settings.update_freq[0])
-            ends = [n for n in (settings.max_update, settings.max_epoch * per_epoch) if n > 0]
-            logger.info("training from update %d to %s", done, min(ends, default="the end"))
-            told.append(True)
-        return train(cfg, trainer, task, epoch_itr)
-
-    return wrapped
+def count_hang_from_now():
+    """Each step of the trainer begins with this (see `watching`)."""
+    if _timeout > 0:
+        faulthandler.dump_traceback_later(_timeout, exit=True)
 
 
-def stopping_on_request(validate_and_save):
-    """Wrapper of what fairseq does after every update: when preempted, save a checkpoint in place of it, and stop."""
+def _within_bounds(train, cfg, trainer, task, epoch_itr):
+    """An epoch: the first says how many updates there will be, for `launch`; a training that starts again after its last update ends,
+    where fairseq would make one more before it looks."""
+    done, settings = trainer.get_num_updates(), cfg.optimization
+    if 0 < settings.max_update <= done:
+        logger.info("trained already: %d updates, optimization.max_update=%d", done, settings.max_update)
+        return [None], True
+    if not hasattr(trainer, "first_update"):
+        trainer.first_update = done
+        per_epoch = -(-len(epoch_itr) // settings.update_freq[0])
+        ends = [n for n in (settings.max_update, settings.max_epoch * per_epoch) if n > 0]
+        logger.info("training from update %d to %s", done, min(ends, default="the end"))
+    return train(cfg, trainer, task, epoch_itr)
 
-    @functools.wraps(validate_and_save)
-    def wrapped(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
-        if not end_of_epoch and _all_stop(trainer.get_num_updates()):
-            checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
-            if is_first():
-                with atomic(Path(cfg.checkpoint.save_dir) / "stopped") as f:
-                    f.write(f"{trainer.get_num_updates()} updates\n")
-            logger.warning("preempted after %d updates; the same command resumes from there", trainer.get_num_updates())
-            if _store is not None:
-                distributed.barrier()
-            raise SystemExit(PREEMPTED)
+
+def _stopping_on_request(validate_and_save, cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch):
+    """What fairseq does after every update; when preempted, save a checkpoint in place of it, and stop."""
+    if end_of_epoch or not _all_stop(trainer.get_num_updates()):
         return validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
-
-    return wrapped
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+    if is_first():
+        with atomic(Path(cfg.checkpoint.save_dir) / "stopped") as f:
+            f.write(f"{trainer.get_num_updates()} updates\n")
+    logger.warning("preempted after %d updates; the same command resumes from there", trainer.get_num_updates())
+    if _store is not None:
+        distributed.barrier()
+    raise SystemExit(PREEMPTED)
 
 
 def _all_stop(updates):
