@@ -20,26 +20,12 @@ logger = logging.getLogger(__name__)
 
 FAMILIES = ("hubert", "wav2vec2")  # `model_type`; also the prefix of the encoder's parameters in a model with a head
 DEFAULTS = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-    "feat_extract_norm": "group",
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "conv_bias": False,
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "conv_pos_batch_norm": False,
-    "do_stable_layer_norm": False,
-    "add_adapter": False,
-    "adapter_attn_dim": None,
-}
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5, "feat_extract_norm": "group", "feat_extract_activation": "gelu", "feat_proj_layer_norm": True,
+    "conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_bias": False,
+    "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16, "conv_pos_batch_norm": False,
+    "do_stable_layer_norm": False, "add_adapter": False, "adapter_attn_dim": None,
+}  # fmt: skip
 """What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
 FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 """Keys whose default is the only value that the encoder honours."""
