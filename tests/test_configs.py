@@ -1,5 +1,7 @@
 """Every named config composes, holds only keys that exist, and says what it says it does."""
 
+import functools
+
 import pytest
 from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
 from fairseq.dataclass.configs import FairseqConfig
@@ -17,6 +19,7 @@ GIVEN = {"task.data", "task.label_dir", "model.init_from"}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Hydra on the schema of the same name, as fairseq registers it
 
 
+@functools.cache
 def composed(name):
     """The config as `fairseq-hydra-train` sees it, laid over fairseq's schema."""
     ConfigStore.instance().store(name=name, node=FairseqConfig)

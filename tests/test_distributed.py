@@ -13,7 +13,7 @@ import pytest
 import torch
 from corpus import make_corpus, make_labels
 from torch.nn import functional as F
-from training import MICRO, ROOT, arguments
+from training import MICRO, ROOT, arguments, train
 
 from emohubert.core.errors import InputError
 from emohubert.criterions.emotion import ccc, gather, supervised_contrastive
@@ -73,7 +73,7 @@ def command(corpus, name, *overrides, processes=1, config="papt_tiny", model=(*M
 
 
 def start(corpus, name, *overrides, user_dir=ROOT / "user_dir", **options):
-    """Start a training as it is from a shell, for signals and failures; `run` forks its processes."""
+    """Start a training as it is from a shell."""
     variables = {**os.environ, "EMOHUBERT_USER_DIR": str(user_dir), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     (corpus / name).mkdir(exist_ok=True)
     with open(corpus / name / "output.log", "w") as f:
@@ -87,6 +87,13 @@ def output(corpus, name):
 def run(corpus, name, *overrides, **options):
     status = start(corpus, name, *overrides, **options).wait(300)
     assert status == 0, output(corpus, name)[-4000:]
+
+
+def run_alone(corpus, name, *overrides, **options):
+    """The same on one process, forked from one that has imported fairseq."""
+    words = command(corpus, name, *overrides, **options)
+    finished = train(words[words.index("--config-name") + 1], *words[words.index("--config-name") + 2 :])
+    assert finished.returncode == 0, finished.stdout[-4000:]
 
 
 def curve(corpus, name):
@@ -185,11 +192,11 @@ class TestTraining:
         return "two"
 
     def test_two_processes_are_one_with_the_doubled_batch(self, corpus, two):
-        run(corpus, "one", *self.updates, "dataset.max_tokens=80000")
+        run_alone(corpus, "one", *self.updates, "dataset.max_tokens=80000")
         assert_same(corpus, "one", two)
 
     def test_so_is_accumulation(self, corpus, two):
-        run(corpus, "accumulated", *self.updates, "optimization.update_freq=[2]")
+        run_alone(corpus, "accumulated", *self.updates, "optimization.update_freq=[2]")
         assert_same(corpus, "accumulated", two)
 
     def test_so_are_processes_that_the_training_starts_itself(self, corpus, two):
@@ -209,7 +216,7 @@ class TestTraining:
             for name in ("dropout", "attention_dropout", "head_dropout", "mask_prob", "mask_channel_prob", "speaker_dropout")
         ]
         run(corpus, "dims", *settings, "dataset.batch_size=4", processes=2, config="ser_regression_tiny", model=())
-        run(corpus, "dims_alone", *settings, "dataset.batch_size=8", config="ser_regression_tiny", model=())
+        run_alone(corpus, "dims_alone", *settings, "dataset.batch_size=8", config="ser_regression_tiny", model=())
         assert_same(corpus, "dims", "dims_alone")
 
     def test_told_to_stop_it_goes_on_later(self, corpus, two):
