@@ -16,7 +16,7 @@ from scripts import ROOT, run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split
-from emohubert.evaluation import metrics, scoring
+from emohubert.evaluation import draw, metrics, scoring
 from emohubert.evaluation.predictions import (
     ClassPredictions,
     DimensionPredictions,
@@ -202,7 +202,8 @@ def test_help_loads_nothing_heavy(program):
 # --- metrics.json -----------------------------------------------------------------------------------------------------
 
 
-def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path):
+def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "draw", lambda *_: None)
     made = some_classes()
     made.emotions[5] = made.emotions[6] = "-"
     split = a_split(made, sex=["f" if s < "s03" else "m" for s in made.speakers])
@@ -230,7 +231,8 @@ def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path)
     assert low < scores["UA"] < high
 
 
-def test_regression_equals_audmetric_on_the_written_predictions(tmp_path):
+def test_regression_equals_audmetric_on_the_written_predictions(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "draw", lambda *_: None)
     made = some_dimensions()
     made.references[7, 1] = np.nan
     made.references[8] = np.nan
