@@ -196,7 +196,8 @@ def watching(folder, seconds=-1):
     """
     global _timeout
     if is_first():
-        (Path(folder) / "stopped").unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # fairseq is about to look at the folder
+            (Path(folder) / "stopped").unlink(missing_ok=True)
     _signals.clear()
     from fairseq_cli import train as fairseq_train  # importing it sets up logging: only for what trains
 
