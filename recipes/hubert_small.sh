@@ -6,7 +6,7 @@
 # Stages: 1 manifest, 2 MFCC and prosodic labels, 3 first iteration, 4 labels of a layer, 5 second iteration, on these and the prosodic
 # labels: --out/iteration2/checkpoint_best.pt
 # --corpus-dir DIR         folder of audio, any depth and format
-# --speaker PATTERN        regular expression whose group is the speaker in a path (default: the folder)
+# --speaker PATTERN        regular expression whose group is the speaker in a path (default: unknown)
 # --layer L                layer of the first iteration whose clusters the second one learns (default: 4)
 # --clusters K             of each label set (default: 100)
 # --updates N              updates of an iteration (default: 3500)

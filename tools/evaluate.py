@@ -82,11 +82,10 @@ def main(argv=None):
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     args = parser.parse_args(argv)
     split = read_split(args.manifest_dir, args.split)
-    files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": args.normalise_speakers}
-    if args.normalise_speakers == "no":
-        del files["normalise_speakers"]
+    off = args.normalise_speakers == "no"
+    files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": None if off else args.normalise_speakers}
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
-    settings["options"] = [args.embeddings, args.repeats, args.seed, args.normalise_speakers == "no"]
+    settings["options"] = [args.embeddings, args.repeats, args.seed, off]
     out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])

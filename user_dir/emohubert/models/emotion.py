@@ -219,7 +219,8 @@ class EmotionHubertModel(BaseFairseqModel):
             f, own = self.encode(source, lengths, speaker=speaker, **given)
         else:
             f, own = features, own_frames(lengths, features.size(1), features.device)
-            own, f = own & ~f.flatten(2)[..., 0].isnan(), f.nan_to_num()  # see CachedFeatures
+            if self.cfg.silence_db is not None:
+                own, f = own & ~f.flatten(2)[..., 0].isnan(), f.nan_to_num()  # see CachedFeatures
         if self.layer_weights is not None:
             f = torch.einsum("l,btld->btd", self.layer_weights.softmax(dim=0).to(f.dtype), f)
         embedding = self.pooling(f, own)

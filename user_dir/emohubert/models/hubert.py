@@ -148,9 +148,21 @@ class SpeakerHubertModel(HubertModel):
         self.label_embs_concat = None
 
     def forward(
-        self, source, target_list=None, padding_mask=None, mask=True, features_only=False, output_layer=None, lengths=None,
-        mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None, masked=True, unmasked=False,
-    ):  # fmt: skip
+        self,
+        source,
+        target_list=None,
+        padding_mask=None,
+        mask=True,
+        features_only=False,
+        output_layer=None,
+        lengths=None,
+        mask_indices=None,
+        mask_channel_indices=None,
+        speaker=None,
+        speaker_vectors=None,
+        masked=True,
+        unmasked=False,
+    ):
         """Masked prediction, or features.
 
         Args:

@@ -84,8 +84,8 @@ class SpeakerNormalisation(nn.Module):
     def fit(self, groups, epoch):
         """Renew the table with the training speakers' vectors, arrays (utterances, width)."""
         average = AverageSpeaker.of(groups)
-        rows = [(average.mean, average.statistics(np.empty((0, len(average.mean))))[1]), *map(average.statistics, groups)]
-        self.table.copy_(_stacked(rows))
+        nobody = np.empty((0, len(average.mean)))
+        self.table.copy_(_stacked([average.statistics(x) for x in (nobody, *groups)]))
         self.epoch.fill_(epoch)
 
     def add(self, groups):

@@ -49,10 +49,14 @@ class KMeans:
                 centroids, sizes, info = archive["centroids"], archive["sizes"], json.loads(str(archive["info"]))
             model = cls(centroids, info["features"], sizes if len(sizes) else None, info["fit"])
             if (
-                centroids.dtype != np.float32 or centroids.ndim != 2 or not centroids.size or not np.isfinite(centroids).all()
-                or not isinstance(model.features, dict | None) or not isinstance(model.fit, dict)
+                centroids.dtype != np.float32
+                or centroids.ndim != 2
+                or not centroids.size
+                or not np.isfinite(centroids).all()
+                or not isinstance(model.features, dict | None)
+                or not isinstance(model.fit, dict)
                 or not (model.sizes is None or (sizes.shape == (len(centroids),) and sizes.dtype == np.int64))
-            ):  # fmt: skip
+            ):
                 raise ValueError("it holds something else than centroids")
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             raise InputError(f"{path}: not a kmeans.npz of emohubert, or a damaged one ({first_line(error)}); make it again") from error

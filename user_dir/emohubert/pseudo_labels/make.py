@@ -49,9 +49,19 @@ class LabelMaker:
     """
 
     def __init__(
-        self, directory, out, features, clusters=(), fit_split="train", splits=None, seed=1, max_memory=512 << 20, centroids=None,
-        pieces=(), overwrite=False,
-    ):  # fmt: skip
+        self,
+        directory,
+        out,
+        features,
+        clusters=(),
+        fit_split="train",
+        splits=None,
+        seed=1,
+        max_memory=512 << 20,
+        centroids=None,
+        pieces=(),
+        overwrite=False,
+    ):
         self.features, self.seed, self.max_memory, self.overwrite = features, seed, max_memory, overwrite
         self.splits = {name: read_split(directory, name) for name in _split_names(directory, splits)}
         self.out = make_folder(out)

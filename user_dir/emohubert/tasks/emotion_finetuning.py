@@ -286,14 +286,13 @@ class EmotionFinetuningTask(SpeechTask):
 
     def _pooled(self, name, speakers, model):
         """Pooled vectors of a split's utterances, in evaluation mode: an array (utterances, width) for each speaker."""
-        of_training = self.datasets[name]
-        dataset = self.make_dataset(of_training.split, training=False)
-        dataset.kept, dataset.features = of_training.kept, of_training.features
-        device = next(model.parameters()).device
-        vectors = {o.index: o.embedding for o in inference.run(self, model, dataset, device=device)}
-        rows = by_speaker([dataset.split.speakers[i] for i in sorted(vectors)])
-        stacked = np.stack([vectors[i] for i in sorted(vectors)])
-        return [stacked[rows[s]] if s in rows else stacked[:0] for s in speakers]
+        loaded = self.datasets[name]
+        dataset = self.make_dataset(loaded.split, training=False)
+        dataset.kept, dataset.features = loaded.kept, loaded.features
+        found = sorted(inference.run(self, model, dataset, device=next(model.parameters()).device), key=lambda outcome: outcome.index)
+        rows = by_speaker([dataset.split.speakers[outcome.index] for outcome in found])
+        vectors = np.stack([outcome.embedding for outcome in found])
+        return [vectors[rows[s]] if s in rows else vectors[:0] for s in speakers]
 
     def _features_stay(self, dataset):
         """Whether the encoder gives an utterance the same features in every epoch."""

@@ -101,7 +101,15 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         labels = [read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets]
         rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
         dataset = FrameLabelledSpeech(
-            utterances, labels, self.masking, rows, self.speaker_dropout, seed=self.cfg.seed, training=split.startswith("train"),
-            normalise=self.cfg.normalize, max_samples=self.cfg.max_sample_size, min_samples=self.cfg.min_sample_size,
-        )  # fmt: skip
+            utterances,
+            labels,
+            self.masking,
+            rows,
+            self.speaker_dropout,
+            seed=self.cfg.seed,
+            training=split.startswith("train"),
+            normalise=self.cfg.normalize,
+            max_samples=self.cfg.max_sample_size,
+            min_samples=self.cfg.min_sample_size,
+        )
         self.datasets[split] = self.checked(dataset, split, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))
