@@ -79,8 +79,7 @@ embed() {
         known=$(label_set "$1")
         steps+=(-- make_labels "$dir/test_audio" "$dir/labels_test" --checkpoint "$(init_of "$1")" --layers "$LAYER"
             --centroids "$known/kmeans.npz" --splits test)
-        steps+=(-- adapt_speaker "${model[@]}" "$dir/adapted.npz" --method adapted --label-dir "$dir/labels_test/L$LAYER/${known##*/}"
-            --train-split "$dir/unlabelled/train")
+        steps+=(-- adapt_speaker "${model[@]}" "$dir/adapted.npz" --method adapted --label-dir "$dir/labels_test/L$LAYER/${known##*/}")
     fi
     for seed in $SEEDS; do
         for method in nearest adapted; do

@@ -132,16 +132,3 @@ def test_programs_in_one_process_up_to_the_first_that_fails(tmp_path, corpus, ca
     assert "error: unlabeled: not a program" in capsys.readouterr().err
     assert run("tools/steps.py", "unlabelled", "--frobnicate") == 2
     assert "(see unlabelled --help)" in capsys.readouterr().err
-
-
-def test_the_table_of_held_out_speakers(tmp_path, capsys):
-    for name, bits in {"a": (5.0, 4.5, 4.0), "b": (5.0, 4.0, 4.5)}.items():
-        held_out = {"utterances": 2, "bits": dict(zip(("<unk>", "nearest", "adapted"), bits, strict=True))}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"speakers": {name: {"seconds": 10.0, "held_out": held_out}}}))
-    arguments = ["tools/adaptation_table.py", "--out", tmp_path / "table", tmp_path / "a.json", tmp_path / "b.json"]
-    assert run(*arguments) == 0
-    printed = capsys.readouterr().out
-    assert "| mean of 2 | | 5.000 | 4.250 | 4.250 |" in printed and "below <unk> for 2 of 2 speakers, below nearest for 1 of 2" in printed
-    assert (tmp_path / "table.md").read_text() == printed
-    assert run(*arguments, tmp_path / "a.json") == 2
-    assert "in another report too" in capsys.readouterr().err
