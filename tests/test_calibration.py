@@ -490,20 +490,40 @@ def test_second_run_skips_and_other_settings_do_not(files, tmp_path, capsys):
     assert contents[out / "calibration.json"] != (out / "calibration.json").read_bytes()
 
 
-def test_program_with_training_predictions(files, tmp_path):
-    """Given, or beside the training embeddings; a file of other utterances beside them is not taken."""
-    beside = tmp_path / "d" / "predictions.tsv"
-    shutil.copy(files["d"]["--predictions"], beside)
-    assert run_calibrate(files["d"], "--match", "mean", tmp_path / "out") == 0
-    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"]["judged_by"] == "labels"
-    train = ["--train-predictions", tmp_path / "d" / "train_predictions.tsv"]
-    assert run_calibrate(files["d"], "--match", "mean", *train, tmp_path / "out") == 0
-    given = (tmp_path / "out" / "calibration.json").read_text()
-    shutil.copy(tmp_path / "d" / "train_predictions.tsv", beside)
-    assert run_calibrate(files["d"], "--match", "mean", tmp_path / "out") == 0
-    assert (tmp_path / "out" / "calibration.json").read_text() == given
-    guard = json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"]
-    assert guard["judged_by"] == "predictions" and guard["speakers"] == 20 and guard["gain"] > guard["error"] and guard["helps"]
+def test_program_with_training_predictions(files, tmp_path, capsys):
+    """The guard judges by label statistics, whatever lies beside the embeddings, unless it is given predictions for left-out speakers."""
+    own = tmp_path / "folds" / "predictions.tsv"
+    own.parent.mkdir()
+    for path in (own, tmp_path / "d" / "predictions.tsv"):
+        shutil.copy(tmp_path / "d" / "train_predictions.tsv", path)
+    guards = []
+    for option in ((), ("--train-predictions", own)):
+        assert run_calibrate(files["d"], "--match", "mean", *option, tmp_path / "out") == 0
+        guards.append(json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"])
+    assert [guard["judged_by"] for guard in guards] == ["labels", "predictions"]
+    assert guards[1]["speakers"] == 20 and guards[1]["gain"] > guards[1]["error"] and guards[1]["helps"]
+    (own.parent / "metrics.json").write_text(json.dumps({"setting": "seen (20 speakers)"}))
+    assert run_calibrate(files["d"], "--match", "mean", "--train-predictions", own, tmp_path / "out") == 2
+    assert "of a model that was trained on these speakers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("inductive (5 speakers)", "calibrated by unlabelled audio (5 speakers)"),
+        ("seen (2 speakers), inductive (3 speakers)", "seen and calibrated (2 speakers), calibrated by unlabelled audio (3 speakers)"),
+        ("transductive (5 speakers)", "transductive and calibrated (5 speakers)"),
+        ("normalised by unlabelled audio (5 speakers)", "normalised by unlabelled audio and calibrated (5 speakers)"),
+        (None, "calibrated by unlabelled audio (6 speakers)"),
+    ],
+)
+def test_nobody_is_inductive_after_a_calibration(files, tmp_path, before, after):
+    """The test speakers' audio says who is similar, and their predictions what is rescaled; the row says so, applied or not."""
+    if before:
+        (tmp_path / "d" / "metrics.json").write_text(json.dumps({"setting": before, "checkpoint": "c.pt"}))
+    assert run_calibrate(files["d"], tmp_path / "out") == 0
+    read = [json.loads((tmp_path / "out" / name).read_text()).get("setting") for name in ("metrics_before.json", "metrics.json")]
+    assert read == [before, after]
 
 
 @pytest.mark.parametrize(
@@ -518,7 +538,7 @@ def test_program_with_training_predictions(files, tmp_path):
         ({"--test-embeddings": "WIDE"}, "width 3"),
         ({"--test-embeddings": "PART"}, "no embedding of the speaker “test004” (2 such speakers)"),
         ({"--test-embeddings": "SWAPPED"}, "is of the speaker"),
-        ({"--train-manifest": "CLASSES"}, "has no dimension arousal"),
+        ({"--train-manifest": "CLASSES"}, "has nothing, predicted are arousal"),
         ({"--train-predictions": "CLASSES"}, "no predictions of arousal"),
     ],
     ids=str,
@@ -545,18 +565,15 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, change, message):
     assert not (tmp_path / "out" / "predictions.tsv").exists()
 
 
-def test_only_the_training_splits_embeddings_are_used_and_other_ids_are_taken_by_speaker(files, tmp_path):
-    """A file with every utterance of the corpus, and one with other ids, give what the training split's own file gives."""
+def test_only_the_training_splits_embeddings_are_used(files, tmp_path):
+    """A file with every utterance of the corpus gives what the training split's own file gives."""
     assert run_calibrate(files["d"], tmp_path / "own") == 0
     arrays = [dict(np.load(files["d"][name])) for name in ("--train-embeddings", "--test-embeddings")]
     both = {name: np.concatenate([a[name] for a in arrays]) for name in ("ids", "speakers", "embeddings")}
+    files["d"]["--train-embeddings"] = tmp_path / "all.npz"
     write_embeddings(tmp_path / "all.npz", both["ids"], both["speakers"], both["embeddings"])
-    renamed = [f"x{i}" for i in range(len(arrays[0]["ids"]))]
-    write_embeddings(tmp_path / "renamed.npz", renamed, arrays[0]["speakers"], arrays[0]["embeddings"])
-    for name in ("all", "renamed"):
-        files["d"]["--train-embeddings"] = tmp_path / f"{name}.npz"
-        assert run_calibrate(files["d"], tmp_path / name) == 0
-        assert (tmp_path / "own" / "predictions.tsv").read_bytes() == (tmp_path / name / "predictions.tsv").read_bytes()
+    assert run_calibrate(files["d"], tmp_path / "all") == 0
+    assert (tmp_path / "own" / "predictions.tsv").read_bytes() == (tmp_path / "all" / "predictions.tsv").read_bytes()
 
 
 def test_the_size_of_msp_podcast():

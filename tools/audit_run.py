@@ -9,7 +9,7 @@ RUN_DIR as unknown, such as a checkpoint that was pretrained elsewhere; within i
 Writes RUN_DIR/audit.json. Exit status 2 on a leak or a missing record, unless it is allowed by name:
 
     transductive           unlabelled audio of the evaluation in pretraining, or in the fit of centroids or acoustic pieces
-    adapted                unlabelled audio of the evaluation in the embedding of a new speaker
+    adapted                unlabelled audio of the evaluation in the embedding, normalisation or calibration of a new speaker
     unknown                files within RUN_DIR without a record
     KIND[:ROLE|:SPLIT]     speaker, session or audio; everywhere, in one role (train, calibration, pretraining, clustering,
                            adaptation, selection) or in the evaluations of one split, such as speaker:test_seen

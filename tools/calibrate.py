@@ -5,10 +5,9 @@ For each speaker the K training speakers with the most similar mean embeddings a
 deviation become those of the speaker's predictions: the mean alone, the standard deviation alone (best in the paper), or both; for
 classes their average class frequencies become the speaker's prior. Predictions of the unknown speaker (<unk>) stay as they are.
 
-Before that each training speaker is left out in turn and calibrated by the others: unless that raises their CCC or UA by more than
-chance, predictions stay as they are and the output says so (--always applies it regardless, as in the paper). That takes the
-predictions of the training split, predictions.tsv beside the training embeddings; without them, the similar speakers have to be
-closer to a speaker's label distribution than the average of all others.
+Before that each training speaker is left out in turn: unless the most similar of the others give that speaker's label statistics
+better than the average of all others does, by more than chance, predictions stay as they are and the output says so (--always
+applies it regardless, as in the paper). The speakers' unlabelled audio is used, and tables say so: “calibrated by unlabelled audio”.
 
     OUT_DIR/predictions.tsv            calibrated
             metrics.json               scores after, metrics_before.json before
@@ -50,13 +49,15 @@ def split_of(path):
 
 def print_report(report):
     """Whether the calibration was applied, and the scores before and after."""
-    guard, shown = report["guard"], "–" if report["k"] is None else report["k"]
-    what = {"labels": "label statistics come closer by", "predictions": "scores of their predictions rise by"}[guard["judged_by"]]
-    evidence = f"leaving out {guard['speakers']} training speakers in turn: {what} {guard['gain']:.3f} ± {guard['error']:.3f}"
+    guard = report["guard"]
+    what = {"labels": "similar speakers give their label statistics better than all others do", "predictions": "their predictions improve"}
+    what = f"{what[guard['judged_by']]}, by {guard['gain']:.3f} ± {guard['error']:.3f}"
     verdict = "applied" if report["applied"] else "NOT applied: it does not help (--always applies it)"
     if report["applied"] and not guard["helps"]:
         verdict = "applied although it does not help (--always)"
-    print(f"PLDC, match {report['match']}, k = {shown}: {verdict}\n  {evidence}")
+    print(
+        f"PLDC, match {report['match']}, k = {report['k']}: {verdict}\n  leaving out {guard['speakers']} training speakers in turn: {what}"
+    )
     for measure, (before, after) in report["scores"].items():
         print(f"  {measure[:23]:24}" + " → ".join("–" if v is None or v != v else f"{v:.3f}" for v in (before, after)))
     if report["applied"]:
@@ -77,7 +78,9 @@ def main(argv=None):
     parser.add_argument("--match", choices=MATCHES, help="what is matched; default: std for dimensions, prior for classes")
     parser.add_argument("--always", action="store_true", help="apply it even where leaving out training speakers shows no gain")
     parser.add_argument(
-        "--train-predictions", metavar="F", help="predictions of the training split (default: predictions.tsv beside its embeddings)"
+        "--train-predictions",
+        metavar="F",
+        help="predictions of training speakers by folds that left them out: whether these improve decides",
     )
     parser.add_argument("--test-manifest", metavar="DIR/SPLIT", help="split of the predictions, to break scores down by its metadata")
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="draws of speakers for confidence intervals")
@@ -97,13 +100,13 @@ def calibrate(args):
     train, test = split_of(args.train_manifest), split_of(args.test_manifest) if args.test_manifest else None
     match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "std")
     used = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
-    beside = Path(args.train_embeddings).with_name("predictions.tsv")
-    inputs = [args.predictions, *used, *([beside] if beside.is_file() else [])]
+    inputs = [args.predictions, *used]
     for split in filter(None, (train, test)):
         inputs += [p for s in ("tsv", "spk", "emo", "dim", "meta.tsv") if (p := split.directory / f"{split.name}.{s}").is_file()]
     if missing := [path for path in inputs if not Path(path).is_file()]:
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py … --embeddings")
-    settings = {"match": match, "k": args.top_k, "always": args.always, "bootstrap": args.bootstrap, "seed": args.seed}
+    origins = [calibration_files.origin_of(p) for p in (args.predictions, args.train_predictions) if p]
+    settings = {name: getattr(args, name) for name in ("top_k", "always", "bootstrap", "seed")} | {"match": match, "origins": origins}
     files = [args.out_dir / name for name in (*calibration_files.FILES, "calibration.seen")]
     stamp = Stamp(args.out_dir / "calibrate.stamp.json", {**settings, "inputs": {str(p): sha256(p) for p in inputs}}, files)
     if stamp.is_current() and not args.overwrite:
@@ -112,12 +115,12 @@ def calibrate(args):
         return
     stamp.clear()
     embeddings = read_embeddings(args.train_embeddings)
-    known = calibration_files.predictions_of_training(args.train_predictions, args.train_embeddings, predictions, train)
+    known = args.train_predictions and calibration_files.predictions_of_training(args.train_predictions, predictions, train)
     fitted = calibration_files.fit(train, embeddings, predictions, match, args.top_k, known, args.always, args.train_embeddings)
     records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, used)
-    embeddings, origin = read_embeddings(args.test_embeddings), calibration_files.origin_of(args.predictions)
+    embeddings = read_embeddings(args.test_embeddings)
     report = calibration_files.save(
-        args.out_dir, *fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origin
+        args.out_dir, *fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origins[0]
     )
     stamp.write()
     print_report(report)

@@ -15,7 +15,7 @@ MEANING = {
     CALIBRATION: "calibrated with, labels included",
     PRETRAINING: "pretrained on",
     CLUSTERING: "in the fit of centroids or acoustic pieces",
-    ADAPTATION: "in the embedding of a new speaker",
+    ADAPTATION: "in the embedding, the normalisation or the calibration of a new speaker",
     SELECTION: "in the choice of the checkpoint",
     WATCHED: "validated on",
 }
@@ -101,6 +101,8 @@ class Trail:
         if record.role == CALIBRATION:
             self._meet(e, CALIBRATION, record, (*via, relative(record.path, self.folder)))
             predicted = [self._evaluation(e, self._found(s["path"]), via) for s in record.sources]
+            if predicted and predicted[0]:  # speakers are calibrated by their own unlabelled audio
+                self._meet(e, ADAPTATION, predicted[0], (*via, relative(record.path, self.folder)))
             return predicted[0] if predicted else None
         path, wanted = folder / "predictions.tsv", record.utterances.speakers
         listed = read_table(path).get("speaker", []) if path.is_file() else wanted

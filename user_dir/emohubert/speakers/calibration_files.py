@@ -3,12 +3,13 @@
 The references of the predictions are read for the scores before and after, and for nothing else.
 """
 
-import logging
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from ..core.cli import logger
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
@@ -18,114 +19,81 @@ from ..evaluation.predictions import ClassPredictions, DimensionPredictions, fro
 from . import pldc
 from .calibration_figures import before_after
 
-logger = logging.getLogger("emohubert")
 FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json", "calibration.npz")
 _ORIGIN = ("checkpoint", "split", "setting", "speaker_embedding")
 _SHOWN_NEIGHBOURS = 5
 
 
 def training_labels(split, predictions):
-    """(speakers, labels) of a training split for `pldc.fit`: classes, or dimensions (n, dims).
-
-    Raises:
-        InputError: no speakers, or the labels are not there.
-    """
-    where = split.directory / split.name
+    """(speakers, labels) of a training split for `pldc.fit`: classes, or dimensions (n, dims), those of some predictions."""
+    where, names = split.directory / split.name, names_of(predictions)
     if split.speakers is None:
         raise InputError(f"{where}.spk: no such file; calibration needs the training speakers, make the manifest again")
-    if isinstance(predictions, ClassPredictions):
-        if not set(split.emotions or ()) & set(predictions.classes):
-            found = " ".join(sorted(set(split.emotions or ()) - {NO_EMOTION})[:10]) or "none"
-            raise InputError(f"{where}.emo: no class of {' '.join(predictions.classes)} (found: {found}); give the model's training split")
-        return split.speakers, split.emotions
-    if missing := [name for name in predictions.dims if name not in (split.dimensions or {})]:
-        found = " ".join(split.dimensions or {}) or "none"
-        raise InputError(f"{where}.dim: has no dimension {missing[0]} (found: {found}); give the model's training split")
-    return split.speakers, np.stack([split.dimensions[name] for name in predictions.dims], axis=1)
+    suffix, labels = ("emo", split.emotions) if isinstance(predictions, ClassPredictions) else ("dim", split.dimensions)
+    found = {*(labels or ())} - {NO_EMOTION}
+    if not found & {*names} if suffix == "emo" else not found >= {*names}:
+        shown = " ".join(sorted(found)[:10]) or "nothing"
+        raise InputError(f"{where}.{suffix}: has {shown}, predicted are {' '.join(names)}; give the model's training split")
+    return split.speakers, labels if suffix == "emo" else np.stack([labels[name] for name in names], axis=1)
 
 
 def vectors_of(embeddings, ids, speakers, where):
-    """Speaker vectors from the embeddings of the listed utterances, and of no others; none of the unknown speaker.
-
-    Embeddings are found by utterance id, or where no id at all is known by speaker.
-
-    Args:
-        embeddings: Embeddings.
-        ids, speakers: of the utterances.
-        where: the file of the embeddings, for messages.
+    """SpeakerVectors from the Embeddings of the listed utterances, and of no others; none of the unknown speaker.
 
     Raises:
-        InputError: no utterance and no speaker in common, or an utterance has two speakers.
+        InputError: naming the file `where`: no utterance in common, or an utterance has two speakers.
     """
     speaker_of = dict(zip(ids, speakers, strict=True))
-    rows = [i for i, name in enumerate(embeddings.ids) if name in speaker_of]
-    for i in rows:
-        if embeddings.speakers[i] != speaker_of[embeddings.ids[i]]:
-            raise InputError(
-                f"{where}: the utterance “{embeddings.ids[i]}” is of the speaker “{embeddings.speakers[i]}”, elsewhere of "
-                f"“{speaker_of[embeddings.ids[i]]}”; make the embeddings again from the same manifest"
-            )
-    if not rows:
-        logger.warning("%s: the utterance ids are not those of the list, such as “%s”; taken by speaker", where, ids[0])
-        listed = set(speakers)
-        rows = [i for i, name in enumerate(embeddings.speakers) if name in listed]
-    rows = [i for i in rows if embeddings.speakers[i] != UNKNOWN_SPEAKER]
+    rows = [i for i, name in enumerate(embeddings.ids) if name in speaker_of and embeddings.speakers[i] != UNKNOWN_SPEAKER]
     if not rows:
         raise InputError(
-            f"{where}: holds none of the {len(speaker_of)} utterances, such as “{ids[0]}”, and none of their speakers; "
+            f"{where}: holds none of the {len(speaker_of)} utterances, such as “{ids[0]}”; "
             "make the embeddings with tools/evaluate.py --embeddings on the same split"
         )
+    for name, speaker in ((embeddings.ids[i], embeddings.speakers[i]) for i in rows):
+        if speaker != speaker_of[name]:
+            raise InputError(
+                f"{where}: “{name}” is of the speaker “{speaker}”, elsewhere of “{speaker_of[name]}”; make the embeddings again"
+            )
     return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
 
 
-def predictions_of_training(path, embeddings, predictions, split):
-    """Predictions of the training utterances, or None.
+def predictions_of_training(path, predictions, split):
+    """What the guard can judge by, {speaker: (values, score)}: predictions, of the same classes or dimensions, of training utterances.
 
-    Args:
-        path: file of them; None: `predictions.tsv` beside the file of the training embeddings, if it holds such predictions.
-        embeddings: file of the training embeddings.
-        predictions: to be calibrated: of the same classes or dimensions.
-        split: the training split.
+    Raises:
+        InputError: the file is of something else, or of a model that was trained on these speakers.
     """
-    where = Path(embeddings).with_name("predictions.tsv") if path is None else Path(path)
-    if path is None and not where.is_file():
-        return None
-    found, ids = read_predictions(where), set(split.ids)
+    found, ids = read_predictions(path), set(split.ids)
     rows = [i for i, name in enumerate(found.ids) if name in ids]
-    if type(found) is type(predictions) and names_of(found) == names_of(predictions) and rows:
-        return found.take(rows)
-    if path is None:
-        return None
-    raise InputError(f"{where}: no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}; use one model and split")
+    if type(found) is not type(predictions) or names_of(found) != names_of(predictions) or not rows:
+        raise InputError(
+            f"{path}: no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}; use one model and split"
+        )
+    if "seen" in origin_of(path).get("setting", ""):
+        raise InputError(f"{path}: of a model that was trained on these speakers; give predictions of folds that left them out, or none")
+    parts = {name: found.take([rows[i] for i in own]) for name, own in members([found.speakers[i] for i in rows]).items()}
+    return {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
 
 
-def fit(split, embeddings, predictions, match, k=None, training_predictions=None, always=False, where="training embeddings"):
-    """(Calibration, Guard) for a model, from its training split; of the predictions, only what they are of is used.
+def fit(split, embeddings, predictions, match, k=None, known=None, always=False, where="training embeddings"):
+    """(Calibration, Guard) for a model from its training split; of the predictions, only what they are of is used.
 
     Args:
         split: the training split, with `.spk` and `.dim` or `.emo`.
-        embeddings: Embeddings of (at least) that split.
+        embeddings: Embeddings of (at least) that split, of the file `where`.
         predictions: to be calibrated.
         match, k, always: as for `pldc.fit`.
-        training_predictions: of `predictions_of_training`.
-        where: file of the embeddings, for messages.
-
-    Raises:
-        InputError: the files do not belong together.
+        known: of `predictions_of_training`.
     """
     names = names_of(predictions)
     if (match == "prior") != isinstance(predictions, ClassPredictions):
         kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
         raise InputError(f"--match {match}: the predictions are of {kind} ({' '.join(names)}); use {fitting}")
     speakers, labels = training_labels(split, predictions)
-    vectors = vectors_of(embeddings, split.ids, speakers, where)
     if seen := sorted(set(predictions.speakers) & set(speakers) - {UNKNOWN_SPEAKER}):
         logger.warning("%d predicted speakers are training speakers (“%s”): their own labels calibrate them", len(seen), seen[0])
-    known = None
-    if training_predictions is not None:
-        parts = {name: training_predictions.take(rows) for name, rows in members(training_predictions.speakers).items()}
-        known = {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
-    fitted, guard = pldc.fit(vectors, speakers, labels, names, match, k, known, always)
+    fitted, guard = pldc.fit(vectors_of(embeddings, split.ids, speakers, where), speakers, labels, names, match, k, known, always)
     if left_out := sorted(set(speakers) - set(fitted.speakers.ids) - {UNKNOWN_SPEAKER}):
         logger.warning("%d training speakers (“%s”) have too few labels or no embedding and are left out", len(left_out), left_out[0])
     return fitted, guard
@@ -141,43 +109,37 @@ def calibrate(calibration, vectors, predictions):
 
 
 def save(directory, calibration, guard, embeddings, predictions, split=None, repeats=2000, seed=1, where="embeddings", origin=None):
-    """Calibrate, evaluate before and after, and write everything `tools/calibrate.py` promises.
+    """Calibrate, evaluate before and after, and write FILES and figures; returns the content of `calibration.json`.
 
     Args:
         directory: output folder, made if needed.
         calibration, guard: of `fit`.
-        embeddings: Embeddings of the predicted utterances.
+        embeddings: Embeddings of the predicted utterances, of the file `where`.
         predictions: to be calibrated.
         split: the manifest split of the predictions, for its metadata columns, or None.
         repeats, seed: of the bootstrap over speakers.
-        where: file of the embeddings, for messages.
-        origin: what is known of the predictions (see `origin_of`): goes into both files of scores.
-
-    Returns:
-        The content of `calibration.json`: settings, `guard`, `scores` (measure → before, after), `paired` (tests), `worse`.
+        origin: of `origin_of`: goes into both files of scores.
     """
-    vectors = vectors_of(embeddings, predictions.ids, predictions.speakers, where)
-    if without := sorted(set(predictions.speakers) - set(vectors.ids) - {UNKNOWN_SPEAKER}):
-        raise InputError(
-            f"{where}: no embedding of the speaker “{without[0]}” ({len(without)} such speakers); make it on the split of the predictions"
-        )
-    widths = [v.vectors.shape[1] for v in (vectors, calibration.speakers)]
-    if widths[0] != widths[1]:
-        raise InputError(f"{where}: embeddings of width {widths[0]}, those of the training speakers have {widths[1]}; use one checkpoint")
+    vectors, origin = vectors_of(embeddings, predictions.ids, predictions.speakers, where), origin or {}
+    speakers, width = set(predictions.speakers) - {UNKNOWN_SPEAKER}, calibration.speakers.vectors.shape[1]
+    if without := sorted(speakers - set(vectors.ids)):
+        raise InputError(f"{where}: no embedding of the speaker “{without[0]}” ({len(without)} such speakers); make it on the same split")
+    if vectors.vectors.shape[1] != width:
+        raise InputError(f"{where}: embeddings of width {vectors.vectors.shape[1]}, in training {width}; use one checkpoint")
     after, directory = calibrate(calibration, vectors, predictions), make_folder(directory)
     write_predictions(directory / "predictions.tsv", after)
     pldc.save(directory / "calibration.npz", calibration)
     scores = [scoring.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
-    write_json(directory / "metrics_before.json", {**(origin or {}), **scores[0]})
-    write_json(directory / "metrics.json", {**(origin or {}), "calibrated": calibration.applied, **scores[1]})
+    write_json(directory / "metrics_before.json", {**origin, **scores[0]})
+    setting = calibrated_setting(origin.get("setting", f"inductive ({len(speakers)} speakers)"))
+    write_json(directory / "metrics.json", {**origin, "setting": setting, "calibrated": calibration.applied, **scores[1]})
     rows = speaker_table(calibration, vectors, *scores)
     write_lines(directory / "speakers.tsv", ("\t".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows))
     folder = make_folder(directory / "figures")
     for measure in dict.fromkeys(row[1] for row in rows[1:]):
         before_after(folder / f"before_after_{measure.replace(' ', '_')}.png", [row for row in rows[1:] if row[1] == measure], measure)
-    about = {name: getattr(calibration, name) for name in ("kind", "names", "match", "k", "applied")}
     report = {
-        **about,
+        **{name: getattr(calibration, name) for name in ("kind", "names", "match", "k", "applied")},
         "training_speakers": len(calibration.speakers),
         "guard": {**asdict(guard), "helps": guard.helps},
         "scores": {name: [read(s) for s in scores] for name, read in measures(scores[0]).items()},
@@ -186,6 +148,11 @@ def save(directory, calibration, guard, embeddings, predictions, split=None, rep
     }
     write_json(directory / "calibration.json", report)
     return report
+
+
+def calibrated_setting(setting):
+    """How calibrated speakers are met: `inductive` no longer, for their unlabelled audio decides who is similar and what is rescaled."""
+    return re.sub(r"([^,(]+) \(", r"\1 and calibrated (", setting).replace("inductive and calibrated", "calibrated by unlabelled audio")
 
 
 def speaker_table(calibration, vectors, before, after):

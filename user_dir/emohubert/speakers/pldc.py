@@ -13,8 +13,8 @@ to the training frequencies π₀ (Saerens, Latinne & Decaestecker 2002):
 
     prior     p'(c | x) ∝ p(c | x) · π(c) / π₀(c),   π(c) of one speaker with n labels: (n_c + π₀(c)) / (n + 1)
 
-The guard: training speakers are left out one at a time and calibrated by the others; where this does not help by more than chance,
-predictions stay as they are. k is chosen in the same way.
+The guard: each training speaker is left out in turn, and unless the k most similar ones give that speaker's label statistics better
+than the average of all others does, by more than chance, predictions stay as they are. k is chosen in the same way.
 """
 
 import json
@@ -35,16 +35,10 @@ _CONSTANT = 1e-7
 
 
 def matched(predictions, match, target, base=None):
-    """One speaker's predictions with the label distribution of similar speakers: the equations above.
+    """One speaker's predictions (n, dims), or posteriors (n, classes), with the label distribution of similar speakers.
 
-    Args:
-        predictions: (n, dims), or posteriors (n, classes).
-        match: one of MATCHES.
-        target: μ̄ and σ̄ (2 × dims), or π (classes).
-        base: π₀ (classes); a class without training utterances keeps its posterior.
-
-    Returns:
-        (n, dims or classes). Constant predictions (σ = 0) are not scaled.
+    `match` is one of MATCHES, `target` μ̄ and σ̄ (2 × dims) or π (classes), `base` π₀ (classes): a class without training utterances
+    keeps its posterior. Constant predictions (σ = 0) are not scaled.
     """
     if match == "prior":
         scaled = predictions * np.divide(target, base, out=np.ones_like(base), where=base > 0)
@@ -60,14 +54,11 @@ def matched(predictions, match, target, base=None):
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether leaving out training speakers shows a gain.
+    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`.
 
-    Attributes:
-        judged_by: `labels` or `predictions` of the training speakers.
-        gain: mean over speakers of what is gained. Labels: of the squared error of the similar speakers' statistics, as a share of
-            that of the average of all others (dimensions), or KL divergence in nats (classes). Predictions: of CCC or UA.
-        error: standard error of the gain; calibrating helps if the gain exceeds it.
-        speakers: how many were left out.
+    The gain of a speaker is `judged_by` labels: how much smaller the squared error of the similar speakers' statistics is than that of
+    the average of all others, as a share of the latter (dimensions), or the KL divergence, in nats (classes); or by predictions: how
+    much CCC or UA rises.
     """
 
     judged_by: str
@@ -122,15 +113,8 @@ class Calibration:
 
 
 def label_statistics(speakers, labels):
-    """Label means and standard deviations of the speakers with two or more labels in every dimension.
-
-    Args:
-        speakers: n ids.
-        labels: (n, dims); NaN where there is none.
-
-    Returns:
-        (ids, values (speakers, 2 × dims), π₀ (dims), which are 0 here).
-    """
+    """Of labels (n, dims), NaN where there is none: (ids of speakers with two or more in every dimension, their means and standard
+    deviations (speakers, 2 × dims), π₀ (dims), zero here)."""
     import pandas as pd
 
     groups = pd.DataFrame(labels).groupby(np.asarray(speakers))
@@ -140,11 +124,7 @@ def label_statistics(speakers, labels):
 
 
 def class_frequencies(speakers, emotions, names):
-    """Smoothed class frequencies of the speakers with a label among `names`.
-
-    Returns:
-        (ids, values (speakers, classes), π₀ (classes)).
-    """
+    """(ids of the speakers with a label among `names`, their smoothed class frequencies (speakers, classes), π₀ (classes))."""
     import pandas as pd
 
     counts = pd.crosstab(np.asarray(speakers), np.asarray(emotions)).reindex(columns=names, fill_value=0)
@@ -155,7 +135,7 @@ def class_frequencies(speakers, emotions, names):
 
 
 def fit(vectors, speakers, labels, names, match, k=None, predictions=None, always=False):
-    """A calibration from training speakers, and whether it helps them when each is left out.
+    """A calibration from training speakers, and whether it helps them when each is left out: (Calibration, Guard).
 
     Args:
         vectors: SpeakerVectors of training speakers.
@@ -164,13 +144,9 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
         names: of the dimensions or classes.
         match: one of MATCHES.
         k: number of similar speakers; None chooses it.
-        predictions: {speaker: (predictions (m, dims or classes), score)} of training speakers, where they are known; `score` maps
-            such predictions to CCC or UA, higher is better. A model that has trained on these speakers follows their labels
-            already, so that the gain for unseen speakers is greater.
+        predictions: {speaker: (predictions (m, dims or classes), score)} by models that did not train on the speaker: the guard judges
+            by them, not by label statistics; `score` maps such predictions to CCC or UA, higher is better.
         always: apply the calibration even if it does not help.
-
-    Returns:
-        (Calibration, Guard).
 
     Raises:
         InputError: no training speaker has a vector and labels.
@@ -180,22 +156,19 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
     row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
     kept = [name for name in vectors.ids if name in row]
     if not kept:
-        raise InputError(
-            f"no training speaker has both embeddings and {'a label' if kind == 'classes' else 'two labels'} in {' '.join(names)}; "
-            "give the labels and the embeddings of the same training split"
-        )
+        needed = "a label" if kind == "classes" else "two labels"
+        raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
     fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
-    ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
     if len(kept) < 2:
-        guard, best = Guard("labels", 0.0, 0.0, len(kept)), 0
-    else:
-        order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
-        targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
-        if predictions:
-            guard, best = _judge("predictions", *_losses_of_predictions(fitted, targets, predictions))
-        else:
-            guard, best = _judge("labels", *_losses_of_labels(fitted, targets))
-    return replace(fitted, k=k or ks[best] or 1, applied=always or guard.helps), guard
+        return replace(fitted, applied=always), Guard("labels", 0.0, 0.0, len(kept))
+    ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
+    order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
+    targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
+    losses, usual = _losses_of_predictions(fitted, targets, predictions) if predictions else _losses_of_labels(fitted, targets)
+    gain, best = _leave_one_out(losses, usual)
+    error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    guard = Guard("predictions" if predictions else "labels", float(gain.mean()) if len(gain) else 0.0, float(error), len(gain))
+    return replace(fitted, k=k or ks[best], applied=always or guard.helps), guard
 
 
 def _losses_of_labels(fitted, targets):
@@ -220,26 +193,19 @@ def _losses_of_predictions(fitted, targets, predictions):
     """Negative scores (ks, speakers) of calibrated predictions of training speakers, and (speakers) of the predictions as they are."""
     known = [(row, *predictions[name]) for row, name in enumerate(fitted.speakers.ids) if name in predictions]
     before = np.array([-score(values) for _, values, score in known])
-    after = []
-    for target in targets:
-        after.append([-score(matched(values, fitted.match, target[row], fitted.base)) for row, values, score in known])
+    after = np.array([[-score(matched(values, fitted.match, t[row], fitted.base)) for row, values, score in known] for t in targets])
     defined = np.isfinite(before) & np.isfinite(after).all(0)
-    return np.array(after)[:, defined], before[defined]
+    return after[:, defined], before[defined]
 
 
-def _judge(judged_by, losses, usual):
-    """(Guard, index of the best k); the gain of each speaker is with the k that is best for all others.
+def _leave_one_out(losses, usual):
+    """Gains of speakers over `usual` (speakers), each with the k that is best for all others, and the index of the best k for all.
 
-    Args:
-        losses: (ks, speakers).
-        usual: (speakers), without calibration.
+    `losses`: (ks, speakers); sums are rounded, so that equals are equal.
     """
-    n, total = len(usual), losses.sum(1)
-    if n < 2:
-        return Guard(judged_by, 0.0, 0.0, n), 0
-    rest = (total[:, None] - losses).round(12)  # (ks, speakers); rounded, so that equals are equal
+    rest = (losses.sum(1, keepdims=True) - losses).round(12)
     gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
-    return Guard(judged_by, float(gain.mean()), float(gain.std(ddof=1) / math.sqrt(n)), n), int(total.round(12).argmin())
+    return gain, int(losses.sum(1).round(12).argmin())
 
 
 # --- one utterance at a time ------------------------------------------------------------------------------------------
@@ -260,15 +226,9 @@ class RunningSpeaker:
 
 
 def calibrated(predictions, calibration, speaker_of):
-    """Calibrate each part of each file by what was received of its speaker so far, itself included.
+    """Yield each FilePrediction (with embeddings), its parts calibrated by what was received of its speaker so far, itself included.
 
-    Args:
-        predictions: iterable of FilePrediction with embeddings, in their order; a window of a time line counts as an utterance.
-        calibration: see `check_calibration`.
-        speaker_of: path → name of the speaker.
-
-    Yields:
-        FilePrediction with calibrated values.
+    `speaker_of`: path → name of the speaker. A window of a time line counts as an utterance.
     """
     speakers = defaultdict(lambda: RunningSpeaker(calibration))
     for prediction in predictions:
@@ -284,13 +244,7 @@ def calibrated(predictions, calibration, speaker_of):
 
 
 def check_calibration(calibration, task, model, where):
-    """Raise InputError unless a calibration is for what a checkpoint predicts, and for embeddings of its width.
-
-    Args:
-        calibration: of `load`.
-        task, model: from `load_trained`.
-        where: file of the calibration, for messages.
-    """
+    """Raise InputError, naming the file `where`, unless a calibration is for what a trained task and model predict."""
     kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
     remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
     if calibration.kind != kind or calibration.names != list(names):
@@ -313,11 +267,7 @@ def save(path, calibration):
 
 
 def load(path):
-    """Read what `save` wrote; nothing in the file can run.
-
-    Raises:
-        InputError: missing, or not a whole calibration.
-    """
+    """Read what `save` wrote; nothing in the file can run. InputError if it is missing, or not a whole calibration."""
     speakers = read(path)
     values, base, description = read_arrays(path, ("values", "base", "description"), "a calibration").values()
     try:
