@@ -329,6 +329,7 @@ def test_a_reader_never_sees_half_a_copy(tmp_path):
 
 
 def test_fixes_are_applied_once():
+    fairseq_patches.apply()
     copy = PathManager.copy
     fairseq_patches.apply()
     assert PathManager.copy is copy
