@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from emohubert.core.errors import InputError
+from emohubert.corpus.manifest import by_speaker
 from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
@@ -202,7 +203,7 @@ def gains(seed, match, **kwargs):
     result = calibration_files.calibrate(fitted, from_utterances(unseen, new), dimension(unseen, predicted, references))
     scores = []
     for values in (predicted, result.predicted[:, 0]):
-        members = calibration_files.members(unseen).values()
+        members = by_speaker(unseen).values()
         scores.append([metrics.ccc(references, values), np.mean([metrics.ccc(references[m], values[m]) for m in members])])
     return *np.subtract(scores[1], scores[0]), guard.helps
 
@@ -269,7 +270,7 @@ def test_predictions_of_training_speakers_tell_what_the_model_follows_itself(hea
     (speakers, embeddings, labels, predicted), _ = simulate(1, shift=1.0, heard=heard)
     known = {
         name: (predicted[rows, None], lambda values, rows=rows: metrics.ccc(labels[rows], values[:, 0]))
-        for name, rows in calibration_files.members(speakers).items()
+        for name, rows in by_speaker(speakers).items()
     }
     fitted, guard = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], "mean", predictions=known)
     assert guard.judged_by == "predictions" and fitted.applied == guard.helps == (heard == 0)

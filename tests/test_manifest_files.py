@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
 from emohubert.corpus import manifest
-from emohubert.corpus.manifest import Utterance, read_dictionary, read_split, write_corpus, write_splits
+from emohubert.corpus.manifest import Utterance, by_speaker, read_dictionary, read_split, write_corpus, write_splits
 
 TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 UTTERANCES = st.lists(
@@ -329,3 +329,9 @@ def test_a_hundred_thousand_lines(tmp_path):
     assert time.process_time() - start < 5
     assert len(split) == n
     assert split.n_samples[-1] == 16_000 + n - 1
+
+
+def test_utterances_of_the_known_speakers():
+    found = by_speaker(["b", "<unk>", "a", "b"])
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [2], "b": [0, 3]} and list(found) == ["a", "b"]
+    assert not by_speaker([]) and not by_speaker(["<unk>"])

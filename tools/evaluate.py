@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.files import Stamp, make_folder, read_json, write_json
-from emohubert.corpus.manifest import read_split
+from emohubert.corpus.manifest import by_speaker, read_split
 from emohubert.evaluation import scoring
 from emohubert.evaluation.predictions import read_embeddings, read_predictions
 
@@ -38,7 +38,7 @@ def evaluate(args, split, out):
     """Predict and score a split, and write everything; returns the content of metrics.json."""
     from emohubert.core.device import choose_device
     from emohubert.evaluation.inference import predict_split, speaker_setting
-    from emohubert.models.speaker_normalisation import AverageSpeaker, by_speaker
+    from emohubert.models.speaker_normalisation import AverageSpeaker
     from emohubert.provenance import records
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained

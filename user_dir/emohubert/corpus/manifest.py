@@ -336,3 +336,10 @@ def _number(text):
         return float(text)
     except ValueError:
         return float("inf")
+
+
+def by_speaker(speakers):
+    """{speaker: indices, ascending} of the known speakers among n ids, sorted by id."""
+    names, number = np.unique(np.asarray(speakers, dtype=np.str_), return_inverse=True)
+    rows = np.split(np.argsort(number, kind="stable"), np.bincount(number).cumsum()[:-1])
+    return {name: own for name, own in zip(names.tolist(), rows, strict=False) if name != UNKNOWN_SPEAKER}

@@ -14,8 +14,7 @@ from ..core.device import exact_arithmetic
 from ..core.errors import InputError
 from ..core.parallel import as_finished
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION
-from ..models.speaker_normalisation import by_speaker
+from ..corpus.manifest import NO_EMOTION, by_speaker
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError
-from ..corpus.manifest import UNKNOWN_SPEAKER
 
 PSEUDO_COUNT = 4.0
 
@@ -102,9 +101,3 @@ class SpeakerNormalisation(nn.Module):
 def _stacked(rows):
     """[(μ_s, σ_s), …] as a tensor (2, speakers, width)."""
     return torch.from_numpy(np.array(rows)).float().transpose(0, 1)
-
-
-def by_speaker(speakers):
-    """{speaker: indices} of the known speakers among n ids."""
-    names = np.asarray(speakers, dtype=np.str_)
-    return {str(name): np.flatnonzero(names == name) for name in np.unique(names) if name != UNKNOWN_SPEAKER}

@@ -27,7 +27,7 @@ from ..core.files import sha256
 from ..core.parallel import cores, in_threads
 from ..corpus.audio import n_frames
 from ..corpus.frame_labels import NO_LABEL, read_frame_labels
-from ..corpus.manifest import UNKNOWN_SPEAKER
+from ..corpus.manifest import by_speaker
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking, rng_for
 from ..data.speaker_vectors import SpeakerVectors, from_utterances
@@ -73,10 +73,8 @@ def members_of(split, wanted):
     """{speaker: indices of the utterances of a frame or longer}, sorted by id, of speakers for whom `wanted(id)` is true."""
     if split.speakers is None:
         raise InputError(f"{split.directory / split.name}.spk: no such file; embeddings are for speakers, make the manifest again")
-    members = {}
-    for i in np.flatnonzero(n_frames(split.n_samples) > 0).tolist():
-        members.setdefault(split.speakers[i], []).append(i)
-    return {name: members[name] for name in sorted(members) if name != UNKNOWN_SPEAKER and wanted(name)}
+    long = np.flatnonzero(n_frames(split.n_samples) > 0)
+    return {name: long[own].tolist() for name, own in by_speaker([split.speakers[i] for i in long]).items() if wanted(name)}
 
 
 def nearest(encoder, train, split, members, **options):

@@ -12,7 +12,7 @@ import numpy as np
 from ..core.cli import logger
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
 from ..data.speaker_vectors import from_utterances
 from ..evaluation import metrics, scoring
 from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
@@ -72,7 +72,7 @@ def predictions_of_training(path, predictions, split):
         )
     if "seen" in origin_of(path).get("setting", ""):
         raise InputError(f"{path}: of a model that was trained on these speakers; give predictions of folds that left them out, or none")
-    parts = {name: found.take([rows[i] for i in own]) for name, own in members([found.speakers[i] for i in rows]).items()}
+    parts = {name: found.take([rows[i] for i in own]) for name, own in by_speaker([found.speakers[i] for i in rows]).items()}
     return {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
 
 
@@ -102,9 +102,8 @@ def fit(split, embeddings, predictions, match, k=None, known=None, always=False,
 def calibrate(calibration, vectors, predictions):
     """Calibrate predictions speaker by speaker; those of the unknown speaker stay. `vectors`: SpeakerVectors of all speakers."""
     values, vector_of = values_of(predictions), dict(zip(vectors.ids, vectors.vectors, strict=True))
-    for name, rows in members(predictions.speakers).items():
-        if name != UNKNOWN_SPEAKER:
-            values[rows] = calibration(vector_of[name], values[rows])
+    for name, rows in by_speaker(predictions.speakers).items():
+        values[rows] = calibration(vector_of[name], values[rows])
     return with_values(predictions, values)
 
 
@@ -187,13 +186,6 @@ def origin_of(predictions):
 def names_of(predictions):
     """Names of the classes or dimensions."""
     return predictions.classes if isinstance(predictions, ClassPredictions) else predictions.dims
-
-
-def members(speakers):
-    """{speaker: rows} of a list of speakers."""
-    import pandas as pd
-
-    return pd.Series(range(len(speakers))).groupby(np.asarray(speakers)).indices
 
 
 def values_of(predictions):

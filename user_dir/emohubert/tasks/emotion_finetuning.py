@@ -15,7 +15,7 @@ from omegaconf import II, MISSING, open_dict
 from ..core.errors import InputError, exit_on_input_error
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, read_corpus, read_dictionary, read_split
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
@@ -23,7 +23,6 @@ from ..data.speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utter
 from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..evaluation import inference
 from ..models.emotion import EmotionHubertModel, resolve_backbone
-from ..models.speaker_normalisation import by_speaker
 from ..pretrained.load import read_pretrained
 from ..training import processes
 from .common import SpeechTask, speaker_rows
