@@ -45,22 +45,6 @@ def test_ties_go_to_the_first_centroid_in_any_block():
     assert np.array_equal(Assigner(centroids).labels(frames).numpy(), np.tile([1, 1, 1], kmeans.BLOCK))
 
 
-@pytest.mark.slow
-def test_doubt_covers_every_label_that_noise_can_change():
-    rng = np.random.default_rng(3)
-    frames, centroids, noise = blobs(4000, seed=3, spread=2.0), blobs(40, seed=4), 1e-2
-    assigner = Assigner(centroids)
-    steps = rng.normal(size=frames.shape).astype(np.float32)
-    steps *= noise * np.linalg.norm(frames, axis=1, keepdims=True) / np.linalg.norm(steps, axis=1, keepdims=True)
-    before, after = assigner.labels(frames).numpy(), assigner.labels(frames + steps).numpy()
-    changed = np.flatnonzero(before != after)
-    assert len(changed) >= 5
-    assert all(assigner.labels_and_doubt(frames[i : i + 1], noise)[1] for i in changed)
-    doubtful = sum(assigner.labels_and_doubt(frames[i : i + 1], noise)[1] for i in range(len(frames)))
-    assert doubtful < 0.15 * len(frames)
-    assert not any(assigner.labels_and_doubt(frames[i : i + 1], 0.0)[1] for i in range(50))
-
-
 @pytest.mark.parametrize("clusters", [5, 40])
 def test_inertia_is_as_low_as_scikit_learns(clusters):
     frames = blobs(6000, 32, centres=60, spread=1.5)

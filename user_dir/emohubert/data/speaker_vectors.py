@@ -67,9 +67,8 @@ def mfcc_means(split, workers=None, indices=None):
     indices = np.arange(len(split)) if indices is None else np.asarray(indices)
     means = np.full((len(split), MFCC_COEFFICIENTS), np.nan)
 
-    def consume(extracted):
-        frames = extracted.features[MFCC][:, :MFCC_COEFFICIENTS]  # without deltas
-        means[extracted.piece.utterance] = frames.double().mean(0).numpy()
+    def consume(piece, features):
+        means[piece.utterance] = features[MFCC][:, :MFCC_COEFFICIENTS].double().mean(0).numpy()  # without deltas
 
     for _ in MfccFeatures(workers).extract(split, indices, consume):
         pass

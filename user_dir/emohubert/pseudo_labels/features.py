@@ -3,8 +3,7 @@
 A recording is extracted in one *piece*, or, if it is longer than `max_chunk_seconds`, in several that overlap; each frame
 is kept from one piece, so none is lost. On a CPU every piece goes through the encoder alone, several pieces at once in
 threads of one core each: that is faster there than padded batches, and the bits of a feature depend on neither the batch
-nor the number of cores. On a GPU pieces go in padded batches; their features equal those of the piece alone up to the
-rounding of float32, and `Extracted.alone` gives the latter where the last bit decides.
+nor the number of cores. On a GPU pieces go in padded batches, which give the same up to the rounding of float32.
 """
 
 import functools
@@ -24,7 +23,6 @@ from ..provenance import records
 
 MFCC_HOP = audio.HOP // 2
 MFCC = "mfcc"
-NOISE = 1e-5  # relative precision to which float32 features of a padded batch are known; about ten times what is measured
 _READ_AHEAD = 3  # batches that are being read or wait for a GPU
 _CONTEXT_SECONDS = 5.0  # what a piece of a long recording gets on each side and that is not kept
 
@@ -44,15 +42,6 @@ class Piece:
     def samples(self):
         """Samples that go in."""
         return self.stop - self.start
-
-
-@dataclass
-class Extracted:
-    """Features of a piece."""
-
-    piece: Piece
-    features: dict  # {name: (frames, width) float32 tensor}
-    alone: object = None  # a function that gives [those of the piece on its own], unless these are
 
 
 def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
@@ -92,12 +81,12 @@ class MfccFeatures:
         """What the features are, for `kmeans.npz`."""
         return {"kind": "mfcc", "width": 39, "sample_rate": audio.SAMPLE_RATE, "hop": MFCC_HOP}
 
-    def extract(self, split, indices, consume, names=None, alone=True):
-        """As `EncoderFeatures.extract`; one piece per recording, always alone."""
+    def extract(self, split, indices, consume, names=None):
+        """As `EncoderFeatures.extract`; one piece per recording."""
         found = [p for i in indices for p in pieces(i, split.n_samples[i], split.n_samples[i], 0, self.hop)]
 
         def process(piece):
-            consume(Extracted(piece, {self.names[0]: self._features(split, piece)}))
+            consume(piece, {self.names[0]: self._features(split, piece)})
             return piece.samples / audio.SAMPLE_RATE
 
         with one_thread():
@@ -147,14 +136,12 @@ class EncoderFeatures:
         encoder, form = self.encoder, {"sample_rate": audio.SAMPLE_RATE, "hop": self.hop, "normalise": self.encoder.normalise}
         return {"kind": "encoder", "checkpoint": encoder.sha256, "layer": self.layers[name], "width": encoder.width, **form}
 
-    def extract(self, split, indices, consume, names=None, alone=False):
-        """Call `consume(Extracted)` for each piece of some utterances of a Split, in several threads at once; yields the seconds done.
-
-        `names`: which features, all by default. `alone`: every piece on its own, on a GPU too.
-        """
+    def extract(self, split, indices, consume, names=None):
+        """Call `consume(Piece, {name: (frames, width) float32 tensor})` for each piece of some utterances of a Split, in several threads
+        at once; yields the seconds done. `names`: which features, all by default."""
         layers = {name: self.layers[name] for name in names or self.names}
         found = [p for i in indices for p in pieces(i, split.n_samples[i], self._max_samples, self._context)]
-        grouping = by_length([p.samples for p in found], self._budget, max_utterances=1 if alone or not self.padded else None)
+        grouping = by_length([p.samples for p in found], self._budget, None if self.padded else 1)
         jobs = [([found[i] for i in batch], len(batch) * found[batch[0]].samples) for batch in grouping]  # the longest comes first
         statistics = functools.cache(lambda utterance: mean_and_variance(split, utterance)) if self.encoder.normalise else None
 
@@ -163,10 +150,8 @@ class EncoderFeatures:
 
         def process(loaded):
             batch, waveforms = loaded
-            for piece, waveform, features in zip(batch, waveforms, self._forward(split, batch, waveforms, layers), strict=True):
-                rounded = len(batch) > 1 and self.precision == "float32"
-                alone = functools.partial(self._forward, split, [piece], [waveform], layers) if rounded else None
-                consume(Extracted(piece, features, alone))
+            for piece, features in zip(batch, self._forward(split, batch, waveforms, layers), strict=True):
+                consume(piece, features)
             return sum(piece.samples for piece in batch) / audio.SAMPLE_RATE
 
         with exact_arithmetic(self.device):
@@ -190,17 +175,17 @@ class EncoderFeatures:
         return kept
 
 
-def collect(features, split, indices, arrays, alone=False):
+def collect(features, split, indices, arrays):
     """`features.extract` into arrays, {name: (frames, width) float32}, utterance after utterance; yields the seconds done."""
     frames = audio.n_frames(split.n_samples[indices], features.hop)
     first = dict(zip(map(int, indices), (np.cumsum(frames) - frames).tolist(), strict=True))
 
-    def keep(extracted):
-        row = first[extracted.piece.utterance] + extracted.piece.first
-        for name, values in extracted.features.items():
+    def keep(piece, found):
+        row = first[piece.utterance] + piece.first
+        for name, values in found.items():
             arrays[name][row : row + len(values)] = values.cpu().numpy()
 
-    yield from features.extract(split, indices, keep, list(arrays), alone)
+    yield from features.extract(split, indices, keep, list(arrays))
 
 
 def finite(features, path):

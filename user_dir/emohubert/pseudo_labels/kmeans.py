@@ -22,9 +22,8 @@ _CONVERGED = 5e-3  # share of the frames that changes its cluster in Lloyd's las
 class Assigner:
     """Nearest centroids of frames.
 
-    The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the centroids: the
-    squared distance, halved and less a constant of the frame. Taking μ off keeps the numbers small where features share
-    a large offset.
+    The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the centroids, which keeps
+    numbers small where features share a large offset: the squared distance, halved and less a constant of the frame.
     """
 
     def __init__(self, centroids, device="cpu"):
@@ -39,62 +38,39 @@ class Assigner:
 
     def labels(self, frames):
         """Labels of (frames, width) float32 features: int64 tensor. Of equally near centroids, the first."""
-        return self.labels_and_doubt(frames, 0.0)[0]
-
-    def labels_and_doubt(self, frames, noise):
-        """Labels, and whether features known to a relative precision of `noise` leave any of them in doubt.
-
-        A label is in doubt if some features x + δ with |δ| <= noise · |x| have another nearest centroid.
-        """
         blocks = torch.as_tensor(frames).to(self.device, torch.float32).split(BLOCK)
-        labels, doubts = zip(*(self.label_block(block, block.norm(dim=1), noise) for block in blocks), strict=True)
-        return torch.cat(labels), any(doubts)
+        return torch.cat([self.label_block(block, block.norm(dim=1)) for block in blocks])
 
-    def label_block(self, block, norms, noise=0.0):
-        """`labels_and_doubt` of one block of frames on the device, with their norms."""
+    def label_block(self, block, norms):
+        """`labels` of one block of frames on the device, with their norms."""
         scores = torch.addmm(self._bias, block, self._weight, alpha=-1)
         best, nearest = scores.min(1)
         if len(self.exact) == 1:
-            return nearest, False
+            return nearest
         margin = scores.scatter_(1, nearest[:, None], float("inf")).amin(1) - best
-        limit = self._rounding * (norms * self._radius + self._offset) + 2 * noise * norms * self._radius
+        limit = self._rounding * (norms * self._radius + self._offset)
         close = torch.nonzero(~(margin > limit))[:, 0]
-        if not len(close):
-            return nearest, False
-        scores[close, nearest[close]] = best[close]
-        rows, candidates = torch.nonzero(~(scores[close] > (best + limit)[close][:, None]), as_tuple=True)
-        nearest[close], doubtful = self._compare_exactly(block[close].double(), rows, candidates, noise)
-        return nearest, doubtful
+        if len(close):
+            scores[close, nearest[close]] = best[close]
+            rows, candidates = torch.nonzero(~(scores[close] > (best + limit)[close][:, None]), as_tuple=True)
+            nearest[close] = self._compare_exactly(block[close].double(), rows, candidates)
+        return nearest
 
-    def _compare_exactly(self, frames, rows, candidates, noise):
-        """The nearest of each frame's candidates in float64, and whether noise could make it another; (rows, candidates) are pairs."""
-        pairs = list(zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True))
+    def _compare_exactly(self, frames, rows, candidates):
+        """The nearest of each frame's candidates in float64; (rows, candidates) are pairs."""
+        pairs = zip(rows.split(BLOCK), candidates.split(BLOCK), strict=True)
         distances = torch.cat([(frames[r] - self.exact[c]).pow(2).sum(1) / 2 for r, c in pairs])
         least = torch.full((len(frames),), float("inf"), dtype=torch.float64, device=self.device).scatter_reduce(0, rows, distances, "amin")
         tied = distances == least[rows]
         nearest = torch.full((len(frames),), len(self.exact), device=self.device)
-        nearest = nearest.scatter_reduce(0, rows[tied], candidates[tied], "amin")
-        if not noise:
-            return nearest, False
-        apart = torch.cat([(self.exact[c] - self.exact[nearest[r]]).norm(dim=1) for r, c in pairs])
-        within = distances - least[rows] <= noise * frames.norm(dim=1)[rows] * apart
-        return nearest, bool((within & (candidates != nearest[rows])).any())
+        return nearest.scatter_reduce(0, rows[tied], candidates[tied], "amin")
 
 
 def fit(frames, clusters, seed=1, device="cpu", workers=None):
-    """k-means++ on a sample of the frames, then Lloyd's iterations on all of them; returns a KMeans without `features`.
+    """k-means++ on a sample of the (frames, width) float32 array, then Lloyd's iterations on all of it; a KMeans without `features`.
 
-    An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads.
-
-    Args:
-        frames: (frames, width) float32 array; not copied.
-        clusters: number of clusters.
-        seed: of the sample and of the first centroids.
-        device: where distances are computed.
-        workers: threads; by default one for each core.
-
-    Raises:
-        InputError: fewer (distinct) frames than clusters, or frames that are not finite.
+    An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads,
+    `workers` (default: one for each core). InputError: fewer (distinct) frames than clusters, or frames that are not finite.
     """
     if len(frames) < clusters:
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
@@ -127,7 +103,7 @@ class _Frames:
     def labels(self, centroids):
         """The nearest centroid of every frame."""
         assigner = Assigner(centroids, self.device)
-        return torch.cat(list(self._map(lambda part, norms: assigner.label_block(self.take(part), norms)[0], self._parts, self._norms)))
+        return torch.cat(list(self._map(lambda part, norms: assigner.label_block(self.take(part), norms), self._parts, self._norms)))
 
     def distances(self, centroids, labels):
         """Squared distance of each frame to its centroid, float64."""

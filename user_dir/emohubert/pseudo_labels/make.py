@@ -1,10 +1,11 @@
 """From audio to label files: every feature, every number of clusters, each recording read once.
 
 Frames of the fitting split are kept in memory, all of them or as many recordings as the budget allows; k-means is fitted
-on them, and the rest of the audio is labelled as it is read. Nothing but labels is written. What is finished is kept: a
-run that was killed resumes where it was and ends with the same bytes.
+on them, and the rest of the audio is labelled as it is read. Nothing but labels is written. A run that was killed keeps
+the fits and the label files that are finished, and ends with the same bytes.
 """
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -22,13 +23,13 @@ from . import kmeans
 from .acoustic_pieces import AcousticPieces
 from .centroid_files import load_centroids
 from .centroids import KMeans
-from .features import NOISE, collect
-from .label_sets import LabelSet, PartialLabels, label_line, read_label_lines, remove_stale, write_dictionary
+from .features import collect
+from .label_sets import LabelSet, label_line, read_label_lines, remove_stale, write_dictionary
 from .recordings import audio_fingerprint, choose_recordings, warn_of_short, windows, work_through
 
 logger = logging.getLogger("emohubert")
 
-_WINDOW_SECONDS = 1800  # audio that is labelled between two saves
+_WINDOW_SECONDS = 1800  # audio whose labels are in memory
 _FEW_FRAMES = 39  # frames a cluster below which a fit is called poor (as faiss does)
 
 
@@ -102,6 +103,8 @@ class LabelMaker:
 
     def _set(self, name, clusters, settings, model=None):
         folder = make_folder(self.out / name / f"km{clusters}")
+        for unfinished in folder.glob(".*.tmp"):
+            unfinished.unlink()
         settings = {"features": self.features.describe(name), **settings}
         stamp = Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"])
         return LabelSet(name, clusters, folder, stamp, model)
@@ -174,7 +177,7 @@ class LabelMaker:
         frames = audio.n_frames(split.n_samples[self.sample], self.features.hop)
         self._rows = {i: slice(int(end - n), int(end)) for i, end, n in zip(self.sample, np.cumsum(frames), frames, strict=True)}
         self._memory = {name: np.empty((int(frames.sum()), self.features.widths[name]), dtype=np.float32) for name in sorted(names)}
-        durations = collect(self.features, split, self.sample, self._memory, alone=True)
+        durations = collect(self.features, split, self.sample, self._memory)
         work_through(durations, f"{split.name}: features to fit on", split.n_samples[self.sample])
 
     # --- labelling ----------------------------------------------------------------------------------------------------
@@ -183,56 +186,53 @@ class LabelMaker:
         return {"fit": s.fit_stamp.settings, "audio": self._audio[split.name], **self.features.settings}
 
     def _label(self, split):
-        jobs = [PartialLabels(s, split, self._label_settings(s, split), _WINDOW_SECONDS) for s in self.sets]
-        jobs = [job for job in jobs if job.is_wanted(self.overwrite)]
-        if not jobs:
+        stamps = {}
+        for s in self.sets:
+            stamp = Stamp(s.folder / f".{split.name}.stamp", self._label_settings(s, split), [s.folder / f"{split.name}.km"])
+            if self.overwrite or not stamp.is_current():
+                stamp.clear()
+                stamps[s] = stamp
+        if not stamps:
             logger.info("%s: its labels are whole and made with these settings", split.name)
             return
-        parts = windows(split.n_samples, _WINDOW_SECONDS * audio.SAMPLE_RATE)
-        work_through(self._label_windows(split, parts, jobs), f"{split.name}: labels", split.n_samples)
-        for job in jobs:
-            job.finish(len(parts))
+        work_through(
+            self._write_labels(split, {s: stamp.files[0] for s, stamp in stamps.items()}), f"{split.name}: labels", split.n_samples
+        )
+        for stamp in stamps.values():
+            stamp.write()
 
-    def _label_windows(self, split, parts, jobs):
-        """Make the missing parts of the labels; yields the seconds done."""
-        for number, window in enumerate(parts):
-            undone = [job for job in jobs if not job.part(number).is_file()]
-            if undone:
-                yield from self._label_window(split, window, undone)
-                for job in undone:
-                    job.save(number)
-            else:
-                yield split.n_samples[window].sum() / audio.SAMPLE_RATE
+    def _write_labels(self, split, paths):
+        """Write the files {set: path}, window by window; yields the seconds done."""
+        frames = audio.n_frames(split.n_samples, self.features.hop)
+        assigners = {s: kmeans.Assigner(s.model.centroids, self.features.device) for s in paths}
+        with contextlib.ExitStack() as stack:
+            files = {s: stack.enter_context(atomic(path)) for s, path in paths.items()}
+            for window in windows(split.n_samples, _WINDOW_SECONDS * audio.SAMPLE_RATE):
+                ends = np.cumsum(frames[window])
+                labels = {s: np.zeros(ends[-1], dtype=np.int32) for s in paths}
+                yield from self._label_window(split, window, ends - frames[window], assigners, labels)
+                for s, f in files.items():
+                    f.writelines(f"{label_line(line)}\n" for line in np.split(labels[s], ends[:-1]))
 
-    def _label_window(self, split, window, jobs):
-        frames = audio.n_frames(split.n_samples[window], self.features.hop)
-        assigners = {job: kmeans.Assigner(job.set.model.centroids, self.features.device) for job in jobs}
-        for job in jobs:
-            job.start(window, frames)
-        names = [name for name in self.features.names if any(job.set.feature == name for job in jobs)]
+    def _label_window(self, split, window, starts, assigners, labels):
+        """Fill `labels`, {set: those of the window's recordings}, which begin at `starts`; yields the seconds done."""
 
-        def label(utterance, first, features, noise=0.0):
-            """Label frames; True if batch rounding leaves a label in doubt."""
-            in_doubt = False
-            for job, assigner in assigners.items():
-                labels, doubtful = assigner.labels_and_doubt(features[job.set.feature], noise)
-                job.put(utterance, first, labels.cpu().numpy())
-                in_doubt |= doubtful
-            return in_doubt
+        def label(utterance, first, features):
+            row = int(starts[utterance - window[0]]) + first
+            for s, assigner in assigners.items():
+                found = assigner.labels(features[s.feature])
+                labels[s][row : row + len(found)] = found.cpu().numpy()
 
-        def consume(extracted):
-            piece = extracted.piece
-            if label(piece.utterance, piece.first, extracted.features, NOISE if extracted.alone else 0.0):
-                label(piece.utterance, piece.first, *extracted.alone())
-
+        names = list({s.feature: None for s in labels})
         known = set()
-        if split is self.fit_split and self._memory and set(names) <= set(self._memory):
+        if split is self.fit_split and set(names) <= set(self._memory):
             known = self._rows.keys() & set(window.tolist())
         for i in sorted(known):
             label(i, 0, {name: self._memory[name][self._rows[i]] for name in names})
             yield split.n_samples[i] / audio.SAMPLE_RATE
-        rest = np.array([i for i in window if i not in known and frames[i - window[0]]], dtype=np.int64)
-        yield from self.features.extract(split, rest, consume, names)
+        audible = audio.n_frames(split.n_samples[window], self.features.hop) > 0
+        rest = np.array([i for i in window[audible] if i not in known], dtype=np.int64)
+        yield from self.features.extract(split, rest, lambda piece, features: label(piece.utterance, piece.first, features), names)
 
     # --- acoustic pieces ----------------------------------------------------------------------------------------------
 

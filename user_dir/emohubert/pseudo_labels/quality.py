@@ -9,7 +9,6 @@ from sklearn.metrics import mutual_info_score
 
 from ..core.errors import InputError
 from ..core.files import natural
-from ..core.plotting import new_figure, save_figure
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import NO_EMOTION, read_dictionary
@@ -119,35 +118,3 @@ def table(results):
             row[f"{target} bits"] = f"{t['mutual_information']:.3f}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("–").to_string(index=False)
-
-
-def heat_map(path, results):
-    """Draw how much every set says of emotion and speaker: a panel per target, a row per feature, a column per set size.
-
-    The shade and the upper number are the normalised mutual information in percent, the lower number the purity.
-    Sets that are not `FEATURE/kmK` get a row of their own.
-    """
-    found = pd.DataFrame(
-        {"target": target, "row": name.removesuffix(f"/km{r['clusters']}"), "column": r["clusters"], "nmi": t["nmi"], "purity": t["purity"]}
-        for name, r in results.items()
-        for target, t in r["targets"].items()
-    )
-    if found.empty:
-        raise InputError(f"{path}: the manifest has neither several emotions nor several speakers; there is nothing to compare labels with")
-    rows, columns, panels = sorted(set(found["row"]), key=natural), sorted(set(found["column"])), found.groupby("target", sort=False)
-    size = max(3.4, 1.7 + 0.78 * len(columns)), (1.15 + 0.5 * len(rows)) * len(panels)
-    with new_figure(*size, len(panels), squeeze=False) as (figure, axes):
-        for axis, (target, values) in zip(axes[:, 0], panels, strict=True):
-            shade, top = values.pivot(index="row", columns="column", values="nmi").reindex(rows), max(values["nmi"].max(), 1e-9)
-            image = axis.imshow(100 * shade.reindex(columns=columns), cmap="viridis", vmin=0, vmax=100 * top, aspect="auto")
-            for v in values.itertuples():
-                style = {"ha": "center", "va": "center", "fontsize": 8, "color": "black" if v.nmi > 0.6 * top else "white"}
-                axis.text(columns.index(v.column), rows.index(v.row), f"{100 * v.nmi:.1f}\n{100 * v.purity:.0f}%", **style)
-            axis.set_xticks(range(len(columns)), columns)
-            axis.set_yticks(range(len(rows)), rows)
-            axis.tick_params(length=0)
-            axis.spines[:].set_visible(False)
-            axis.set_title(f"{target.capitalize()}: NMI × 100, purity")
-            figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03).outline.set_visible(False)
-        axis.set_xlabel("clusters")
-        return save_figure(figure, path)
