@@ -88,11 +88,19 @@ def own_frames(frames, longest, device):
 
 
 def _group_norm_of_each(norm, x, lengths):
-    """GroupNorm of every utterance over its own frames, and zero in the padding. x: (batch, channels, frames)."""
+    """GroupNorm of every utterance over its own frames, in float32, and zero in the padding. x: (batch, channels, frames)."""
     frames = x.size(-1)
     if all(n == frames for n in lengths):
         return norm(x)
-    return torch.cat([F.pad(norm(x[i : i + 1, :, :n]) if n else x[i : i + 1, :, :0], (0, frames - n)) for i, n in enumerate(lengths)])
+    own = own_frames(lengths, frames, x.device)[:, None, None]  # (batch, 1, 1, frames)
+    grouped = x.float().unflatten(1, (norm.num_groups, -1))  # (batch, groups, channels of one, frames)
+    count = own.sum(dim=-1, keepdim=True).clamp(min=1) * grouped.size(2)
+    centred = (grouped - (grouped * own).sum(dim=(2, 3), keepdim=True) / count) * own
+    variance = centred.square().sum(dim=(2, 3), keepdim=True) / count
+    normalised = (centred * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    if norm.affine:
+        normalised = torch.addcmul(norm.bias.float()[:, None], normalised, norm.weight.float()[:, None]) * own[:, 0]
+    return normalised.type_as(x)
 
 
 @register_model("speaker_hubert", dataclass=SpeakerHubertConfig)
