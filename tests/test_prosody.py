@@ -58,10 +58,20 @@ def test_features_do_not_depend_on_gain_and_hardly_on_the_speakers_pitch():
     def voice(hertz, gain=1.0):
         return gain * sum(torch.sin(2 * np.pi * hertz * n * glide) / n for n in range(1, 8))
 
-    low, soft, high = (prosody.features(v)[10:-10, 1] for v in (voice(100), voice(100, 0.01), voice(180)))
+    voices = voice(100), voice(100, 0.01), voice(180)
+    low, soft, high = (prosody.features(v)[10:-10, 1] for v in voices)
     torch.testing.assert_close(low, soft, atol=1e-3, rtol=0)
     torch.testing.assert_close(low, high, atol=0.05, rtol=0)
     np.testing.assert_allclose((low[-1] - low[0]) * prosody.SCALE[1], 0.5 * (len(low) - 1) * 0.02, atol=0.02)
+    low, soft, high = (prosody.features(v, absolute=True)[10:-10] * torch.tensor(prosody.SCALE) for v in voices)
+    np.testing.assert_allclose((high - low)[:, 1], np.log2(1.8), atol=0.03)
+    np.testing.assert_allclose((low - soft)[:, 0], 40, atol=0.1)
+
+
+def test_absolute_level_and_pitch_of_a_full_scale_sine():
+    level, f0 = (prosody.features(torch.sin(2 * np.pi * 400 * SECONDS), absolute=True)[10:-10] * torch.tensor(prosody.SCALE))[:, :2].T
+    np.testing.assert_allclose(level, 0, atol=0.5)
+    np.testing.assert_allclose(f0, 1, atol=0.01)  # an octave above 200 Hz
 
 
 def test_long_recordings_are_transformed_in_blocks(monkeypatch):

@@ -4,7 +4,7 @@
 All layers and all numbers of clusters come from one pass over the audio; no features are written. Centroids are fitted
 on the fitting split only (on as many of its recordings as --max-memory allows) and label every split:
 
-    OUT_DIR/{mfcc|prosody|L9}/km50/{split}.km     a line of labels for each line of the manifest
+    OUT_DIR/{mfcc|prosody|prosody_absolute|L9}/km50/{split}.km     a line of labels for each line of the manifest
                                    dict.km.txt    the labels, with their frames in the fit
                                    frames.km.json   the samples between two labels
                                    kmeans.npz     the centroids, what they were fitted on, inertia, sizes of the clusters

@@ -24,7 +24,13 @@ def add_features(parser):
     """Which features: --mfcc, --prosody, or --checkpoint with --layers, and how they are extracted."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
-    kind.add_argument("--prosody", action="store_true", help="14 prosodic and voice-quality descriptors, 50 frames a second")
+    kind.add_argument(
+        "--prosody",
+        nargs="?",
+        const="relative",
+        choices=("relative", "absolute"),
+        help="14 prosodic and voice-quality descriptors, 50 frames a second; level and pitch relative to the recording (default) or absolute",
+    )
     kind.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -60,7 +66,8 @@ def features(args, load_encoder):
     if args.mfcc or args.prosody:
         if args.layers or args.precision != "float32":
             raise InputError("--mfcc, --prosody: only encoders have --layers and --precision; leave these options out")
-        return (MfccFeatures if args.mfcc else ProsodyFeatures)(args.workers, args.max_chunk_seconds)
+        options = args.workers, args.max_chunk_seconds
+        return MfccFeatures(*options) if args.mfcc else ProsodyFeatures(*options, absolute=args.prosody == "absolute")
     if not args.layers:
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
     device = choose_device(args.device)

@@ -1,13 +1,14 @@
 """Prosodic and voice-quality descriptors of 20 ms frames, to be clustered as a label set beside MFCCs or encoder layers.
 
-Clusters of MFCCs say what is spoken and drop most of how: level and pitch are relative to the recording here, so that a frame's
-label does not tell the speaker's usual voice or the microphone's gain. Kin: ProsodyBERT (Hu et al. 2023) clusters
+Clusters of MFCCs say what is spoken and drop most of how. Level and pitch are relative to the recording, so that a frame's label does
+not tell the speaker's usual voice or the microphone's gain; or `absolute`, so that it tells how high and loud this recording is beside
+the speaker's others, which is what speaker normalisation compares. Kin: ProsodyBERT (Hu et al. 2023) clusters
 speaker-normalised pitch and energy; GMP-TL (Pan et al. 2024) adds gender to multi-scale clusters.
 
 Seven descriptors, those of the eGeMAPS (Eyben et al. 2016) that need nothing but a spectrum and an autocorrelation:
 
-    level        log energy, dB, relative to the recording's 90th percentile
-    log F0       octaves relative to the median of the recording's voiced frames; interpolated where unvoiced
+    level        log energy, dB, relative to the recording's 90th percentile; absolute: to full scale
+    log F0       octaves relative to the median of the recording's voiced frames, absolute: to 200 Hz; interpolated where unvoiced
     voicing      peak of the normalised autocorrelation within 60 … 500 Hz (Boersma 1993)
     alpha ratio  energy of 1 … 5 kHz over that of 50 … 1000 Hz, dB
     Hammarberg   strongest peak of 0 … 2 kHz over that of 2 … 5 kHz, dB
@@ -17,12 +18,14 @@ Seven descriptors, those of the eGeMAPS (Eyben et al. 2016) that need nothing bu
 each smoothed over 5 frames, and its change from 5 frames before to 5 frames after: 14 numbers a frame, divided by `SCALE`.
 """
 
+import math
+
 import torch
 
 from ..corpus import audio
 from .features import MfccFeatures, finite
 
-PROSODY = "prosody"
+PROSODY, ABSOLUTE = "prosody", "prosody_absolute"
 DESCRIPTORS = ("level", "log F0", "voicing", "alpha ratio", "Hammarberg", "slope", "centroid")
 SCALE = (19, 0.53, 0.24, 9.8, 12, 3.1, 1.4, 15, 0.34, 0.25, 9.7, 11.6, 2.6, 1.2)
 """Standard deviations over ten hours of general speech: constants, so that nothing is fitted and labels mean the same everywhere."""
@@ -32,6 +35,8 @@ _VOICED = 0.6
 _SILENCE = -30  # dB: no F0 is taken from frames below it
 _OCTAVE_COST = 0.02  # of half the frequency, so that of equal peaks the highest F0 is taken
 _FLOOR = 1e-10
+_REFERENCE = math.log2(200)  # Hz
+_FULL_SCALE = 52  # dB of a full-scale sine in these windows' spectra
 _BLOCK = 3000  # frames that are transformed at once
 
 
@@ -95,11 +100,16 @@ def _pitch(power, window):
     return torch.where(voicing >= _VOICED, f0, 0), voicing
 
 
-def features(waveform):
+def features(waveform, absolute=False):
     """The 14 scaled features of a recording's frames, (frames, 14) float32; a recording without a voiced frame has F0 0."""
     x = descriptors(waveform)
-    x[:, 0] = (x[:, 0] - x[:, 0].quantile(0.9)).clamp(min=-60)
-    x[:, 1] = _interpolated(torch.where(x[:, 0] > _SILENCE, x[:, 1], 0)).clamp(-1, 1)
+    relative = x[:, 0] - x[:, 0].quantile(0.9)
+    f0 = torch.where(relative > _SILENCE, x[:, 1], 0)
+    voiced = f0.nonzero()[:, 0]
+    if len(voiced):
+        f0 = _interpolated(f0, voiced) - (_REFERENCE if absolute else f0[voiced].median())
+    x[:, 0] = x[:, 0] - _FULL_SCALE if absolute else relative.clamp(min=-60)
+    x[:, 1] = f0.clamp(-2, 2) if absolute else f0.clamp(-1, 1)
     smooth = _extended(x, 2).unfold(0, 5, 1).mean(2)
     change = _extended(smooth, 5)[10:] - _extended(smooth, 5)[:-10]
     return torch.cat([smooth, change], 1) / torch.tensor(SCALE)
@@ -110,31 +120,30 @@ def _extended(x, frames):
     return torch.cat([x[:1].expand(frames, -1), x, x[-1:].expand(frames, -1)])
 
 
-def _interpolated(f0):
-    """log2 F0 relative to the median of voiced frames, linear between voiced frames and constant outside them."""
-    voiced = f0.nonzero()[:, 0]
-    if not len(voiced):
-        return torch.zeros_like(f0)
+def _interpolated(f0, voiced):
+    """F0 linear between voiced frames (their indices: `voiced`) and constant outside them."""
     at = torch.arange(len(f0))
     after = torch.searchsorted(voiced, at).clamp(max=len(voiced) - 1)
     before = (torch.searchsorted(voiced, at, right=True) - 1).clamp(min=0)
     start, end = voiced[before], voiced[after]
     share = torch.where(end > start, (at - start) / (end - start).clamp(min=1), 0)
-    relative = f0 - f0[voiced].median()
-    return relative[start] + share * (relative[end] - relative[start])
+    return f0[start] + share * (f0[end] - f0[start])
 
 
 class ProsodyFeatures(MfccFeatures):
     """`features` of whole recordings, 50 frames a second: what `make_labels --prosody` clusters."""
 
-    names = (PROSODY,)
-    widths = {PROSODY: len(SCALE)}
     hop = audio.HOP
+
+    def __init__(self, *args, absolute=False):
+        super().__init__(*args)
+        self.absolute, self.names = absolute, (ABSOLUTE if absolute else PROSODY,)
+        self.widths = {self.names[0]: len(SCALE)}
 
     def describe(self, name):
         """What the features are, for `kmeans.npz`."""
-        return {"kind": PROSODY, "width": len(SCALE), "sample_rate": audio.SAMPLE_RATE, "hop": self.hop, "scale": list(SCALE)}
+        return {"kind": name, "width": len(SCALE), "sample_rate": audio.SAMPLE_RATE, "hop": self.hop, "scale": list(SCALE)}
 
     def _features(self, split, piece):
         path, total = split.audio(piece.utterance), int(split.n_samples[piece.utterance])
-        return finite(features(torch.from_numpy(audio.read(path, 0, total, total))), path)
+        return finite(features(torch.from_numpy(audio.read(path, 0, total, total)), self.absolute), path)
