@@ -123,8 +123,9 @@ def test_scatter(drawn, n):
 @pytest.mark.parametrize("reference", [True, False])
 def test_thresholds(drawn, reference):
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 2, 50).astype(bool) & reference
-    drawn(figures.thresholds, metrics.threshold_sweep(truth, rng.uniform(0, 0.5, 50)), "a very long class name indeed")
+    truth = rng.integers(0, 8, 50) if reference else np.full(50, -1)
+    names = ("a very long class name indeed", *map(str, range(1, 8)))
+    drawn(figures.thresholds, {name: metrics.threshold_sweep(truth == i, rng.uniform(0, 0.5, 50)) for i, name in enumerate(names)})
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8, 60])

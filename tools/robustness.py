@@ -2,10 +2,10 @@
 """Evaluate a fine-tuned checkpoint on recordings that are made worse: noise, reverberation, low-pass, clipping, shorter clips.
 
 Writes to OUT_DIR:
-    robustness.tsv, .md, .json   a line per condition, the clean recordings first: UA, WA and macro F1, or the CCC of each
-                                 dimension, and their change, all with bootstrap intervals over speakers
-    robustness.png               the changes
-    conditions/*.tsv             the predictions under each condition; an interrupted run resumes after the last of them
+    robustness.md, .json   a line per condition, the clean recordings first: UA, WA and macro F1, or the CCC of each
+                           dimension, and their change, all with bootstrap intervals over speakers
+    robustness.png         the changes
+    conditions/*.tsv       the predictions under each condition; an interrupted run resumes after the last of them
 
 The same utterance gets the same noise and the same room whatever the model, so that models can be compared. An option without
 a value, such as --clip, leaves that kind of condition out.
@@ -33,14 +33,12 @@ def main(argv=None):
         ("t60", "S", "reverberation times in seconds"),
         ("cutoff", "HZ", "cut-off frequencies in Hz, where the low-pass has -6 dB"),
         ("clip", "SHARE", "shares of the samples that are clipped, 0 to 1"),
-        ("seconds", "S", "lengths that longer recordings are cut to"),
+        ("seconds", "S", "lengths that longer recordings are cut to, keeping the middle"),
     ):
         parser.add_argument(f"--{name}", type=float, nargs="*", metavar=unit, default=list(robustness.DEFAULTS[name]), help=text)
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=["white", "babble"], help="kinds of generated noise")
     parser.add_argument("--noise-files", metavar="DIR", help="folder of noise recordings, in place of generated noise")
     parser.add_argument("--reverb-files", metavar="DIR", help="folder of impulse responses, in place of --t60: one condition")
-    parser.add_argument("--drr", type=float, default=0.0, metavar="DB", help="direct-to-reverberant ratio of the generated rooms")
-    parser.add_argument("--keep", choices=("start", "centre"), default="centre", help="what is kept of longer recordings")
     args = parser.parse_args(argv)
 
     from emohubert.core.device import choose_device
@@ -50,7 +48,7 @@ def main(argv=None):
 
     device = choose_device(args.device)
     values = {name: getattr(args, name) for name in robustness.DEFAULTS}
-    chosen = robustness.conditions(values, args.noise, args.drr, args.keep, args.noise_files, args.reverb_files)
+    chosen = robustness.conditions(values, args.noise, args.noise_files, args.reverb_files)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)

@@ -111,24 +111,17 @@ def low_pass(samples, cutoff):
 
 
 def clip(samples, share):
-    """Limit the loudest samples, as an overdriven microphone does; unlike a share of the peak, it means the same at every level.
-
-    Args:
-        samples: (n,).
-        share: of the samples that are limited, from 0 to under 1: those of largest magnitude get the magnitude of the next.
-    """
+    """Limit the loudest samples, as an overdriven microphone does: a share of them, from 0 to under 1, gets the magnitude of the next."""
     if not 0 <= share < 1:
         raise InputError(f"a share of {share} clipped samples; give 0 or more and less than 1")
     limit = np.sort(np.abs(samples))[len(samples) - 1 - int(share * len(samples))]
     return np.clip(samples, -limit, limit)
 
 
-def shorten(samples, seconds, part="start"):
-    """The first (`part="start"`) or middle (`"centre"`) seconds of a waveform; all of a shorter one."""
+def shorten(samples, seconds):
+    """The middle seconds of a waveform; all of a shorter one."""
     n = shortened_length(len(samples), seconds)
-    if part not in ("start", "centre"):
-        raise InputError(f"no part of a recording is called “{part}”; choose start or centre")
-    first = (len(samples) - n) // 2 if part == "centre" else 0
+    first = (len(samples) - n) // 2
     return samples[first : first + n].copy()
 
 
@@ -141,10 +134,7 @@ def shortened_length(n, seconds):
 
 
 def change_speed(samples, factor):
-    """Play faster (factor over 1, see `speed_ratio`) or slower, pitch and formants changing with it (Ko et al. 2015: 0.9, 1.0, 1.1).
-
-    Returns (`speed_length(n, factor)`,) float32.
-    """
+    """Play faster (factor over 1, see `speed_ratio`) or slower, pitch and formants with it (Ko et al. 2015); `speed_length` samples."""
     from scipy.signal import resample_poly
 
     ratio = speed_ratio(factor)

@@ -28,8 +28,7 @@ def _draw_classes(directory, predictions, scores):
         return
     figures.confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
     figures.bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
-    for number, (name, sweep) in enumerate(sweeps(predictions).items(), 1):
-        figures.thresholds(directory / f"threshold_{number:02d}_{figures.file_name(name)}.png", sweep, name)
+    figures.thresholds(directory / "thresholds.png", sweeps(predictions))
 
 
 def _draw_dimensions(directory, predictions, scores):

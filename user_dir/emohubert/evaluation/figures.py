@@ -112,23 +112,18 @@ def scatter(path, reference, predicted, name, ccc, rmse):
         return save_figure(figure, path, square=True)
 
 
-def thresholds(path, sweep, name):
-    """A `metrics.threshold_sweep` of a class: precision, recall, F1 and accuracy, and below them false positives and negatives."""
-    x = sweep["threshold"]
-    decided, possible = (sweep["TP"] + sweep["FP"]) > 0, (sweep["TP"] + sweep["FN"]) > 0
-    with new_figure(WIDTH, 5.2, 2, 1, sharex=True, height_ratios=[3, 2]) as (figure, (top, below)):
-        shown = {"precision": decided, "recall": possible, "F1": possible, "accuracy": np.isfinite(sweep["accuracy"])}
-        for (score, defined), colour, style in zip(shown.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
-            top.plot(x, np.where(defined, sweep[score], np.nan), style, color=colour, linewidth=2, label=score)
-        top.set(ylabel="score", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Deciding for “{short(name)}” at a threshold")
-        below.plot(x, sweep["FP"], "-", color=COLOURS[4], linewidth=2, label="false positives")
-        below.plot(x, sweep["FN"], "--", color=COLOURS[6], linewidth=2, label="false negatives")
-        below.set(xlabel="threshold on the probability", ylabel="utterances")
-        below.set_ylim(bottom=0)
-        below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        for axes in (top, below):
+def thresholds(path, sweeps):
+    """Precision, recall and F1 of deciding for a class at a threshold, a panel each. `sweeps`: class → `metrics.threshold_sweep`."""
+    with new_figure(WIDTH, 6.2 + 0.2 * (len(sweeps) // 4), 3, sharex=True) as (figure, panels):
+        for axes, score, other in zip(panels, ("precision", "recall", "F1"), ("FP", "FN", "FN"), strict=True):
+            for i, (name, sweep) in enumerate(sweeps.items()):
+                values = np.where(sweep["TP"] + sweep[other] > 0, sweep[score], np.nan)  # not where there is nothing to decide
+                axes.plot(sweep["threshold"], values, **_look(i, label=short(name), markersize=4, linewidth=1.6))
+            axes.set(ylabel=score, ylim=(-0.02, 1.02), xlim=(0, 1))
             axes.grid(color=_GRID)
-        _legend(figure, ncols=3)
+        panels[0].set_title("Deciding for a class at a threshold")
+        panels[-1].set_xlabel("threshold on its probability")
+        _legend(figure, *panels[0].get_legend_handles_labels(), ncols=4)
         return save_figure(figure, path)
 
 

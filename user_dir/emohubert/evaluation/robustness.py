@@ -17,7 +17,7 @@ from ..core.files import Stamp, make_folder, write_json, write_lines
 from ..corpus import synthetic
 from ..data import degradations
 from . import scoring
-from .predictions import read_predictions, write_predictions, write_table
+from .predictions import read_predictions, write_predictions
 from .results import markdown_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
@@ -34,17 +34,13 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to degrade recordings; a `transform` of SpeechDataset.
+    """One way to degrade recordings; a `transform` of SpeechDataset."""
 
-    `group` is what is done, such as "white noise", `level` how much, such as "20 dB", `change` a function of (samples, numpy Generator);
-    `seconds` of a recording are left (None: all); `settings` is what `change` depends on besides the name, for a Stamp.
-    """
-
-    group: str
-    level: str
-    change: Callable
-    seconds: float | None = None
-    settings: tuple = ()
+    group: str  # what is done, such as "white noise"
+    level: str  # how much, such as "20 dB"
+    change: Callable  # of (samples, numpy Generator)
+    seconds: float | None = None  # what is left of a recording; None: all
+    settings: tuple = ()  # what `change` depends on besides the name, for a Stamp
 
     @property
     def name(self):
@@ -65,36 +61,31 @@ class Condition:
         return self.change(samples, rng)
 
 
-def conditions(values=DEFAULTS, noises=("white", "babble"), ratio=0.0, part="centre", noise_files=None, reverb_files=None):
+def conditions(values=DEFAULTS, noises=("white", "babble"), noise_files=None, reverb_files=None):
     """The conditions of an evaluation, with different names, without the clean recordings.
 
     `values` are the levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
-    `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths, of which `part` is kept, start or centre. `noises` are
-    of `degradations.NOISES`, `ratio` is the direct-to-reverberant ratio of generated rooms, in dB. Folders of recordings replace what is
-    generated: `noise_files`, and `reverb_files`, impulse responses, one condition for which `t60` is not used.
-
-    Raises:
-        InputError: a value is impossible, or nothing is left to do.
+    `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths, of which the middle is kept. `noises` are of
+    `degradations.NOISES`. Folders of recordings replace what is generated: `noise_files`, and `reverb_files`, impulse responses, one
+    condition for which `t60` is not used. InputError: a value is impossible, or nothing is left to do.
     """
-    for name, levels in {**values, "drr": [ratio]}.items():
+    for name, levels in values.items():
         if wrong := [v for v in levels if not math.isfinite(v)]:
             raise InputError(f"--{name} {wrong[0]}: not a finite number")
-    found = []
     makers, settings = {f"{kind} noise": partial(degradations.make_noise, kind) for kind in noises}, ()
     if noise_files is not None:
         recorded = degradations.Recordings(noise_files)
         makers, settings = {"recorded noise": recorded.part}, _content(recorded)
-    for kind, make in makers.items():
-        found += [Condition(kind, f"{v:g} dB", partial(_noise, make, v), settings=settings) for v in values["snr"]]
+    found = [Condition(kind, f"{v:g} dB", partial(_noise, make, v), None, settings) for kind, make in makers.items() for v in values["snr"]]
     if reverb_files is not None:
         rooms = degradations.Recordings(reverb_files)
-        found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), settings=_content(rooms)))
+        found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), None, _content(rooms)))
     else:
-        rooms = {v: partial(degradations.impulse_response, v, ratio) for v in values["t60"]}
-        found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room), settings=(ratio,)) for v, room in rooms.items()]
+        rooms = {v: partial(degradations.impulse_response, v, 0.0) for v in values["t60"]}  # as much direct as reverberant energy
+        found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room)) for v, room in rooms.items()]
     found += [Condition("low-pass", f"{v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
     found += [Condition("clipping", f"{100 * v:g}%", lambda x, rng, v=v: degradations.clip(x, v)) for v in values["clip"]]
-    found += [Condition(f"{part} only", f"{v:g} s", lambda x, rng, v=v: degradations.shorten(x, v, part), v) for v in values["seconds"]]
+    found += [Condition("centre only", f"{v:g} s", lambda x, rng, v=v: degradations.shorten(x, v), v) for v in values["seconds"]]
     if not found:
         raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
     for condition in found:  # impossible values fail at once, not after an hour
@@ -118,15 +109,9 @@ def _content(recordings):
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
     """Predict a split under every condition, and write and return what came out.
 
-    Writes `conditions/NAME.tsv`, the predictions under each condition, which a later run with the same settings takes over;
-    then `robustness.tsv`, `robustness.md`, `robustness.png` and, last, `robustness.json`.
-
-    Args:
-        task, model: from `load_trained`.
-        chosen: of `conditions`.
-        settings: what predictions depend on besides condition and seed, as for a Stamp.
-        seed: of noise and rooms, and of the bootstrap, which has so many `repeats`.
-        options: of `predict_split`.
+    Writes `conditions/NAME.tsv`, the predictions under each condition, which a later run with the same settings takes over; then
+    `robustness.md`, `robustness.png` and, last, `robustness.json`. `chosen` are of `conditions`, `settings` what predictions depend on
+    besides condition and seed, as for a Stamp, `seed` that of noise and rooms, and of the bootstrap, `options` those of `predict_split`.
 
     Returns:
         {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
@@ -158,7 +143,6 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
         rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
     counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
     report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}
-    write_tsv(directory / "robustness.tsv", report)
     write_lines(directory / "robustness.md", markdown(report))
     draw(directory / "robustness.png", report)
     write_json(directory / "robustness.json", report)
@@ -178,25 +162,14 @@ def _scores(scores, tests):
     return result
 
 
-def write_tsv(path, report):
-    """Write `condition` and, for each score, `NAME NAME_low NAME_high NAME_change NAME_change_low NAME_change_high NAME_p`."""
-    rows = report["conditions"]
-    columns = {"condition": [row["name"] for row in rows]}
-    for name in rows[0]["scores"]:
-        values = ((s["value"], *s["ci"], s["change"], *s["change_ci"], s["p"]) for s in (row["scores"][name] for row in rows))
-        ends = ("", "_low", "_high", "_change", "_change_low", "_change_high", "_p")
-        columns |= {name.replace(" ", "_") + end: v for end, v in zip(ends, zip(*values, strict=True), strict=True)}
-    write_table(path, columns, digits=6, undefined="-")
-
-
 def markdown(report):
     """The table for people: lines of text."""
     header, rows = ["condition", *(h for name in report["conditions"][0]["scores"] for h in (name, "change"))], []
     for row in report["conditions"]:
         cells = [row["name"]]
         for s in row["scores"].values():
-            changed = _with_interval(f"{s['change']:+.3f}", s["change_ci"]) if s["p"] is not None else ""
-            cells += [_with_interval(f"{s['value']:.3f}", s["ci"]), changed]
+            cells.append(_with_interval(f"{s['value']:.3f}", s["ci"]))
+            cells.append("" if s["p"] is None else _with_interval(f"{s['change']:+.3f}", s["change_ci"]))
         rows.append(cells)
     return markdown_table(header, rows)
 
