@@ -27,22 +27,13 @@ SILENCE_DB = 35.0
 
 
 def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None):
-    """Train and test the baselines on every fold of a manifest directory, and write what tools/evaluate.py writes, and a table.
+    """Train and test the baselines on every fold of a manifest directory; returns the lines of a table.
 
-    Args:
-        directory: manifest directory, with or without folds.
-        out: folder for NAME/fold*/predictions.tsv and metrics.json, results.md and results.json; features are kept in features.npz.
-        target: "emo", or the name of a column of `.dim`.
-        train, test: splits.
-        workers: processes, or threads of an encoder, that extract features; by default one for each core.
-        checkpoint: encoder, in place of eGeMAPS.
-        layers: of it, from 1, a system each; by default all.
+    Writes NAME/fold*/predictions.tsv and metrics.json below `out`, results.md and results.json, and keeps features in features.npz.
+    `target`: "emo", or the name of a column of `.dim`. `workers`: processes, or threads of an encoder, that extract features (default: one
+    for each core). `checkpoint`: encoder in place of eGeMAPS; `layers` of it, from 1, are a system each (default: all).
 
-    Returns:
-        lines of the table.
-
-    Raises:
-        InputError: a split or its labels are missing, or opensmile is not installed.
+    InputError: a split or its labels are missing, or opensmile is not installed.
     """
     out = make_folder(out)
     folds = [

@@ -56,17 +56,12 @@ class Run(Training):
 
 
 def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrides=(), **options):
-    """All runs of a cross-validation, fold by fold.
+    """All runs of a cross-validation, fold by fold, in `foldK/seedS` below `out_dir`; `config` and `options` are of Training.
 
-    Args:
-        config, options: of Training.
-        manifest_dir: holds a folder `foldK` for each fold.
-        out_dir: runs go to `foldK/seedS` below it.
-        folds: list of str, such as ["1", "2"]; by default all that there are.
-        overrides: `key=value` for every run; `{fold}` and `{seed}` in a value are replaced.
+    `folds`: list of str, such as ["1", "2"]; by default all that there are in `manifest_dir`. `overrides`: `key=value` for every run;
+    `{fold}` and `{seed}` in a value are replaced.
 
-    Raises:
-        InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
+    InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
     """
     manifest_dir, out_dir = Path(manifest_dir).resolve(), Path(out_dir).resolve()
     folds = folds or [d.name.removeprefix("fold") for d in manifest_directories(manifest_dir) if d != manifest_dir]
@@ -97,15 +92,10 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
 def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
     """Train and evaluate the runs of a `plan` that are not complete yet; after a failure, none is started any more.
 
-    Args:
-        evaluate: called with the arguments of tools/evaluate.py, as text; skips what is current, as that does.
-        jobs: trainings at the same time, among which the cores are divided, and the GPUs where there are several.
-        device: of the evaluation.
-        overwrite: remove what is there and train again.
-        nproc: processes of each training; None: fairseq takes all GPUs that there are.
+    `evaluate` is called with the arguments of tools/evaluate.py, as text, and skips what is current; `device` is of the evaluation. Of
+    `jobs` trainings at the same time each has `nproc` processes (None: fairseq takes all GPUs), and its share of the cores and GPUs.
 
-    Raises:
-        InputError: a folder holds a training with other settings, or a training failed; the end of its log is printed.
+    InputError: a folder holds a training with other settings, or a training failed; the end of its log is printed.
     """
     if not overwrite:
         for run in runs:
@@ -157,10 +147,7 @@ def collect(runs, out_dir, repeats=2000):
     """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
 
     Rows: each fold (over its seeds); all runs; folds, each the mean of its seeds; seeds, each the mean of its folds; the scores
-    of the pooled predictions of each seed, with intervals by bootstrap over speakers, and over seeds.
-
-    Raises:
-        InputError: runs are missing or unfinished: all are named.
+    of the pooled predictions of each seed, and over seeds. InputError: runs are missing or unfinished: all are named.
     """
     for run in runs:
         run.check_settings()

@@ -1,6 +1,7 @@
 """Running a fine-tuned model over recordings."""
 
 import contextlib
+import itertools
 import logging
 import os
 from dataclasses import dataclass
@@ -35,23 +36,18 @@ class Outcome:
 
 
 def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", workers=0, padded=None):
-    """Run a model over the utterances that a dataset keeps, reading while it works.
+    """Run a model over the utterances that a dataset keeps: yields an Outcome for each, in the order of finishing, the longest first.
 
     On a CPU every utterance goes through the model alone, several at once in threads of one core each: that is faster there
     than padded batches, and no bit depends on the batch or the number of cores. On a GPU utterances of similar length go in
-    padded batches, which give the same up to the rounding of float32.
+    `padded` batches, which give the same up to the rounding of float32.
 
     Args:
         task, model: from `load_trained`.
         dataset: of `task.make_dataset(…, training=False)`.
         load: index → item of the dataset, called in threads; by default its own.
         batch_seconds: most audio in the model at once, padding counted; a longer utterance goes alone.
-        device: torch device.
         workers: threads that read audio, and on a CPU run the model; 0: one for each core.
-        padded: padded batches instead of one utterance per thread; by default on a GPU only.
-
-    Yields:
-        An Outcome for every utterance, in the order of finishing, the longest first.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
     device, model = torch.device(device), model.to(device).eval()
@@ -70,20 +66,15 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
                 failed.append(Outcome(index, error=error))
         return items, failed
 
-    def forward(items):
-        return _forward(task, model, dataset, items, device) if items else []
-
-    def read_and_forward(batch):
-        items, failed = read(batch)
-        return failed + forward(items)
+    def outcomes(items, failed):
+        return failed + (_forward(task, model, dataset, items, device) if items else [])
 
     with exact_arithmetic(device):
         if padded:
-            for items, failed in as_finished(read, jobs, workers, _READ_AHEAD * budget):
-                yield from failed + forward(items)
+            found = itertools.starmap(outcomes, as_finished(read, jobs, workers, _READ_AHEAD * budget))
         else:
-            for found in as_finished(read_and_forward, jobs, workers, budget):
-                yield from found
+            found = as_finished(lambda batch: outcomes(*read(batch)), jobs, workers, budget)
+        yield from itertools.chain.from_iterable(found)
 
 
 def _forward(task, model, dataset, items, device):
@@ -104,22 +95,13 @@ def _outcome(dataset, index, values, embedding):
 
 
 def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None, average=None):
-    """Predict every utterance of a split, once, in batches that change nothing.
+    """Predict every utterance of a split, once, as `run` does; references are taken from the split and seen by no part of the model.
 
-    Args:
-        task, model: from `load_trained`.
-        split: a `manifest.Split`; references are taken from it and seen by no part of the model.
-        batch_seconds, device, workers: as for `run`.
-        transform: what is done to waveforms, as for `task.make_dataset`; or None.
-        average: AverageSpeaker: the head sees each speaker's pooled vectors normalised by all of that speaker's utterances in the
-            split; None: nothing of the kind, but for a model that was trained so the statistics of the average speaker.
+    `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
+    vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
 
-    Returns:
-        (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled
-        vectors, not normalised). Utterances under one frame are left out, and named in the log.
-
-    Raises:
-        InputError: a file cannot be read.
+    Returns (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled vectors, not
+    normalised). Utterances under one frame are left out, and named in the log. InputError: a file cannot be read.
     """
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64), transform=transform)
     kept = dataset.kept
@@ -148,8 +130,7 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
 def from_vectors(task, model, average, vectors):
     """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them.
 
-    Raises:
-        InputError: the head is conditioned on speakers, or `average` is of another width.
+    InputError: the head is conditioned on speakers, or `average` is of another width.
     """
     if model.speaker_at_head is not None:
         raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")

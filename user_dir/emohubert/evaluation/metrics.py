@@ -158,13 +158,10 @@ def _correlation(xx, yy, xy):
 
 
 def bootstrap(parts, score, repeats=2000, seed=1):
-    """Scores of speakers drawn with replacement: {name: (draws)}.
+    """Scores of speakers drawn with replacement: {name: (draws)}. Utterances of one speaker are not independent: resampling them would
+    make intervals too narrow (Bisani & Ney 2004).
 
-    Utterances of one speaker are not independent: resampling them would make intervals too narrow (Bisani & Ney 2004).
-
-    Args:
-        parts: (speakers, …) per-speaker tables that add up: confusion matrices or moments.
-        score: function of summed parts (draws, …) → {name: (draws)}.
+    `parts`: (speakers, …) tables that add up, confusion matrices or moments; `score`: function of summed parts (draws, …) → {name: (draws)}.
     """
     parts = np.asarray(parts, dtype=np.float64)
     return score(np.tensordot(_drawn(np.random.default_rng(seed), len(parts), repeats), parts, axes=1))
@@ -178,13 +175,11 @@ def confidence_intervals(parts, score, repeats=2000, seed=1):
 def paired_comparison(parts, other_parts, score, repeats=2000, seed=1):
     """Compare two systems on the same utterances, from tables and scores as for `bootstrap`, the speakers in the same order.
 
-    The interval is a paired bootstrap over speakers. The p-value is a two-sided permutation test: under the hypothesis that
-    the systems are equal, exchanging their outputs for any set of speakers changes nothing. Up to 14 speakers every
-    exchange is enumerated (exact), otherwise `repeats` are drawn and (1 + hits) / (1 + repeats) is reported. With few
-    speakers p cannot be small: its lowest possible value is 2 / 2^speakers.
+    The interval is a paired bootstrap over speakers. The p-value is a two-sided permutation test: were the systems equal, exchanging
+    their outputs for any set of speakers would change nothing. Up to 14 speakers every exchange is enumerated (exact), otherwise
+    `repeats` are drawn and (1 + hits) / (1 + repeats) is reported; p cannot be below 2 / 2^speakers.
 
-    Returns:
-        name → {"this", "other", "difference", "ci", "p", "speakers"}; difference = this − other.
+    Returns name → {"this", "other", "difference", "ci", "p", "speakers"}; difference = this − other.
     """
     parts, other_parts = np.asarray(parts, dtype=np.float64), np.asarray(other_parts, dtype=np.float64)
     _same_length(parts, other_parts)

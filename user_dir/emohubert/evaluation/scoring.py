@@ -32,15 +32,12 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
     `split` is the manifest split they were made on, for its metadata columns; `repeats` and `seed` are of the bootstrap over speakers.
 
-    Returns:
-        Both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ± standard deviation over
-        speakers), `ci` (intervals by bootstrap over speakers), `by` (metadata column → value → scores), `difference` (columns with
-        exactly two values, such as sex: first minus second), `columns_left_out`, `per_speaker`. Classification: `UA`, `WA`,
-        `macro_f1`, `classes`, `confusion` (rows: references), `ece`. Regression: `dims` (name → ccc, pearson, rmse, bias = mean of
-        prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
+    Returns, for both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ± standard deviation
+    over speakers), `ci` (bootstrap), `by` (metadata column → value → scores), `difference` (columns with exactly two values, such as sex:
+    first minus second), `columns_left_out`, `per_speaker`; for classes `UA`, `WA`, `macro_f1`, `classes`, `confusion` (rows: references),
+    `ece`; for dimensions `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
 
-    Raises:
-        InputError: an utterance is not in the split, or no utterance at all was predicted.
+    InputError: an utterance is not in the split, or no utterance at all was predicted.
     """
     if not len(predictions):
         raise InputError("there are no predictions to evaluate; choose a split with utterances")
@@ -81,8 +78,7 @@ def compare(predictions, other, repeats=2000, seed=1):
         {"n", "speakers", "left_out": {"only_this", "only_other", "without_reference"}, "tests": score → {"this", "other",
         "difference", "ci", "p", "speakers"}}; scores of dimensions are named `ccc_NAME`.
 
-    Raises:
-        InputError: of different kinds, no common utterance, other classes, dimensions, speakers or references.
+    InputError: of different kinds, no common utterance, other classes, dimensions, speakers or references.
     """
     if type(predictions) is not type(other):
         raise InputError("--compare: one file holds classes and the other dimensions; compare two of one kind")
