@@ -396,7 +396,7 @@ def main(argv=None):
     device = choose_device(args.device)
     check(args, device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # fairseq takes the current one
+        torch.cuda.set_device(device.index or 0)  # fairseq takes the current one
     seconds = composed(args.size).dataset.max_tokens / SAMPLE_RATE if args.batch_seconds is None else args.batch_seconds
     budget = round(seconds * SAMPLE_RATE)
     utterances, classes = (noise(args, budget), args.clusters) if args.manifest is None else from_manifest(args, budget)
