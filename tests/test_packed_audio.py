@@ -381,7 +381,7 @@ def test_what_cannot_be_staged(plain, tmp_path, monkeypatch):
     assert stage(plain / "fold1", tmp_path / "local", name="fold1")[2] == 0
     (tmp_path / "local" / "mine").mkdir()
     (tmp_path / "local" / "mine" / "train.tsv").write_text("mine")
-    assert "is not of staged audio" in error_of(stage, plain, tmp_path / "local", name="mine")
+    assert "holds something other than a copy of" in error_of(stage, plain, tmp_path / "local", name="mine")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
     assert "GB are needed" in error_of(stage, plain, tmp_path / "elsewhere")
     monkeypatch.undo()

@@ -64,10 +64,8 @@ class LeftOut(defaultdict):
 
 
 def find_audio(folder, left_out, under=""):
-    """Relative paths (forward slashes, sorted) of all audio files below a folder, or below `under` in it; hidden files go to `left_out`.
-
-    Links are followed, but not back to where the search was.
-    """
+    """Relative paths (sorted) of all audio files below a folder, or below `under` in it; hidden files go to `left_out`, links are
+    followed, but not back to where the search was."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the corpus")
@@ -175,7 +173,7 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
 
 
 def write_protocol(args, corpus, entries, folds, **more):
-    """`write` with the splits of --protocol, one of `PROTOCOLS` (`folds`: as for `protocol_splits`); with `all.*` if there are several folds."""
+    """`write` with the splits of --protocol (`folds`: as for `protocol_splits`), and with `all.*` if there are several folds."""
     everything = args.protocol in ("folds", "leave-one-speaker-out")
     write(args, corpus, entries, lambda us: protocol_splits(us, args.protocol, args.seed, folds), everything=everything, **more)
 
@@ -186,10 +184,8 @@ def measure(root, entries, left_out, skip_damaged=False, workers=4):
 
 
 def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
-    """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, and return the entries with the new paths and lengths.
-
-    A file that is there with the source's time of change and the right length is kept, unless `overwrite`.
-    """
+    """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, unless it is there with the source's time of change and the right
+    length; returns the entries with the new paths and lengths."""
     source, target = Path(source), make_folder(target)
     if source.resolve() == target.resolve():
         raise InputError(f"--resample {target}: is the corpus folder itself; give another folder")

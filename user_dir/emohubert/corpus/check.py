@@ -108,7 +108,7 @@ def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
     """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport.
 
     `label_dirs`: folders with frame labels of the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`.
-    `decode`: decode every file; otherwise only headers are read, and audio is compared by its path.
+    Without `decode` only headers are read, and audio is compared by its path.
     """
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))
@@ -126,10 +126,9 @@ def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
     contents = _check_audio(report, decode, workers)
     for member in members:
         for split in member.splits.values():
-            report.errors += _list_errors(split)
-            report.errors += _scale_errors(split, member.corpus.get("label_scales") or {})
-        for kind in (("emo", "class", "emotions", NO_EMOTION), ("spk", "speaker", "speakers", UNKNOWN_SPEAKER)):
-            report.errors += _dictionary_errors(member, *kind)
+            report.errors += [*_list_errors(split), *_scale_errors(split, member.corpus.get("label_scales") or {})]
+        report.errors += _dictionary_errors(member, "emo", "class", "emotions", NO_EMOTION)
+        report.errors += _dictionary_errors(member, "spk", "speaker", "speakers", UNKNOWN_SPEAKER)
     report.errors += _label_errors([m for m in members if m.given == 0], label_dirs)
     _find_leaks(report, contents, set(allow))
     return report
@@ -267,15 +266,13 @@ def _find_leaks(report, contents, allow):
 def _compare_people(report, allow, first, second):
     for kind, suffix in (("speaker", "spk"), ("session", "meta.tsv")):
         mine, theirs = ((s.speakers if kind == "speaker" else (s.meta or {}).get("session")) or [] for s in (first, second))
-        shared = sorted((set(mine) & set(theirs)) - {UNKNOWN_SPEAKER, ""})
-        if shared:
+        if shared := sorted((set(mine) & set(theirs)) - {UNKNOWN_SPEAKER, ""}):
             _add_leak(report, allow, kind, first, second, shared, second.where(theirs.index(shared[0]), suffix))
 
 
 def _compare_audio(report, contents, allow, first, second):
     mine, theirs = ({contents.get(s.audio(i)): i for i in reversed(range(len(s)))} for s in (first, second))
-    keys = [k for k in theirs if k and k in mine]
-    if keys:
+    if keys := [k for k in theirs if k and k in mine]:
         pairs = [(first.audio(mine[k]), second.audio(theirs[k])) for k in keys]
         shared = [str(a) if a == b else f"{a} = {b}" for a, b in pairs]
         _add_leak(report, allow, "audio", first, second, shared, second.where(theirs[keys[0]]))

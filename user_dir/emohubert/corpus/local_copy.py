@@ -1,9 +1,7 @@
 """Audio on a local disk: what a manifest lists is copied once for all processes of a machine, whole files or shards."""
 
-import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from ..core.parallel import in_threads
 from .audio import locate
 from .derived_manifests import STAGED, relocate, relocate_others
 from .manifest import manifest_directories, read_split, splits_of
-
-logger = logging.getLogger(__name__)
 
 
 def stage(directory, local, splits=None, name="manifest", jobs=8):
@@ -26,22 +22,19 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
     directory, local = Path(directory), make_folder(local)
     every = [(d, s) for d in manifest_directories(directory) for s in splits_of(d)]
     found = [read_split(d, s, sidecars=["meta"]) for d, s in every if splits is None or s in splits]
-    missing = sorted(set(splits or []) - {split.name for split in found})
-    if missing:
+    if missing := sorted(set(splits or []) - {split.name for split in found}):
         raise InputError(f"{directory}: has no split {missing[0]}; choose from {' '.join(sorted({s for _, s in every}))}")
-    out = local / name
-    with _lock(local / ".staging.lock"):
-        staged, origin = out / STAGED, str(directory.resolve())
-        if out.is_dir() and any(out.iterdir()) and not staged.is_file():
-            raise InputError(f"{out}: is not of staged audio; choose another folder or another --name")
-        if staged.is_file() and read_json(staged)["staged"] != origin:
-            raise InputError(f"{out}: holds the manifest {read_json(staged)['staged']}; choose another --name for this one")
+    out, origin = local / name, str(directory.resolve())
+    with open(local / ".staging.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released however the process ends
+        marker = out / STAGED
+        if out.is_dir() and any(out.iterdir()) and not (marker.is_file() and read_json(marker)["staged"] == origin):
+            raise InputError(f"{out}: holds something other than a copy of {directory}; choose another --name or folder")
         files = _files(found, local)
         copied = _copy(files, local, jobs)
         write_json(make_folder(out) / STAGED, {"staged": origin, "manifest": None, "roots": {}})
         for folder in dict.fromkeys(split.directory for split in found):
-            own = [split for split in found if split.directory == folder]
-            to = make_folder(out / folder.relative_to(directory))
+            own, to = [split for split in found if split.directory == folder], make_folder(out / folder.relative_to(directory))
             for split in own:
                 relocate(split, to, _root(split, local), split.paths)
             roots = {split.name: str(split.root.resolve()) for split in own}
@@ -49,18 +42,6 @@ def stage(directory, local, splits=None, name="manifest", jobs=8):
             relocate_others(folder, to)
         relocate_others(directory, out)
     return out, len(files), copied
-
-
-def _copy(files, local, jobs):
-    """Copy what is not there yet; returns how many files that were."""
-    state = lambda path: (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None  # noqa: E731
-    wanted = {old: new for old, new in files.items() if state(old) != state(new)}
-    require_space(local, sum(os.stat(old).st_size for old in wanted))
-    for folder in {new.parent for new in wanted.values()}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for _ in in_threads(lambda old: copy(old, wanted[old]), wanted, "copying", "files", jobs):
-        pass
-    return len(wanted)
 
 
 def _root(split, local):
@@ -85,13 +66,11 @@ def _files(splits, local):
     return found
 
 
-@contextlib.contextmanager
-def _lock(path):
-    """Held by one process of this machine at a time; it is released however the process ends."""
-    with open(path, "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s: another process is copying to this folder; waiting for it", path)
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+def _copy(files, local, jobs):
+    """Copy what is not there yet; returns how many files that were."""
+    state = lambda path: path.exists() and (path.stat().st_size, path.stat().st_mtime_ns)  # noqa: E731
+    wanted = {old: new for old, new in files.items() if state(old) != state(new)}
+    require_space(local, sum(old.stat().st_size for old in wanted))
+    for folder in {new.parent for new in wanted.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return len(list(in_threads(lambda old: copy(old, wanted[old]), wanted, "copying", "files", jobs)))
