@@ -7,11 +7,9 @@ BUCKETS = 50
 
 
 def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, buckets=BUCKETS):
-    """Group utterances of these lengths into batches: int64 arrays of indices, every utterance in one, longest first.
-
-    With `rng`, a numpy Generator, utterances are shuffled within length buckets; without, they are sorted. `budget` limits the longest
-    length × the number of utterances; a longer utterance is a batch of its own. Large batches have a multiple of `multiple` utterances.
-    """
+    """Group utterances of these lengths into batches: int64 arrays of indices, every utterance in one, longest first. With `rng`, a numpy
+    Generator, utterances are shuffled within length buckets; without, they are sorted. `budget` limits the longest length × the number of
+    utterances; a longer utterance is a batch of its own. Large batches have a multiple of `multiple` utterances."""
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) == 0:
         return []

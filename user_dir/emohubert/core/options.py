@@ -15,10 +15,8 @@ def option(default, help):
 
 
 class Registry(dict):
-    """{name: class} of an option of the configuration, filled by the decorator `register`.
-
-    Before an unknown name is an error, the user-dir of the environment variable EMOHUBERT_USER_DIR is imported for what it registers.
-    """
+    """{name: class} of an option of the configuration, filled by the decorator `register`. Before an unknown name is an error, the user-dir
+    of the environment variable EMOHUBERT_USER_DIR is imported for what it registers."""
 
     def __init__(self, option):
         super().__init__()

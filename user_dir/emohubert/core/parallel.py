@@ -22,9 +22,7 @@ def pool(workers):
 
 def as_finished(function, jobs, workers=None, budget=None):
     """Yield `function(job)` for each (job, size) of `jobs`, in the order of finishing, from several threads (default: one a core).
-
-    `budget`: most size of the jobs that run at once; a larger job runs alone.
-    """
+    `budget`: most size of the jobs that run at once; a larger job runs alone."""
     workers = workers or cores()
     waiting, running = deque(jobs), {}
     try:

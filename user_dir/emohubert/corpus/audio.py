@@ -100,11 +100,9 @@ def probe(path, n_samples=None):
 
 
 def read(path, start=0, stop=None, n_samples=None):
-    """Read a file, or the part [start, stop) of it, as mono at 16 kHz: float32 (stop - start,), full scale ±1, channels averaged.
-
-    `start`, `stop` and `n_samples`, the length that the file must have, are in samples at 16 kHz. A part equals the same slice of the
-    whole file, also when it is resampled. InputError if it is missing, unreadable, truncated, not finite, or of another length.
-    """
+    """Read a file, or the part [start, stop) of it, as mono at 16 kHz: float32 (stop - start,), full scale ±1, channels averaged. `start`,
+    `stop` and `n_samples`, the length that the file must have, are in samples at 16 kHz. A part equals the same slice of the whole file,
+    also when it is resampled. InputError if it is missing, unreadable, truncated, not finite, or of another length."""
     path = Path(path)
     with opened(path) as f:
         length = _length(f, path, n_samples)

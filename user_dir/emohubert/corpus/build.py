@@ -27,11 +27,8 @@ _NAMED = 5  # left-out files that are named in the log; corpus.json names all
 
 
 def parser(description, protocols=(), audio_help="folder of the corpus", own_protocols=None, classes=()):
-    """The command line of a corpus script: AUDIO_DIR OUT_DIR and the options that all have.
-
-    `protocols`: those it offers, the default first; `own_protocols`: name → description of those that only this corpus has; `classes`:
-    for an option --classes that chooses some.
-    """
+    """The command line of a corpus script: AUDIO_DIR OUT_DIR and the options that all have. `protocols`: those it offers, the default
+    first; `own_protocols`: name → description of those that only this corpus has; `classes`: for an option --classes that chooses some."""
     p = Parser(description=description)
     p.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help=audio_help)
     p.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder of the manifests")
@@ -98,11 +95,9 @@ def first_copies(paths, left_out):
 
 
 def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
-    """Entries of all audio files whose names, without ending, match `pattern`; other files go to `left_out`.
-
-    `entry`: function of a path and the match: an Utterance without length, or the reason (str) to leave it out. `like`: an example of
-    a name, for the InputError if there is none. `under`: look only below this folder in the corpus folder.
-    """
+    """Entries of all audio files whose names, without ending, match `pattern`; other files go to `left_out`. `entry`: function of a path
+    and the match: an Utterance without length, or the reason (str) to leave it out. `like`: an example of a name, for the InputError if
+    there is none. `under`: look only below this folder in the corpus folder."""
     entries, classes = [], getattr(args, "classes", None)
     for path in first_copies(find_audio(args.audio_dir, left_out, under), left_out):
         match = pattern.fullmatch(Path(path).stem)
@@ -137,11 +132,9 @@ def unit_scale(low, high):
 
 
 def write(args, corpus, entries, protocol, *, everything=False, scales=None, left_out=None, source=None):
-    """Measure the audio, split, write the manifest directory, and say what it holds; skipped when nothing changed.
-
-    `entries`: list of Utterance of any length; `protocol`: function from the measured ones to {fold → {split → list of Utterance}};
-    `everything`: write `all.*` as well; `source`: whatever else the manifests depend on (JSON values). See `write_corpus`.
-    """
+    """Measure the audio, split, write the manifest directory, and say what it holds; skipped when nothing changed. `entries`: list of
+    Utterance of any length; `protocol`: function from the measured ones to {fold → {split → list of Utterance}}; `everything`: write
+    `all.*` as well; `source`: whatever else the manifests depend on (JSON values). See `write_corpus`."""
     left_out = LeftOut() if left_out is None else left_out
     entries = _without_duplicates(entries, left_out)
     apart = ("audio_dir", "out_dir", "overwrite", "workers")

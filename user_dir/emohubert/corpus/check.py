@@ -105,11 +105,9 @@ def summary(split):
 
 
 def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
-    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport.
-
-    `label_dirs`: folders with frame labels of the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`.
-    Without `decode` only headers are read, and audio is compared by its path.
-    """
+    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport. `label_dirs`: folders with frame labels of
+    the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`. Without `decode` only headers are read, and audio
+    is compared by its path."""
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))
         for given, directory in enumerate({Path(d).resolve(): Path(d) for d in directories}.values())

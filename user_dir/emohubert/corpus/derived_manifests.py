@@ -14,9 +14,7 @@ STAGED = "staged.json"
 
 def write_unlabelled(directory, out, parts):
     """Write a manifest directory of some splits' audio, speakers and sessions, without any labels; returns {new split: utterances}.
-
-    `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written).
-    """
+    `parts`: new split → names of the splits of `directory` that it is made of (none: it is not written)."""
     new, seen = {}, {}
     for name, sources in parts.items():
         for source in sources:

@@ -67,9 +67,7 @@ class FrameLabels:
 
 def read_frame_labels(path, symbols, n_samples):
     """Open and check a label file, whose dictionary has these `symbols` and whose utterances are `n_samples` long; returns FrameLabels.
-
-    InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio.
-    """
+    InputError if lines are not as many as utterances, a label is not in the dictionary, or a line does not fit its audio."""
     path, table, counts, sizes, seen = Path(path), {s.encode(): i for i, s in enumerate(symbols)}, [0], [0], set()
     with reading_text(path, "make it with tools/make_labels.py, or correct task.label_dir and task.labels"), path.open("rb") as f:
         state = _state(f)

@@ -14,11 +14,9 @@ from .manifest import manifest_directories, read_split, splits_of
 
 
 def stage(directory, local, splits=None, name="manifest", jobs=8):
-    """Copy the audio of a manifest directory, folds included, to the folder `local`, and write the manifest directory `name` there.
-
-    Paths, sizes and times of change stay: labels and features of the one are those of the other. Other processes that copy to the same
-    folder wait for it. Returns (the new manifest directory, files, files copied now). InputError if a split, a file or space is missing.
-    """
+    """Copy the audio of a manifest directory, folds included, to the folder `local`, and write the manifest directory `name` there. Paths,
+    sizes and times of change stay: labels and features of the one are those of the other. Other processes that copy to the same folder wait
+    for it. Returns (the new manifest directory, files, files copied now). InputError if a split, a file or space is missing."""
     directory, local = Path(directory), make_folder(local)
     every = [(d, s) for d in manifest_directories(directory) for s in splits_of(d)]
     found = [read_split(d, s, sidecars=["meta"]) for d, s in every if splits is None or s in splits]

@@ -117,10 +117,8 @@ def read_column(path):
 
 
 def read_table(path, column=list):
-    """A TSV file with a header, as {name: list of str, or what `column` makes of it}.
-
-    InputError if it is empty, or columns differ in length or share a name.
-    """
+    """A TSV file with a header, as {name: list of str, or what `column` makes of it}. InputError if it is empty, or columns differ in
+    length or share a name."""
     names, *lines = read_column(path) or [""]
     names = names.split("\t")
     if names == [""] and not lines:
@@ -135,9 +133,7 @@ def read_table(path, column=list):
 
 def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
     """Read `{name}.tsv` and every sidecar that is there; InputError if one is malformed or of another length than the audio list.
-
-    `speakers`: suffix of the speaker sidecar, or None. `problems`: a list that takes what is wrong with sidecars instead of raising it.
-    """
+    `speakers`: suffix of the speaker sidecar, or None. `problems`: a list that takes what is wrong with sidecars instead of raising it."""
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
@@ -260,11 +256,9 @@ def table_lines(names, rows):
 
 
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, left_out=None):
-    """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`.
-
-    `folds`: name ("": the output folder itself) → {split → list of Utterance}. `everything`: the utterances of `all.*`.
-    `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason → list of paths.
-    """
+    """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`. `folds`: name ("": the output folder itself) →
+    {split → list of Utterance}. `everything`: the utterances of `all.*`. `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason
+    → list of paths."""
     directory, root = make_folder(directory), Path(root).resolve()
     (directory / "corpus.json").unlink(missing_ok=True)
     for name, splits in folds.items():

@@ -19,10 +19,8 @@ SHARES = np.array([0.6, 0.2, 0.2])
 
 
 def protocol_splits(utterances, protocol, seed, folds=None, group_of=None):
-    """The splits of a protocol of `PROTOCOLS`: {fold → {split → list of Utterance}}; the fold is "" where there is only one.
-
-    `folds`: lists of speakers, for "folds". `group_of`: utterance → group of its speaker that is balanced (default: meta `sex`).
-    """
+    """The splits of a protocol of `PROTOCOLS`: {fold → {split → list of Utterance}}; the fold is "" where there is only one. `folds`: lists
+    of speakers, for "folds". `group_of`: utterance → group of its speaker that is balanced (default: meta `sex`)."""
     if protocol == "folds":
         return speaker_folds(utterances, folds)
     if protocol == "leave-one-speaker-out":
@@ -79,10 +77,8 @@ def balanced_folds(group, k, seed):
 
 
 def stratified_split(utterances, seed):
-    """60/20/20 % of the utterances, by chance, in (nearly) the same proportions for every speaker and class.
-
-    Minimisation (Pocock & Simon 1975): one by one they go where they least disturb the proportions; each speaker's first one to training.
-    """
+    """60/20/20 % of the utterances, by chance, in (nearly) the same proportions for every speaker and class. Minimisation (Pocock & Simon
+    1975): one by one they go where they least disturb the proportions; each speaker's first one to training."""
     rng = np.random.default_rng([seed, 12])
     shuffled = [utterances[i] for i in rng.permutation(len(utterances))]
     counts = defaultdict(lambda: np.zeros(len(SHARES)))  # group → utterances in each part

@@ -93,11 +93,9 @@ def member_name(path):
 
 
 def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
-    """Pack the audio of a manifest directory, folds included, into shards below `out`, and write the manifest directory that lists it there.
-
-    Every file is packed once; the same files give the same bytes, and a second run only makes what is missing. Returns (recordings,
-    shards, shards written now). InputError if a recording is missing, damaged, of another length, or packed already.
-    """
+    """Pack the audio of a manifest directory, folds included, into shards below `out`, and write the manifest directory that lists it
+    there. Every file is packed once; the same files give the same bytes, and a second run only makes what is missing. Returns (recordings,
+    shards, shards written now). InputError if a recording is missing, damaged, of another length, or packed already."""
     directory, out = Path(directory), make_folder(out)
     if out.resolve() == directory.resolve():
         raise InputError(f"{out}: is the manifest directory itself; choose another output folder")

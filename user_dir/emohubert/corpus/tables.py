@@ -16,10 +16,8 @@ def read_text(path, errors="strict"):
 
 
 def read_delimited(path):
-    """A CSV or TSV file: (column names, list of (line number, {column: text})), texts stripped, empty lines skipped.
-
-    The delimiter (tab, comma, semicolon or |) is the one that the header has most of. InputError if the file is malformed or empty.
-    """
+    """A CSV or TSV file: (column names, list of (line number, {column: text})), texts stripped, empty lines skipped. The delimiter (tab,
+    comma, semicolon or |) is the one that the header has most of. InputError if the file is malformed or empty."""
     text = read_text(path)
     header = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;|", key=header.count), strict=True)

@@ -109,11 +109,9 @@ class EmotionClassification(_OfClasses):
 
 @register_criterion("emotion_contrastive", dataclass=FairseqDataclass)
 class EmotionContrastive(_OfClasses):
-    """Supervised contrastive loss (Khosla et al. 2020, L_out) over the batch on all processes, and the classes' read-out.
-
-    The model needs `head=contrastive`. A linear read-out adds its cross-entropy, which does not reach the encoder; centroids
-    follow the training batches. An utterance that is alone of its class in a batch is an anchor for nothing.
-    """
+    """Supervised contrastive loss (Khosla et al. 2020, L_out) over the batch on all processes, and the classes' read-out. The model needs
+    `head=contrastive`. A linear read-out adds its cross-entropy, which does not reach the encoder; centroids follow the training batches.
+    An utterance that is alone of its class in a batch is an anchor for nothing."""
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
@@ -146,12 +144,9 @@ def supervised_contrastive(points, target, temperature):
 
 @register_criterion("emotion_regression", dataclass=FairseqDataclass)
 class EmotionRegression(_OfUtterances):
-    """1 − CCC (Lin 1989), averaged over the dimensions, over all utterances of the batch on all processes.
-
-    CCC is not a sum over utterances, so the processes exchange their predictions: the loss and its gradient are those of one
-    process with the whole batch. Under gradient accumulation every accumulated batch has its own CCC. The sums are the moments
-    of each dimension.
-    """
+    """1 − CCC (Lin 1989), averaged over the dimensions, over all utterances of the batch on all processes. CCC is not a sum over
+    utterances, so the processes exchange their predictions: the loss and its gradient are those of one process with the whole batch. Under
+    gradient accumulation every accumulated batch has its own CCC. The sums are the moments of each dimension."""
 
     names = ()
 
@@ -191,10 +186,8 @@ def ccc(x, y):
 
 
 def gather(x, criterion):
-    """Rows of all processes, in rank order: (n, …), n may differ between them; the gradient flows to this process's own.
-
-    Where the criterion `stands_in`, this process has no batch of its own, and x, of another batch, counts for nothing.
-    """
+    """Rows of all processes, in rank order: (n, …), n may differ between them; the gradient flows to this process's own. Where the
+    criterion `stands_in`, this process has no batch of its own, and x, of another batch, counts for nothing."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x
     if getattr(criterion, "stands_in", False):

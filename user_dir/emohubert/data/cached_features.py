@@ -19,11 +19,8 @@ _BATCH = 100 * SAMPLE_RATE
 
 class CachedFeatures:
     """What `encode` of an EmotionHubertModel, frozen, gives for every utterance of an UtteranceLabelledSpeech, NaN in frames that are not
-    pooled; only its mean, where nothing else is used (`are_means`).
-
-    They are kept in `folder` under a name that identifies them, so that runs can share it; without, in memory. `checkpoint`: SHA-256 of
-    what the encoder came from.
-    """
+    pooled; only its mean, where nothing else is used (`are_means`). They are kept in `folder` under a name that identifies them, so that
+    runs can share it; without, in memory. `checkpoint`: SHA-256 of what the encoder came from."""
 
     def __init__(self, model, dataset, folder=None, checkpoint=None, device="cpu"):
         self.are_means = model.mean_is_enough

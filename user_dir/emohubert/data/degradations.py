@@ -68,11 +68,9 @@ def _talkers():
 
 
 def impulse_response(t60, ratio, rng):
-    """The impulse response of a room: a direct path of height 1, then noise that decays exponentially (Polack 1988).
-
-    `t60`: seconds in which the reverberation falls by 60 dB, where the response ends; at most 60. `ratio`: energy of the direct path to
-    that of everything after it, in dB. Returns (1 + round(t60 × 16000),) float64.
-    """
+    """The impulse response of a room: a direct path of height 1, then noise that decays exponentially (Polack 1988). `t60`: seconds in
+    which the reverberation falls by 60 dB, where the response ends; at most 60. `ratio`: energy of the direct path to that of everything
+    after it, in dB. Returns (1 + round(t60 × 16000),) float64."""
     if not 0 < t60 <= 60:
         raise InputError(f"a reverberation time of {t60} s; give more than 0 and at most 60")
     n = max(round(t60 * SAMPLE_RATE), 1)
@@ -82,10 +80,8 @@ def impulse_response(t60, ratio, rng):
 
 
 def reverberate(samples, response):
-    """Convolve with an impulse response, (m,) of any level, nothing shifted: its largest value, taken as the direct path, is at time 0.
-
-    The power stays as it was, and what rings on after the end is cut off. A silent response is a ValueError.
-    """
+    """Convolve with an impulse response, (m,) of any level, nothing shifted: its largest value, taken as the direct path, is at time 0. The
+    power stays as it was, and what rings on after the end is cut off. A silent response is a ValueError."""
     from scipy.signal import fftconvolve
 
     direct = int(np.argmax(np.abs(response)))
@@ -97,10 +93,8 @@ def reverberate(samples, response):
 
 
 def low_pass(samples, cutoff):
-    """Remove what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay.
-
-    `cutoff`: in Hz, under 8000, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB.
-    """
+    """Remove what lies above a frequency: a Butterworth filter of order 8, forwards and backwards, so without delay. `cutoff`: in Hz, under
+    8000, where the gain is −6 dB (−3 dB for each way); an octave above it is under −96 dB."""
     from scipy.signal import butter, sosfiltfilt
 
     if not 0 < cutoff < SAMPLE_RATE / 2:
@@ -157,10 +151,8 @@ def speed_ratio(factor):
 
 
 class Recordings:
-    """Recordings of noise or of impulse responses in a folder and its subfolders, to draw from.
-
-    InputError if there is no such folder or no recording in it, or one that is empty, silent or cannot be read.
-    """
+    """Recordings of noise or of impulse responses in a folder and its subfolders, to draw from. InputError if there is no such folder or no
+    recording in it, or one that is empty, silent or cannot be read."""
 
     def __init__(self, folder):
         folder = Path(folder)

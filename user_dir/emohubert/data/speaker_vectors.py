@@ -32,9 +32,7 @@ class SpeakerVectors:
 
 def from_utterances(speakers, embeddings):
     """The mean over each speaker's utterances, of which there are n `speakers` (ids) and (n, width) `embeddings`, as SpeakerVectors.
-
-    InputError if there is no utterance, lengths differ, or a value is not finite.
-    """
+    InputError if there is no utterance, lengths differ, or a value is not finite."""
     embeddings = np.asarray(embeddings, dtype=np.float64)
     if embeddings.ndim != 2 or len(embeddings) != len(speakers) or not len(embeddings):
         raise InputError(f"{len(speakers)} speakers for embeddings of shape {embeddings.shape}; expected one row for each utterance")
@@ -49,19 +47,15 @@ def from_utterances(speakers, embeddings):
 
 
 def standardise(values, training):
-    """Values (n, width) minus the mean, over the standard deviation, of the training speakers' vectors (SpeakerVectors).
-
-    A dimension that is constant over the training speakers is only centred.
-    """
+    """Values (n, width) minus the mean, over the standard deviation, of the training speakers' vectors (SpeakerVectors). A dimension that
+    is constant over the training speakers is only centred."""
     std = training.vectors.std(0)
     return (np.asarray(values, dtype=np.float64) - training.vectors.mean(0)) / np.where(std > 0, std, 1.0)
 
 
 def mfcc_means(split, workers=None, indices=None):
-    """Mean over frames of the 13 MFCCs of the utterances of a Split (by default all): float64 (utterances, 13).
-
-    `standardise` them before speakers are compared. InputError if audio cannot be read, or is shorter than one frame.
-    """
+    """Mean over frames of the 13 MFCCs of the utterances of a Split (by default all): float64 (utterances, 13). `standardise` them before
+    speakers are compared. InputError if audio cannot be read, or is shorter than one frame."""
     from ..pseudo_labels.features import MFCC, MfccFeatures  # imports torch
 
     indices = np.arange(len(split)) if indices is None else np.asarray(indices)

@@ -145,10 +145,8 @@ def _remove(run):
 
 def collect(runs, out_dir, repeats=2000):
     """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
-
-    Rows: each fold (over its seeds); all runs; folds, each the mean of its seeds; seeds, each the mean of its folds; the scores
-    of the pooled predictions of each seed, and over seeds. InputError: runs are missing or unfinished: all are named.
-    """
+    Rows: each fold (over its seeds); all runs; folds, each the mean of its seeds; seeds, each the mean of its folds; the scores of the
+    pooled predictions of each seed, and over seeds. InputError: runs are missing or unfinished: all are named."""
     for run in runs:
         run.check_settings()
     missing = [f"{r.name} (--index {r.index})" for r in runs if not (r.is_finished and (r.results / "metrics.json").is_file())]

@@ -8,10 +8,8 @@ from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps
 
 
 def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
-    """Draw every figure that the predictions allow, in place of the `*.png` that are there.
-
-    `scores` are of `scoring.evaluate`, the rest is as for `scoring.save`; the seed is of t-SNE and of the choice of utterances for a map.
-    """
+    """Draw every figure that the predictions allow, in place of the `*.png` that are there. `scores` are of `scoring.evaluate`, the rest is
+    as for `scoring.save`; the seed is of t-SNE and of the choice of utterances for a map."""
     directory = make_folder(directory)
     for path in directory.glob("*.png"):
         path.unlink()

@@ -69,9 +69,7 @@ def confusion(path, counts, classes):
 
 def bars(path, values, overall, label):
     """A bar per speaker, from the lowest score to the highest, with their mean ± standard deviation and the score of all utterances.
-
-    `values`: speaker → score; NaN (not defined) has no bar and is counted in the title. `label`: name of the score.
-    """
+    `values`: speaker → score; NaN (not defined) has no bar and is counted in the title. `label`: name of the score."""
     defined = sorted(((v, str(name)) for name, v in values.items() if not np.isnan(v)), key=lambda pair: (pair[0], pair[1]))
     missing = len(values) - len(defined)
     scores, n = np.array([v for v, _ in defined]), len(defined)
@@ -128,11 +126,9 @@ def thresholds(path, sweeps):
 
 
 def project(embeddings, method, seed=1):
-    """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes).
-
-    `method` is `pca`, or `tsne` started from it, on one thread, so that a seed gives the same map. The seed also chooses the
-    utterances where there are more than `MOST_MAPPED`.
-    """
+    """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes). `method` is
+    `pca`, or `tsne` started from it, on one thread, so that a seed gives the same map. The seed also chooses the utterances where there are
+    more than `MOST_MAPPED`."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -155,10 +151,8 @@ def project(embeddings, method, seed=1):
 
 
 def embedding_map(path, projected, values, name, what="Utterances"):
-    """A map of what was `project`ed, utterances or `what` the title says, coloured by its `values`, whose meaning is `name`.
-
-    Values are a list of str (legend), or a float array (viridis, colour bar; NaN: grey).
-    """
+    """A map of what was `project`ed, utterances or `what` the title says, coloured by its `values`, whose meaning is `name`. Values are a
+    list of str (legend), or a float array (viridis, colour bar; NaN: grey)."""
     places, chosen, axis_names = projected
     m, of = len(places), len(values)
     values = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
@@ -187,10 +181,8 @@ def embedding_map(path, projected, values, name, what="Utterances"):
 
 
 def changes(path, groups, label, title):
-    """How scores change along conditions, with intervals; the vertical axes, called `label`, have the same limits.
-
-    `groups`: title of a panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn).
-    """
+    """How scores change along conditions, with intervals; the vertical axes, called `label`, have the same limits. `groups`: title of a
+    panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn)."""
     names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
@@ -219,9 +211,7 @@ def changes(path, groups, label, title):
 
 def training(path, curves):
     """The curves of `curves.read_training_log` over updates: the loss, then scores of validation data, then other measures, four at most.
-
-    None in place of the path where there is nothing to draw.
-    """
+    None in place of the path where there is nothing to draw."""
     names = [n for n in curves if not BOOKKEEPING.match(n)]
     validated = [n for n in names if set(curves[n]) - {"train"}]
     names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]

@@ -128,10 +128,8 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
 
 
 def from_vectors(task, model, average, vectors):
-    """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them.
-
-    InputError: the head is conditioned on speakers, or `average` is of another width.
-    """
+    """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them. InputError: the head is
+    conditioned on speakers, or `average` is of another width."""
     if model.speaker_at_head is not None:
         raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")
     if average.mean.shape != vectors.shape[1:]:

@@ -23,10 +23,8 @@ def confusion_matrix(reference, predicted, classes):
 
 
 def class_scores(confusion):
-    """Recall, precision and F1 of every class, (…, classes) each, from (…, classes, classes).
-
-    NaN: recall of a class that no reference has, precision of one that is never predicted, F1 of one that is neither.
-    """
+    """Recall, precision and F1 of every class, (…, classes) each, from (…, classes, classes). NaN: recall of a class that no reference has,
+    precision of one that is never predicted, F1 of one that is neither."""
     confusion = np.asarray(confusion, dtype=np.float64)
     right, references, predictions = np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)
     return _ratio(right, references), _ratio(right, predictions), _ratio(2 * right, references + predictions)
@@ -52,10 +50,8 @@ def unweighted_accuracy(reference, predicted):
 
 
 def expected_calibration_error(confidence, correct, bins=15):
-    """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equally wide bins, weighted by their counts.
-
-    (n) probabilities that the system gave its own decisions, and whether they were right; bins hold their upper edge, not their lower.
-    """
+    """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equally wide bins, weighted by their counts. Of (n)
+    probabilities that the system gave its own decisions, and whether they were right; bins hold their upper edge, not their lower."""
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     _same_length(confidence, correct)
     index = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="left") - 1, 0, bins - 1)
@@ -64,11 +60,9 @@ def expected_calibration_error(confidence, correct, bins=15):
 
 
 def threshold_sweep(is_class, probability):
-    """What deciding for one class at `probability >= threshold` would give, for the thresholds 0.05, 0.10, …, 0.95.
-
-    From (n), whether the reference is that class and the system's probability of it: {"threshold", "accuracy", "precision", "recall",
-    "F1", "FP", "FN", "TP"}, an array each. Precision, recall and F1 without any candidate are 0, as scikit-learn's `zero_division=0`.
-    """
+    """What deciding for one class at `probability >= threshold` would give, for the thresholds 0.05, 0.10, …, 0.95, from (n), whether the
+    reference is that class and the system's probability of it: {"threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"}, an
+    array each. Precision, recall and F1 without any candidate are 0, as scikit-learn's `zero_division=0`."""
     is_class, probability = np.asarray(is_class, dtype=bool), np.asarray(probability, dtype=np.float64)
     thresholds = np.round(np.arange(1, 20) * 0.05, 2)
     decided = probability[None, :] >= thresholds[:, None]  # (thresholds, n)
@@ -90,11 +84,9 @@ def threshold_sweep(is_class, probability):
 
 
 def ccc(reference, predicted):
-    """Concordance correlation coefficient (Lin 1989) over the whole set: 2·cov / (var_x + var_y + (mean_x − mean_y)²).
-
-    Population variances. As audmetric's: NaN for fewer than two utterances and where both sides are one and the same constant
-    (0 / 0: agreement cannot be told from chance), 0 where only one side is constant or the two constants differ.
-    """
+    """Concordance correlation coefficient (Lin 1989) over the whole set: 2·cov / (var_x + var_y + (mean_x − mean_y)²). Population
+    variances. As audmetric's: NaN for fewer than two utterances and where both sides are one and the same constant (0 / 0: agreement cannot
+    be told from chance), 0 where only one side is constant or the two constants differ."""
     x, y = _pair(reference, predicted)
     return float(_concordance(*_spreads(x, y))) if len(x) > 1 else float("nan")
 
@@ -158,11 +150,9 @@ def _correlation(xx, yy, xy):
 
 
 def bootstrap(parts, score, repeats=2000, seed=1):
-    """Scores of speakers drawn with replacement: {name: (draws)}. Utterances of one speaker are not independent: resampling them would
-    make intervals too narrow (Bisani & Ney 2004).
-
-    `parts`: (speakers, …) tables that add up, confusion matrices or moments; `score`: function of summed parts (draws, …) → {name: (draws)}.
-    """
+    """Scores of speakers drawn with replacement: {name: (draws)}. Utterances of one speaker are not independent: resampling them would make
+    intervals too narrow (Bisani & Ney 2004). `parts`: (speakers, …) tables that add up, confusion matrices or moments; `score`: function of
+    summed parts (draws, …) → {name: (draws)}."""
     parts = np.asarray(parts, dtype=np.float64)
     return score(np.tensordot(_drawn(np.random.default_rng(seed), len(parts), repeats), parts, axes=1))
 

@@ -44,10 +44,8 @@ def as_systems(runs):
 
 
 def of_folds(rows):
-    """Rows (name, folder with a metrics.json), from rows where a folder may also be the output of tools/run_folds.py.
-
-    That stands for its runs, and, with several folds, for what is pooled over them. InputError for any other folder.
-    """
+    """Rows (name, folder with a metrics.json), from rows where a folder may also be the output of tools/run_folds.py. That stands for its
+    runs, and, with several folds, for what is pooled over them. InputError for any other folder."""
     found = []
     for name, folder in rows:
         folder = Path(folder)
@@ -64,10 +62,8 @@ def of_folds(rows):
 
 
 def read_published(path):
-    """Published numbers to stand beside ours: system → {column: text}, {} for no path.
-
-    From a TSV with the columns `system`, scores named as in our tables, and `source`; InputError for another file.
-    """
+    """Published numbers to stand beside ours: system → {column: text}, {} for no path. From a TSV with the columns `system`, scores named
+    as in our tables, and `source`; InputError for another file."""
     if path is None:
         return {}
     table = read_table(path)
@@ -78,11 +74,9 @@ def read_published(path):
 
 
 def write_results(path, systems, title, notes=(), published=None, **details):
-    """Write `path.md` and `path.json`; returns the table's lines.
-
-    `path` is without an ending, `systems` are of `as_systems`; `title` should say the protocol, `notes` are sentences below it,
-    `published` (of `read_published`) gives columns with the paper's numbers, `details` is what else the JSON file is to hold.
-    """
+    """Write `path.md` and `path.json`; returns the table's lines. `path` is without an ending, `systems` are of `as_systems`; `title`
+    should say the protocol, `notes` are sentences below it, `published` (of `read_published`) gives columns with the paper's numbers,
+    `details` is what else the JSON file is to hold."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
     for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):

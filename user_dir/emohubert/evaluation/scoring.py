@@ -109,9 +109,7 @@ def compare(predictions, other, repeats=2000, seed=1):
 
 def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed=1):
     """`evaluate`, and write everything `tools/evaluate.py` promises; returns the metrics. `embeddings`: float (n, d), or None.
-
-    `metrics.json` comes last, so that it vouches for the rest. Figures of an earlier run in the same folder are removed.
-    """
+    `metrics.json` comes last, so that it vouches for the rest. Figures of an earlier run in the same folder are removed."""
     from .draw import draw
 
     directory = make_folder(directory)

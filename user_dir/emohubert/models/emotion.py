@@ -73,8 +73,7 @@ def resolve_backbone(cfg):
     Returns:
         (configuration as a dict, Pretrained).
 
-    Raises:
-        InputError: no or an unusable checkpoint, or it lacks what the configuration wants, such as layers.
+    InputError: no or an unusable checkpoint, or it lacks what the configuration wants, such as layers.
     """
     if not cfg.init_from:
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")

@@ -28,8 +28,7 @@ def initialise(model, pretrained):
     Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
     dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
 
-    Raises:
-        InputError: a part of the encoder is missing, has another shape or is computed differently; or a wav2vec 1.
+    InputError: a part of the encoder is missing, has another shape or is computed differently; or a wav2vec 1.
     """
     pretrained.require_transformer()
     _check_architecture(model, pretrained)

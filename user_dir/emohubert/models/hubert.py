@@ -63,10 +63,8 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
 
 
 def convolved(blocks, source, lengths):
-    """Blocks of modules that begin with a convolution, each utterance as if it were alone.
-
-    source (batch, samples), zero-padded, and samples of each, a list of int → (batch, channels, frames), frames of each.
-    """
+    """Blocks of modules that begin with a convolution, each utterance as if it were alone: source (batch, samples), zero-padded, and
+    samples of each, a list of int → (batch, channels, frames), frames of each."""
     x = source.unsqueeze(1)  # (batch, 1, samples)
     for block in blocks:
         kernel, stride = block[0].kernel_size[0], block[0].stride[0]
@@ -212,11 +210,9 @@ class SpeakerHubertModel(HubertModel):
         }
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
-        """Outputs of several Transformer layers in one pass; arguments as for `forward`.
-
-        `layers` are 1-based; the last comes without a pre-norm model's final LayerNorm, as from fairseq's
-        `extract_features(output_layer=…)`. Returns ({layer: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames).
-        """
+        """Outputs of several Transformer layers in one pass; arguments as for `forward`. `layers` are 1-based; the last comes without a
+        pre-norm model's final LayerNorm, as from fairseq's `extract_features(output_layer=…)`. Returns ({layer: (batch, frames, width)},
+        (batch, frames) bool: an utterance's own frames)."""
         z, own, padding = self.convolve(source, lengths)
         x = self.with_masks(self.project(z), mask_indices, mask_channel_indices)
         speaker_conditioning = self.speaker_conditioning
@@ -273,11 +269,8 @@ class SpeakerHubertModel(HubertModel):
         return x if channels is None else x.masked_fill(channels.unsqueeze(1), 0)
 
     def contextualise(self, x, padding, e, output_layer=None):
-        """f = E(x), with the speaker at its position: masked T(x) (batch, frames, width) → (batch, frames, width).
-
-        `padding` and `e`: as from `convolve` and `vectors_of`. With an `output_layer` (1-based) the output is that of this layer, before
-        anything is added to it.
-        """
+        """f = E(x), with the speaker at its position: masked T(x) (batch, frames, width) → (batch, frames, width). `padding` and `e`: as
+        from `convolve` and `vectors_of`. With an `output_layer` (1-based) the output is that of this layer, nothing added to it."""
         speaker = self.speaker_conditioning
         if speaker is not None:
             x, padding = speaker.before_encoder(x, padding, e)

@@ -45,10 +45,8 @@ class SpeakerConditioning(nn.Module):
         return e if self.fc is None else self.fc(e)
 
     def before_encoder(self, x, padding_mask, e):
-        """Condition the encoder's input x (batch, frames, width), with its padding_mask (batch, frames) or None, by e (batch, widths × width).
-
-        Returns both; where frames are added, `frames_of` must take them off.
-        """
+        """Condition the encoder's input x (batch, frames, width), with its padding_mask (batch, frames) or None, by e (batch, widths ×
+        width). Returns both; where frames are added, `frames_of` must take them off."""
         return x, padding_mask
 
     def frames_of(self, x):
@@ -113,11 +111,9 @@ class Film(SpeakerConditioning):
 
 
 class SpeakerAtHead(nn.Module):
-    """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report).
-
-    The dense layer starts at zero: training starts at the head without a speaker. With `n_speakers`, vectors are learned, in a table
-    whose row 0 is the unknown speaker, and zero.
-    """
+    """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report). The dense layer starts at
+    zero: training starts at the head without a speaker. With `n_speakers`, vectors are learned, in a table whose row 0 is the unknown
+    speaker, and zero."""
 
     def __init__(self, width, size, n_speakers=None):
         super().__init__()

@@ -92,11 +92,8 @@ class Wav2Vec1Encoder(nn.Module):
         self.alignment = nn.Conv1d(self.width, self.width, kernel_size=4, stride=2)
 
     def start_from(self, pretrained):
-        """Load the weights of a checkpoint; an alignment that it lacks stays random. Returns the LoadReport, also logged.
-
-        Raises:
-            InputError: weights are missing, or have other names or shapes than their architecture.
-        """
+        """Load the weights of a checkpoint; an alignment that it lacks stays random. Returns the LoadReport, also logged. InputError:
+        weights are missing, or have other names or shapes than their architecture."""
         own, source = self.state_dict(), pretrained.weights
         new = [n for n in own if n.startswith("alignment.") and n not in source]
         wrong = [n for n, w in own.items() if n not in new and (n not in source or source[n].shape != w.shape)]
@@ -115,10 +112,8 @@ class Wav2Vec1Encoder(nn.Module):
         return {"x": layers[1], "padding_mask": None if n_frames(min(lengths)) == own.size(1) else ~own}
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, **speaker):
-        """Aligned frames, as SpeakerHubertModel's: ({1: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames).
-
-        `layers` is [1]; masks: see `context`; `speaker` is ignored, as in a SpeakerHubertModel without speaker conditioning.
-        """
+        """Aligned frames, as SpeakerHubertModel's: ({1: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames). `layers`
+        is [1]; masks: see `context`; `speaker` is ignored, as in a SpeakerHubertModel without speaker conditioning."""
         c, _ = self.context(source, lengths, mask_indices, mask_channel_indices)
         frames = [n_frames(n) for n in lengths]
         c = F.pad(c, (_BEFORE, 2 * max(frames) - c.size(2)))

@@ -73,8 +73,7 @@ def read_folder(folder):
     `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
     for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level).
 
-    Raises:
-        InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
+    InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
     """
     folder = Path(folder)
     path = folder / "config.json"

@@ -20,12 +20,9 @@ _ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_in
 
 
 def read_pretrained(path):
-    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style, pretrained or
-    fine-tuned with CTC), a wav2vec 1.0 of fairseq, one of ours, or a Hugging Face model folder.
-
-    Raises:
-        InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce.
-    """
+    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style, pretrained or fine-tuned with CTC),
+    a wav2vec 1.0 of fairseq, one of ours, or a Hugging Face model folder. InputError: not loadable, another kind of model, or one whose
+    results the encoder would not reproduce."""
     if Path(path).is_dir():
         return read_folder(path)
     state = load_state(path)

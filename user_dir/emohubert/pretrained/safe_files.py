@@ -48,11 +48,9 @@ def refused_checkpoint(path, error):
 
 @functools.cache
 def allow_checkpoint_classes():
-    """Allow the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's state) and
-    `argparse.Namespace` (the options of old checkpoints). Rebuilding either runs no code from the file.
-
-    torch ≥ 2.6 loads nothing but tensors and plain containers by default, so that fairseq could neither resume nor load.
-    """
+    """Allow the two classes that fairseq's checkpoints hold: `Dictionary` (label dictionaries in the task's state) and `argparse.Namespace`
+    (the options of old checkpoints). Rebuilding either runs no code from the file. torch ≥ 2.6 loads nothing but tensors and plain
+    containers by default, so that fairseq could neither resume nor load."""
     from fairseq.data.dictionary import Dictionary
 
     torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])

@@ -74,10 +74,8 @@ def check_allowed(item):
 
 
 def audit(folder, allow=(), decode=True, workers=4):
-    """Audit every evaluation below a run's folder; returns an AuditReport. InputError if there is none, or a record is damaged.
-
-    `allow`: see `check_allowed`. `decode`: compare the audio's content too, where a name differs and the length does not.
-    """
+    """Audit every evaluation below a run's folder; returns an AuditReport. InputError if there is none, or a record is damaged. `allow`:
+    see `check_allowed`. `decode`: compare the audio's content too, where a name differs and the length does not."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of a run")

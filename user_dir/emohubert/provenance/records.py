@@ -87,11 +87,9 @@ def beside(path):
 
 
 def write(path, role, split=None, indices=None, sources=(), **facts):
-    """Write a record, unless exactly this one is there; returns its path.
-
-    `path`: of the record, or a folder, where a name with the fingerprint in it is chosen. `split`: a `manifest.Split`, or None for a
-    record without utterances. `indices`: which utterances of it, in order. `facts`: JSON values.
-    """
+    """Write a record, unless exactly this one is there; returns its path. `path`: of the record, or a folder, where a name with the
+    fingerprint in it is chosen. `split`: a `manifest.Split`, or None for a record without utterances. `indices`: which utterances of it, in
+    order. `facts`: JSON values."""
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
         return _write(path, facts, [], role)
@@ -175,10 +173,8 @@ def _started_from(cfg):
 
 
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):
-    """Record what was predicted by a checkpoint, as `predictions.seen`: utterances `ids` of the split, in its order.
-
-    `vectors`: file of embeddings of new speakers, or None.
-    """
+    """Record what was predicted by a checkpoint, as `predictions.seen`: utterances `ids` of the split, in its order. `vectors`: file of
+    embeddings of new speakers, or None."""
     sources = [source("checkpoint", checkpoint), *([source("vectors", vectors)] if vectors else [])]
     return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, _indices(split, ids), sources)
 
@@ -189,10 +185,8 @@ def _indices(split, ids):
 
 
 def write_calibration(folder, predictions, split, ids, used):
-    """Record the training utterances `ids` that a file of predictions was calibrated with, as `calibration.seen`.
-
-    `used`: other files of evaluations that were used: embeddings, predictions of training speakers.
-    """
+    """Record the training utterances `ids` that a file of predictions was calibrated with, as `calibration.seen`. `used`: other files of
+    evaluations that were used: embeddings, predictions of training speakers."""
     folders = [path.parent for path in map(Path, (predictions, *used))]
     sources = [source("predictions", folder) for folder in dict.fromkeys(folders)]
     return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)

@@ -51,8 +51,7 @@ class AcousticPieces:
             units: number of clusters; every one is a piece of its own, seen or not.
             size: number of pieces, clusters included: more than `units`.
 
-        Raises:
-            InputError: the labels do not have so many.
+        InputError: the labels do not have so many.
         """
         alphabet = (chr(_FIRST + unit) for unit in range(units))  # a sentence of its own for each: so all are known
         out = io.BytesIO()

@@ -41,11 +41,8 @@ _WITHHELD = {code[0] for code in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, p
 
 
 def load_centroids(path):
-    """Read centroids: `kmeans.npz`, or a joblib file of a scikit-learn k-means (whose KMeans has no `features`).
-
-    Raises:
-        InputError: missing, damaged, or holding anything else; nothing in it was run.
-    """
+    """Read centroids: `kmeans.npz`, or a joblib file of a scikit-learn k-means (whose KMeans has no `features`). InputError: missing,
+    damaged, or holding anything else; nothing in it was run."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of centroids; correct the path")

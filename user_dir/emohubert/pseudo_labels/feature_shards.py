@@ -89,13 +89,8 @@ def _require(folder, split, nshard, endings, what, state, remedy):
 
 
 def merge_labels(folder, split, nshard, utterances=None):
-    """Join the `.km` shards of a split into `{split}.km`; returns (path, number of lines).
-
-    With the number of `utterances` of the split, if known, every shard must have the lines of its range.
-
-    Raises:
-        InputError: shards are missing (all those are named) or interrupted.
-    """
+    """Join the `.km` shards of a split into `{split}.km`; returns (path, number of lines). With the number of `utterances` of the split, if
+    known, every shard must have the lines of its range. InputError: shards are missing (all those are named) or interrupted."""
     _require(folder, split, nshard, ("km",), "label shards", "missing", "run tools/dump_labels.py again for each of these ranks")
     total, merged = 0, Path(folder) / f"{split}.km"
     with atomic(merged, "wb") as out:

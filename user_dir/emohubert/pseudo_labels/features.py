@@ -61,10 +61,8 @@ def pieces(utterance, n_samples, max_samples, context_samples, hop=audio.HOP):
 
 
 class MfccFeatures:
-    """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration), as fairseq's `dump_mfcc_feature.py`.
-
-    A recording longer than `max_chunk_seconds` is transformed in parts; deltas are taken over the whole.
-    """
+    """13 MFCCs with their deltas and delta-deltas, 100 frames a second (HuBERT's first iteration), as fairseq's `dump_mfcc_feature.py`. A
+    recording longer than `max_chunk_seconds` is transformed in parts; deltas are taken over the whole."""
 
     names = (MFCC,)
     widths = {MFCC: 39}

@@ -20,11 +20,8 @@ _CONVERGED = 5e-3  # share of the frames that changes its cluster in Lloyd's las
 
 
 class Assigner:
-    """Nearest centroids of frames.
-
-    The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the centroids, which keeps
-    numbers small where features share a large offset: the squared distance, halved and less a constant of the frame.
-    """
+    """Nearest centroids of frames. The distance to centroid c is compared as `|c'|²/2 + μ·c' − x·c'`, with c' = c − μ and μ the mean of the
+    centroids, which keeps numbers small where features share a large offset: half the squared distance, less a constant."""
 
     def __init__(self, centroids, device="cpu"):
         self.device = torch.device(device)
@@ -67,11 +64,9 @@ class Assigner:
 
 
 def fit(frames, clusters, seed=1, device="cpu", workers=None):
-    """k-means++ on a sample of the (frames, width) float32 array, then Lloyd's iterations on all of it; a KMeans without `features`.
-
-    An empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads,
-    `workers` (default: one for each core). InputError: fewer (distinct) frames than clusters, or frames that are not finite.
-    """
+    """k-means++ on a sample of the (frames, width) float32 array, then Lloyd's iterations on all of it; a KMeans without `features`. An
+    empty cluster moves to the frame farthest from its centroid. On a CPU the result does not depend on the number of threads, `workers`
+    (default: one for each core). InputError: fewer (distinct) frames than clusters, or frames that are not finite."""
     if len(frames) < clusters:
         raise InputError(f"{len(frames)} frames cannot make {clusters} clusters; ask for fewer clusters or give more audio")
     with one_thread():

@@ -52,13 +52,9 @@ def add_max_memory(parser):
 
 
 def features(args, load_encoder):
-    """The MfccFeatures, ProsodyFeatures or EncoderFeatures that the options of `add_features` ask for.
-
-    `load_encoder`: that of `models.from_pretrained`, which stands above this room; it is called for a checkpoint only.
-
-    Raises:
-        InputError: the options do not fit together, the device is missing, or the checkpoint cannot be loaded.
-    """
+    """The MfccFeatures, ProsodyFeatures or EncoderFeatures that the options of `add_features` ask for. `load_encoder`: that of
+    `models.from_pretrained`, which stands above this room; it is called for a checkpoint only. InputError: the options do not fit together,
+    the device is missing, or the checkpoint cannot be loaded."""
     from ..core.device import check_precision, choose_device
     from .features import EncoderFeatures, MfccFeatures
     from .prosody import ProsodyFeatures

@@ -41,10 +41,8 @@ _BLOCK = 3000  # frames that are transformed at once
 
 
 def descriptors(waveform):
-    """Raw descriptors of a recording's frames: (samples,) float32 at 16 kHz → (frames, 7) float32, columns as `DESCRIPTORS`.
-
-    Level in dB and F0 in log2 Hz (0: unvoiced) are not yet relative to the recording.
-    """
+    """Raw descriptors of a recording's frames: (samples,) float32 at 16 kHz → (frames, 7) float32, columns as `DESCRIPTORS`. Level in dB
+    and F0 in log2 Hz (0: unvoiced) are not yet relative to the recording."""
     frames = audio.n_frames(len(waveform))
     before = (_WINDOW - audio.RECEPTIVE_FIELD) // 2
     padded = torch.nn.functional.pad(waveform, (before, before + audio.HOP))

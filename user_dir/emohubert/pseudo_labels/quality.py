@@ -85,11 +85,9 @@ def _contingency(labels, clusters, codes, classes):
 
 
 def association(counts):
-    """Purity and mutual information of a table of counts, clusters × classes.
-
-    Purity is the share of frames whose class is the commonest of their cluster (`majority`: if there were one cluster); the
-    normalised mutual information is I / mean(H(cluster), H(class)); `mutual_information` and `entropy` (of the classes) are in bits.
-    """
+    """Purity and mutual information of a table of counts, clusters × classes. Purity is the share of frames whose class is the commonest of
+    their cluster (`majority`: if there were one cluster); the normalised mutual information is I / mean(H(cluster), H(class));
+    `mutual_information` and `entropy` (of the classes) are in bits."""
     counts = np.asarray(counts)
     total = counts.sum()
     if not total:

@@ -89,8 +89,7 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
         max_memory: bytes of features in memory: all recordings, or as many as fit.
         joblib: path of a scikit-learn joblib file to be written too.
 
-    Raises:
-        InputError: shards are missing, interrupted or of different kinds; or there is too little audio.
+    InputError: shards are missing, interrupted or of different kinds; or there is too little audio.
     """
     shards = read_shards(folder, split, nshard)
     of_shards = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards]
@@ -125,11 +124,8 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
 
 def dump_labels(folder, split, centroids, nshard, rank, out, overwrite=False):
     """Label a feature shard of a folder such as FEAT_DIR/L9 with a `kmeans.npz` or joblib file of scikit-learn; returns the path of
-    `LAB_DIR/{split}_{rank}_{nshard}.km`. Beside it come `dict.km.txt`, and the hop where it is known.
-
-    Raises:
-        InputError: the shard is missing or interrupted, or of another kind than the centroids were fitted on.
-    """
+    `LAB_DIR/{split}_{rank}_{nshard}.km`. Beside it come `dict.km.txt`, and the hop where it is known. InputError: the shard is missing or
+    interrupted, or of another kind than the centroids were fitted on."""
     model = load_centroids(centroids)
     shard = FeatureShard(folder, split, rank, nshard)
     model.check(shard.description, shard.features.shape[1], centroids)

@@ -96,11 +96,9 @@ class TrainingFolder:
 
 @dataclass
 class RunFolder:
-    """What was found below a run's folder, in natural order of the paths; names are paths relative to it.
-
-    `corpora`, `checks`, `audits` and `results` are name → content of the files in `_FILES`; `unread` is name → why it could not be
-    read, `inputs` name → SHA-256 of everything that was read.
-    """
+    """What was found below a run's folder, in natural order of the paths; names are paths relative to it. `corpora`, `checks`, `audits` and
+    `results` are name → content of the files in `_FILES`; `unread` is name → why it could not be read, `inputs` name → SHA-256 of
+    everything that was read."""
 
     folder: Path
     evaluations: list = field(default_factory=list)

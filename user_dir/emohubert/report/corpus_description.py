@@ -23,11 +23,9 @@ MOST_VALUES = 12  # properties of speakers with more values than this are counte
 
 @dataclass
 class Corpus:
-    """The utterances of a manifest directory, each once, whatever splits and folds it is in.
-
-    Columns of `table`: `id`, `path`, `seconds`, the splits they are in (`split`, and one for each fold), `speaker`, `emotion`, dimensions
-    (NaN: unknown), metadata (text); and `source` and `row`, where they are in `splits`.
-    """
+    """The utterances of a manifest directory, each once, whatever splits and folds it is in. Columns of `table`: `id`, `path`, `seconds`,
+    the splits they are in (`split`, and one for each fold), `speaker`, `emotion`, dimensions (NaN: unknown), metadata (text); and `source`
+    and `row`, where they are in `splits`."""
 
     name: str
     splits: list
@@ -43,10 +41,8 @@ class Corpus:
 
 
 def read(directory):
-    """Read all splits of a manifest directory and of its folds as a Corpus.
-
-    Where both a dimension and a metadata column are called, say, intensity, the column of the latter has `meta_` before its name.
-    """
+    """Read all splits of a manifest directory and of its folds as a Corpus. Where both a dimension and a metadata column are called, say,
+    intensity, the column of the latter has `meta_` before its name."""
     directory = Path(directory)
     folders = {"split" if folder == directory else folder.name: folder for folder in manifest_directories(directory)}
     splits = [(place, read_split(folder, name)) for place, folder in folders.items() for name in splits_of(folder)]
@@ -148,10 +144,8 @@ def summary(corpus, metadata):
 
 
 def write(directory, out, workers=None, overwrite=False):
-    """Describe the corpus of a manifest directory: tables, and figures in `figures/`.
-
-    Returns (the content of `summary.json`, paths of what was written), or None where all is there and made from the same manifests.
-    """
+    """Describe the corpus of a manifest directory: tables, and figures in `figures/`. Returns (the content of `summary.json`, paths of what
+    was written), or None where all is there and made from the same manifests."""
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]
     modules = (corpus_figures, figures, speaker_vectors)

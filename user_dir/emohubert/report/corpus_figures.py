@@ -20,10 +20,8 @@ FEWEST_SPEAKERS = 3  # a map of fewer shows nothing
 
 
 def draw(directory, corpus, metadata, vectors):
-    """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths.
-
-    `corpus`, `metadata`, `vectors`: of `corpus_description.read`, `speaker_metadata` and `voices`.
-    """
+    """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths. `corpus`, `metadata`, `vectors`:
+    of `corpus_description.read`, `speaker_metadata` and `voices`."""
 
     def voices(path, values, name):
         paths.append(figures.embedding_map(directory / path, projected, values, name, "Voices (mean MFCCs)"))

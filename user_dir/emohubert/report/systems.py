@@ -13,10 +13,8 @@ _DRAWN = 1e6  # beyond this, and for NaN, there is no place on an axis
 
 
 def compared(run):
-    """Tables of systems, contents of results.json as tools/results.py writes it: those highest in the run first.
-
-    Without such a file, evaluations whose paths differ only in the number of a fold, session or seed are one system.
-    """
+    """Tables of systems, contents of results.json as tools/results.py writes it: those highest in the run first. Without such a file,
+    evaluations whose paths differ only in the number of a fold, session or seed are one system."""
     if found := [(name.count("/"), name) for name, content in run.results.items() if fits(content, SYSTEMS)]:
         return [run.results[name] for _, name in sorted(found)]
     runs = [
@@ -38,9 +36,7 @@ def by_scores(systems):
 
 def plots(run, systems):
     """Pictures of systems, one for each headline score (UA, or the CCC of a dimension): {score, ticks along the whole axis, chance, rows}.
-
-    Rows are (system, kind of setting, values, mean, ends of the bar): mean ± standard deviation, or the interval of a single run.
-    """
+    Rows are (system, kind of setting, values, mean, ends of the bar): mean ± standard deviation, or the interval of a single run."""
     from matplotlib.ticker import MaxNLocator
 
     found = []

@@ -49,11 +49,9 @@ class SpeechTask(FairseqTask):
             return super().train_step(sample, *args, **kwargs)
 
     def get_batch_iterator(self, dataset, *args, num_shards=1, epoch=1, **options):
-        """fairseq's iterator; what an update learns from depends neither on the number of processes nor on accumulation.
-
-        Every batch is divided among processes and passes of `optimization.update_freq` (see `batching.divided`) and the parts stay
-        together; fairseq would shuffle them, and by their number.
-        """
+        """fairseq's iterator; what an update learns from depends neither on the number of processes nor on accumulation. Every batch is
+        divided among processes and passes of `optimization.update_freq` (see `batching.divided`) and the parts stay together; fairseq would
+        shuffle them, and by their number."""
         update_freq = self.cfg.update_freq
         passes = update_freq[min(epoch, len(update_freq)) - 1] if dataset.training else 1
         dataset.parts = num_shards * passes
@@ -88,8 +86,7 @@ def speaker_rows(split, speakers, suffix, required):
     Returns:
         int64 array, or None without speakers.
 
-    Raises:
-        InputError: the sidecar is missing, or a training speaker is not in the dictionary.
+    InputError: the sidecar is missing, or a training speaker is not in the dictionary.
     """
     if suffix is None:
         return None

@@ -163,11 +163,9 @@ class EmotionFinetuningTask(SpeechTask):
             self.state.merge_state_dict({"training_voices": voices})
 
     def _speaker_features(self, split):
-        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them.
-
-        A training speaker's are those of the training audio; another speaker's those of the speaker's audio in this split.
-        Without a speaker sidecar everybody is the average training speaker (zero).
-        """
+        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them. A training speaker's
+        are those of the training audio; another speaker's those of the speaker's audio in this split. Without a speaker sidecar everybody
+        is the average training speaker (zero)."""
         if str(self.model_cfg.head_speaker) != "mfcc":
             return None
         if split.speakers is None:
@@ -183,11 +181,8 @@ class EmotionFinetuningTask(SpeechTask):
         return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
 
     def targets(self, split):
-        """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value.
-
-        Raises:
-            InputError: the sidecar or column is missing, or a class is not in the dictionary.
-        """
+        """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value. InputError: the
+        sidecar or column is missing, or a class is not in the dictionary."""
         if self.dimensions:
             columns = split.dimensions or {}
             missing = [d for d in self.dimensions if d not in columns]

@@ -10,10 +10,8 @@ from ..pretrained.safe_files import load_state
 
 
 def load_trained(path):
-    """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed.
-
-    `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, or not one of ours.
-    """
+    """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed. `task.selection` is what
+    `selection` says of the checkpoint. InputError: not loadable, or not one of ours."""
     state = load_state(path)
     cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
     name = OmegaConf.select(cfg, "task._name")
