@@ -28,7 +28,7 @@ stage_init
 
 adapt() {
     label_init "$1" _tapt
-    pretrain tapt "$1" tapt "$(label_set "$1" _tapt)"
+    pretrain flea "$1" tapt "$(label_set "$1" _tapt)" # in FLEA's schedule
 }
 if [[ -z $TAPT ]] && stage 3 "TAPT" fold train; then
     for_folds adapt

@@ -66,7 +66,8 @@ recipe_options() {
     read -ra PRETRAIN_WITH <<<"$PRETRAIN"
     read -ra FINETUNE_WITH <<<"$FINETUNE"
     read -ra MANIFEST_OPTIONS <<<"$MANIFEST"
-    [[ -z $UPDATES ]] || PRETRAIN_WITH=(optimization.max_update="$UPDATES" lr_scheduler.warmup_updates=$((UPDATES / 10)) "${PRETRAIN_WITH[@]}")
+    [[ -z $UPDATES ]] || PRETRAIN_WITH=(optimization.max_update="$UPDATES" optimization.max_epoch=0
+        lr_scheduler.warmup_updates=$((UPDATES / 10)) "${PRETRAIN_WITH[@]}")
     manifests=$OUT/manifest
     [[ ! -e $OUT/single ]] || manifests=$OUT/single
     if [[ -n ${LIST_STAGES:-} ]]; then

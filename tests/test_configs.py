@@ -51,11 +51,24 @@ def test_no_secret_default_of_fairseq_wins(name):
 
 def test_the_papers_continued_pretraining():
     """Li et al. 2024: lr 5e-4, 4 000 of 20 000 updates warm-up, betas (0.9, 0.98), eps 1e-6, weight decay 0.01, clip 10, masks 0.80 × 10."""
-    cfg = composed("papt_base")
+    cfg = composed("flea_base")
     assert (cfg.optimization.lr, cfg.optimization.max_update, cfg.lr_scheduler.warmup_updates) == ([0.0005], 20_000, 4_000)
     assert (cfg.optimizer.adam_betas, cfg.optimizer.adam_eps, cfg.optimizer.weight_decay) == ("(0.9,0.98)", 1e-6, 0.01)
     assert (cfg.optimization.clip_norm, cfg.model.mask_prob, cfg.model.mask_length) == (10.0, 0.8, 10)
-    assert (cfg.model.speaker_position, cfg.model.speaker_fc, cfg.task.speakers) == ("output", True, "spk")
+    assert (cfg.model.speaker_position, cfg.task.speakers) == ("none", None)
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_papt_and_tapt_differ_in_the_speaker_alone(size):
+    """Tran, Yin & Soleymani 2023: ten epochs, 5 % warm-up, peak 1e-5, linear decay."""
+    papt, tapt = composed(f"papt_{size}"), composed(f"tapt_{size}")
+    assert (papt.optimization.lr, papt.optimization.max_epoch, papt.optimization.max_update) == ([0.00001], 10, 0)
+    assert (papt.lr_scheduler._name, papt.lr_scheduler.warmup_updates, papt.lr_scheduler.warmup_ratio) == ("decay_to_the_end", 0, 0.05)
+    assert (papt.model.speaker_position, papt.model.speaker_fc, papt.task.speakers) == ("output", True, "spk")
+    papt, tapt = map(OmegaConf.to_container, (papt, tapt))
+    sections = ("task", "model", "criterion", "dataset", "optimization", "optimizer", "lr_scheduler")
+    changed = {f"{name}.{key}" for name in sections for key in papt[name] if papt[name][key] != tapt[name][key]}
+    assert changed == {"task.speakers", "model.speaker_position", "model.speaker_fc"}
 
 
 @pytest.mark.parametrize(("size", "layers", "width"), [("tiny", 4, 192), ("base", 12, 768), ("large", 24, 1024)])

@@ -1,5 +1,6 @@
 """`fairseq-hydra-train` as users run it: from any directory, killed and resumed, with speakers, with bad input."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from corpus import make_corpus, make_labels
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from omegaconf import OmegaConf
 from training import MICRO, ROOT, arguments, start, train
 
 from emohubert.core.device import has_bf16
 from emohubert.models.from_pretrained import load_encoder
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
+from emohubert.training.schedule import DecayToTheEnd, DecayToTheEndConfig
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,51 @@ def test_epochs_and_workers_change_nothing(corpus, workers):
     if workers:
         one, two = (weights(corpus / f"workers{n}" / "checkpoint_last.pt") for n in (0, 2))
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_rate_of_ten_updates_of_which_two_are_warm_up():
+    adam = OmegaConf.structured(FairseqAdamConfig(lr=[0.8], tpu=False))
+    rates, optimizer = [], FairseqAdam(adam, [torch.nn.Parameter(torch.zeros(1))])
+    scheduler = DecayToTheEnd(DecayToTheEndConfig(lr=[0.8], warmup_ratio=0.2), optimizer)
+    assert scheduler.step_update(99) == 0.8  # nobody has said how long
+    scheduler.set_length(10)
+    scheduler.set_length(11)
+    resumed = DecayToTheEnd(DecayToTheEndConfig(lr=[0.8], warmup_ratio=0.2), optimizer)
+    resumed.load_state_dict(scheduler.state_dict())
+    for s in (scheduler, resumed):
+        rates.append([s.step_update(n) for n in range(12)])
+    np.testing.assert_allclose(rates, [[0, 0.4, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0, 0]] * 2, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_epochs_are_a_schedule(corpus, pretrained):
+    """TAPT's rates are those of the formula over all updates; from a checkpoint within an epoch, weights are the same, bit for bit."""
+    schedule = ["optimization.max_epoch=3", "lr_scheduler.warmup_ratio=0.2"]
+    saving = ["checkpoint.save_interval_updates=9", "checkpoint.keep_interval_updates=-1"]
+    overrides = [
+        *MICRO,
+        *data(corpus),
+        *schedule,
+        *saving,
+        f"model.init_from={pretrained[0]}",
+        "common.fp16=false",
+        "dataset.num_workers=0",
+    ]
+    run = train("tapt_base", *overrides, f"checkpoint.save_dir={corpus}/epochs")
+    assert run.returncode == 0, run.stdout[-3000:]
+    lines = [json.loads(line[line.index("{") :]) for line in run.stdout.splitlines() if "[train_inner]" in line]
+    rates = {int(line["num_updates"]): float(line["lr"]) for line in lines}
+    total = max(rates)
+    warmup = round(0.2 * total)
+    assert total % 3 == 0 and warmup > 1 and f"training from update 0 to {total}" in run.stdout
+    for n, rate in rates.items():
+        assert rate == pytest.approx(1e-5 * min(n / warmup, (total - n) / (total - warmup)), abs=1e-8)
+    (corpus / "continued").mkdir()
+    shutil.copy(corpus / "epochs" / "checkpoint_2_9.pt", corpus / "continued" / "checkpoint_last.pt")
+    run = train("tapt_base", *overrides, f"checkpoint.save_dir={corpus}/continued")
+    assert run.returncode == 0 and '"num_updates": "10"' in run.stdout, run.stdout[-3000:]
+    one, two = (weights(corpus / name / "checkpoint_last.pt") for name in ("epochs", "continued"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

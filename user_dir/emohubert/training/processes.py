@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from ..core.errors import InputError, exit_on_input_error, print_error
 from ..core.files import atomic
 from .launch import PREEMPTED
+from .schedule import DecayToTheEnd
 
 logger = logging.getLogger(__name__)
 
@@ -231,8 +232,8 @@ def count_hang_from_now():
 
 
 def _within_bounds(train, cfg, trainer, task, epoch_itr):
-    """An epoch: the first says how many updates there will be, for `launch`; a training that starts again after its last update ends,
-    where fairseq would make one more before it looks."""
+    """An epoch: the first says how many updates there will be, for `launch` and for a `schedule`; a training that starts again after its
+    last update ends, where fairseq would make one more before it looks."""
     done, settings = trainer.get_num_updates(), cfg.optimization
     if 0 < settings.max_update <= done:
         logger.info("trained already: %d updates, optimization.max_update=%d", done, settings.max_update)
@@ -242,6 +243,8 @@ def _within_bounds(train, cfg, trainer, task, epoch_itr):
         per_epoch = -(-len(epoch_itr) // settings.update_freq[0])
         ends = [n for n in (settings.max_update, settings.max_epoch * per_epoch) if n > 0]
         logger.info("training from update %d to %s", done, min(ends, default="the end"))
+        if ends and isinstance(trainer.lr_scheduler, DecayToTheEnd):
+            trainer.lr_scheduler.set_length(min(ends))
     return train(cfg, trainer, task, epoch_itr)
 
 
