@@ -11,7 +11,7 @@ from scripts import run
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation.inference import predict_split
-from emohubert.models.speaker_normalisation import AverageSpeaker, SpeakerNormalisation
+from emohubert.models.speaker_normalisation import AverageSpeaker, OnlineNormalisation, SpeakerNormalisation
 from emohubert.tasks.trained import load_trained
 
 
@@ -24,6 +24,15 @@ def test_by_hand():
     three = (np.array([[3.0], [4], [5]]) - 38 / 7) / np.sqrt((2 + 40 / 3) / 6)
     np.testing.assert_allclose(average.normalised(np.array([[3.0], [4], [5]])), three)
     np.testing.assert_allclose(average.normalised(np.array([[3.0], [4], [5]]), scaled_back=True), three * np.sqrt(10 / 3) + 6.5)
+
+
+def test_one_utterance_after_the_other():
+    average, rng = AverageSpeaker(np.array([6.5, 0.0]), np.array([10 / 3, 1.0])), np.random.default_rng(2)
+    x = np.concatenate([[[20.0, 0.0]], rng.normal(1000, [0.1, 10], (50, 2))])
+    speaker = OnlineNormalisation(average)
+    found = [speaker.add(row) for row in x]
+    assert found[0][0] == pytest.approx((20 - 9.2) / np.sqrt(10 / 3))
+    np.testing.assert_allclose(found, [average.normalised(x[:n])[-1] for n in range(1, 52)], rtol=1e-9)
 
 
 def test_many_utterances_are_exactly_standardised():

@@ -290,6 +290,7 @@ def test_files_of_folders(tmp_path, caplog):
         (["{corpus}/classes.pt", "{corpus}/audio", "--window", "0"], "--window"),
         (["{corpus}/classes.pt", "{corpus}/audio", "--workers", "-1"], "--workers"),
         (["{corpus}/classes.pt", "{corpus}/audio", "--calibration", "/nowhere.npz"], "/nowhere.npz"),
+        (["{corpus}/classes.pt", "{corpus}/audio", "--speaker", "folder"], "without speaker normalisation"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(corpus, capsys, arguments, expected):
@@ -367,6 +368,46 @@ def test_a_calibration_of_something_else_is_refused(corpus, tmp_path, capsys, fi
     assert run("tools/predict.py", corpus / "classes.pt", corpus / "audio", "--calibration", tmp_path / "c.npz") == 2
     out, err = capsys.readouterr()
     assert out == "" and expected in err
+
+
+def test_normalisation_is_by_what_was_heard_so_far(corpus, tmp_path, capsys):
+    """The formula by loops, from the average speaker on, and what a speaker's later files are does not matter."""
+    checkpoint = bench.write_checkpoint(
+        tmp_path / "a.pt", corpus / "hubert.pt", classes=CLASSES, training_speakers=["x"], speaker_normalisation=True
+    )
+    state, rng = torch.load(checkpoint, weights_only=True), torch.Generator().manual_seed(1)
+    state["model"]["normalisation.table"] = torch.rand(2, 2, 48, generator=rng) + torch.tensor([0.0, 0.5])[:, None, None]
+    torch.save(state, checkpoint)
+    task, model = load_trained(checkpoint)
+    _, vectors = predict_split(task, model, read_split(corpus / "manifest", "test"))
+    mean, deviation = model.normalisation.table[:, 0].double().numpy()
+
+    def head(x):
+        with torch.no_grad():
+            return model.head(torch.from_numpy(x).float()[None])["output"].softmax(1)[0].numpy()
+
+    def rows(files, *options):
+        assert run("tools/predict.py", checkpoint, *files, "--format", "json", *options) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [row.get("heard") for row in found], [[*row["probabilities"].values()] for row in found]
+
+    expected = []
+    for n in range(1, 13):
+        own = vectors[:n].astype(np.float64)
+        squares = ((own - own.mean(0)) ** 2).sum(0)
+        expected.append(head((own[-1] - (own.sum(0) + 4 * mean) / (n + 4)) / np.sqrt((squares + 4 * deviation**2) / (n + 3))))
+    heard, found = rows(test_files(corpus), "--speaker", "all")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert heard == list(range(1, 13)) and rows(test_files(corpus)[:5], "--speaker", "all") == (heard[:5], found[:5])
+    heard, found = rows(test_files(corpus))
+    np.testing.assert_allclose(found, [head((x - mean) / deviation) for x in vectors], rtol=0, atol=1e-6)
+    assert heard == [None] * 12 and np.abs(np.array(found) - expected).max() > 0.01
+    for i, path in enumerate(test_files(corpus)[:2]):
+        (tmp_path / f"speaker{i}").mkdir()
+        shutil.copy(path, tmp_path / f"speaker{i}")
+    heard, found = rows([tmp_path / "speaker0", tmp_path / "speaker1"], "--speaker", "folder")
+    first = head((vectors[1] - (vectors[1] + 4 * mean) / 5) / deviation)
+    np.testing.assert_allclose(found, [expected[0], first], rtol=0, atol=1e-6)
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

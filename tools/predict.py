@@ -7,9 +7,10 @@ windows begin every --hop, and the last one ends with the recording. A speaker-c
 embedding of the unknown speaker, or with --speaker-id of the one named: of its table, or of --speaker-vectors (from
 tools/adapt_speaker.py).
 
-With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated for a new speaker, without labels: each
-line by the speaker's lines so far, in the order given, itself included; `heard` counts them.
-The speaker's vector is the mean of the pooled vectors that tools/evaluate.py --embeddings writes.
+What is known of a new speaker, without labels, grows with the speaker's lines, in the order given; `heard` counts those that each
+line is predicted by, itself included. With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated.
+With --speaker a model trained with model.speaker_normalisation normalises its pooled vectors by their mean and variance so far,
+mixed with those of the average training speaker; without, everybody passes for that speaker.
 
 A file that cannot be read, or is shorter than one frame, is reported and skipped; exit status 2 at the end.
 
@@ -28,7 +29,16 @@ from emohubert.core import cli
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
-from emohubert.evaluation.predict_files import FORMATS, LONGEST_SECONDS, Layout, check_speaker, find_files, in_order, predict_files
+from emohubert.evaluation.predict_files import (
+    FORMATS,
+    LONGEST_SECONDS,
+    Layout,
+    check_speaker,
+    find_files,
+    in_order,
+    one_by_one,
+    predict_files,
+)
 
 logger = logging.getLogger("emohubert.predict")
 FOLDER, ALL = "folder", "all"
@@ -37,6 +47,7 @@ FOLDER, ALL = "folder", "all"
 def predict(args, paths, out):
     """Write the predictions of all files to an open file; returns how many could not be predicted."""
     from emohubert.core.device import choose_device
+    from emohubert.evaluation import inference
     from emohubert.speakers import pldc
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
@@ -51,13 +62,20 @@ def predict(args, paths, out):
         check_speaker(task, args.speaker_id)
     options = {"longest": args.longest, "batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
     options["speaker"] = UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id
-    files = predict_files(task, model, paths, args.window, args.hop, embeddings=args.calibration is not None, **options)
+    online = args.speaker is not None and model.normalisation is not None
+    by_speaker = online or args.calibration is not None
+    if args.speaker is not None and not by_speaker:
+        raise InputError("--speaker without --calibration, and the model was trained without speaker normalisation; leave it out")
+    files = predict_files(task, model, paths, args.window, args.hop, embeddings=by_speaker, **options)
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
+    speaker_of = os.path.dirname if args.speaker == FOLDER else lambda path: ALL
+    if online:
+        found = one_by_one(found, speaker_of, lambda: inference.online(task, model))
     if args.calibration:
         fitted = pldc.load(args.calibration)
         pldc.check_calibration(fitted, task, model, args.calibration)
-        found = pldc.calibrated(found, fitted, os.path.dirname if args.speaker == FOLDER else lambda path: ALL)
+        found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
     failed = 0
 
     def successful():
@@ -69,7 +87,7 @@ def predict(args, paths, out):
                 failed += 1
                 print_error(prediction.error)
 
-    layout = Layout(task.classes, task.dimensions, args.window is not None, args.calibration is not None, max(map(len, paths)))
+    layout = Layout(task.classes, task.dimensions, args.window is not None, by_speaker, max(map(len, paths)))
     FORMATS[args.format](out, successful(), layout)
     return failed
 
@@ -102,7 +120,7 @@ def main(argv=None):
     )
     parser.add_argument("--calibration", metavar="FILE", help="calibration.npz of tools/calibrate.py")
     parser.add_argument(
-        "--speaker", choices=(ALL, FOLDER), default=ALL, help="with --calibration: all files are of one speaker, or those of each folder"
+        "--speaker", choices=(ALL, FOLDER), help="all files are of one speaker (as with --calibration), or those of each folder"
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")

@@ -16,6 +16,7 @@ from ..core.errors import InputError
 from ..core.parallel import as_finished
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, by_speaker
+from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
 logger = logging.getLogger(__name__)
@@ -130,17 +131,28 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
 def from_vectors(task, model, average, vectors):
     """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them. InputError: the head is
     conditioned on speakers, or `average` is of another width."""
-    if model.speaker_at_head is not None:
-        raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")
     if average.mean.shape != vectors.shape[1:]:
         raise InputError(
             f"training embeddings of width {len(average.mean)}, the checkpoint's have {vectors.shape[1]}; "
             "make them with tools/evaluate.py --embeddings from this checkpoint"
         )
-    parameter = next(model.head.parameters())
+    return from_normalised(task, model, average.normalised(vectors, model.normalisation is None))
+
+
+def from_normalised(task, model, vectors):
+    """Probabilities or dimensions, float64, of normalised vectors (n, width); InputError if the head is conditioned on speakers."""
+    if model.speaker_at_head is not None:
+        raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")
     with torch.inference_mode():
-        output = model.head(torch.from_numpy(average.normalised(vectors, model.normalisation is None)).to(parameter))["output"].double()
+        output = model.head(torch.from_numpy(vectors).to(next(model.head.parameters())))["output"].double()
         return (output.softmax(dim=1) if task.classes else output).cpu().numpy()
+
+
+def online(task, model):
+    """For one speaker of a model that was trained with speaker normalisation: a function from a pooled vector (width) and its prediction
+    to the prediction by the statistics of the speaker's vectors so far, this one included."""
+    speaker = OnlineNormalisation(model.normalisation.average)
+    return lambda vector, _: from_normalised(task, model, speaker.add(vector)[None])[0]
 
 
 def speaker_setting(task, split, added=None, normalised=False):

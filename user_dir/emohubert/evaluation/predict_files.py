@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import threading
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ class FilePrediction:
         values: float64 (parts, classes), probabilities, or (parts, dimensions).
         embeddings: float32 (parts, width), pooled vectors, or None where they are not wanted.
         error: InputError that says why there is nothing else, or None.
-        speaker, heard: with a calibration, the speaker's name, and by how many of the speaker's parts, itself included, each is calibrated.
+        speaker, heard: of `one_by_one`, the speaker's name, and how many of the speaker's parts there were with each, itself included.
     """
 
     index: int
@@ -223,6 +223,24 @@ def in_order(predictions):
             expected += 1
 
 
+def one_by_one(predictions, speaker_of, new_speaker):
+    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order.
+
+    Args:
+        speaker_of: path → name of the speaker. A window of a time line counts as an utterance.
+        new_speaker: makes a function, for each speaker, from a part's embedding (width) and values to other values.
+    """
+    speakers, heard = defaultdict(new_speaker), Counter()
+    for prediction in predictions:
+        if prediction.error is None:
+            name, parts = speaker_of(prediction.path), len(prediction.values)
+            values = [speakers[name](*part) for part in zip(prediction.embeddings, prediction.values, strict=True)]
+            counts = range(heard[name] + 1, heard[name] + parts + 1)
+            heard[name] += parts
+            prediction = replace(prediction, values=np.stack(values), speaker=name, heard=[*counts])
+        yield prediction
+
+
 def check_speaker(task, speaker):
     """Raise InputError unless a model has an embedding of a speaker; `task` has the speakers of `NewSpeakers.add_to`."""
     if speaker not in task.speakers:
@@ -238,18 +256,18 @@ def check_speaker(task, speaker):
 @dataclass(frozen=True)
 class Layout:
     """What a line of output holds: `classes` or `dimensions`, names (the other is empty), with a `timeline` start and end in seconds,
-    if `calibrated` speaker and heard. `width`: characters of the longest path, for tables."""
+    with `speakers` speaker and heard. `width`: characters of the longest path, for tables."""
 
     classes: list
     dimensions: list
     timeline: bool = False
-    calibrated: bool = False
+    speakers: bool = False
     width: int = 20
 
     @property
     def columns(self):
         """Columns before the numbers that the model predicts."""
-        return ["file", *["start", "end"] * self.timeline, *["speaker", "heard"] * self.calibrated, *["emotion"] * bool(self.classes)]
+        return ["file", *["start", "end"] * self.timeline, *["speaker", "heard"] * self.speakers, *["emotion"] * bool(self.classes)]
 
     @property
     def numbers(self):
@@ -261,7 +279,7 @@ class Layout:
         for file in predictions:
             for part, values in enumerate(file.values):
                 times = [round(int(n) / audio.SAMPLE_RATE, 6) for n in file.spans[part]] if self.timeline else []
-                speaker = [file.speaker, file.heard[part]] if self.calibrated else []
+                speaker = [file.speaker, file.heard[part]] if self.speakers else []
                 yield [file.path, *times, *speaker, *([self.classes[int(np.argmax(values))]] if self.classes else [])], values
 
 

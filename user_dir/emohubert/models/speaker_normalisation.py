@@ -46,9 +46,13 @@ class AverageSpeaker:
 
     def statistics(self, x):
         """(μ_s, σ_s), (width) each, of a speaker's vectors (n, width); σ_s is 1 where nothing varies."""
-        n, k = len(x), self.pseudo_count
-        own = x.mean(0, dtype=np.float64) if n else self.mean
-        variance = (((x - own) ** 2).sum(0) + k * self.variance) / max(max(n - 1, 0) + k, 1)
+        own = x.mean(0, dtype=np.float64) if len(x) else self.mean
+        return self.mixed(len(x), own, ((x - own) ** 2).sum(0))
+
+    def mixed(self, n, own, squares):
+        """(μ_s, σ_s) from n, x̄ (`own`) and Σ (x − x̄)² (`squares`)."""
+        k = self.pseudo_count
+        variance = (squares + k * self.variance) / max(max(n - 1, 0) + k, 1)
         return (n * own + k * self.mean) / max(n + k, 1), np.sqrt(np.where(variance > 0, variance, 1.0))
 
     def normalised(self, x, scaled_back=False):
@@ -56,6 +60,23 @@ class AverageSpeaker:
         mean, deviation = self.statistics(x)
         result = (x - mean) / deviation
         return result * np.sqrt(self.variance) + self.mean if scaled_back else result
+
+
+class OnlineNormalisation:
+    """A speaker whose utterances come one at a time: each is normalised by all so far, itself included."""
+
+    def __init__(self, average):
+        self.average, self.n = average, 0
+        self.mean, self.squares = np.zeros((2, len(average.mean)))
+
+    def add(self, x):
+        """x' (width) of one more pooled vector."""
+        self.n += 1
+        change = x - self.mean
+        self.mean = self.mean + change / self.n
+        self.squares = self.squares + change * (x - self.mean)
+        mean, deviation = self.average.mixed(self.n, self.mean, self.squares)
+        return (x - mean) / deviation
 
 
 class SpeakerNormalisation(nn.Module):

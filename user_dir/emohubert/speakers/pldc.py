@@ -19,7 +19,6 @@ than the average of all others does, by more than chance, predictions stay as th
 
 import json
 import math
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -223,24 +222,6 @@ class RunningSpeaker:
         self.predictions.append(np.asarray(prediction, dtype=np.float64))
         self.vector = self.vector + (np.asarray(embedding, dtype=np.float64) - self.vector) / len(self.predictions)
         return self.calibration(self.vector, np.stack(self.predictions))[-1]
-
-
-def calibrated(predictions, calibration, speaker_of):
-    """Yield each FilePrediction (with embeddings), its parts calibrated by what was received of its speaker so far, itself included.
-
-    `speaker_of`: path → name of the speaker. A window of a time line counts as an utterance.
-    """
-    speakers = defaultdict(lambda: RunningSpeaker(calibration))
-    for prediction in predictions:
-        if prediction.error is not None:
-            yield prediction
-            continue
-        name = speaker_of(prediction.path)
-        running, values, heard = speakers[name], [], []
-        for embedding, value in zip(prediction.embeddings, prediction.values, strict=True):
-            values.append(running.add(embedding, value))
-            heard.append(len(running.predictions))
-        yield replace(prediction, values=np.stack(values), speaker=name, heard=heard)
 
 
 def check_calibration(calibration, task, model, where):
