@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.evaluation.results import of_folds, read_published, read_results, write_results
+from emohubert.evaluation.results import OVER_SPEAKERS, of_folds, read_published, read_results, write_results
 
 
 @cli.command
@@ -32,7 +32,10 @@ def main(argv=None):
         if not name or not folder:
             raise InputError(f"{row}: not NAME=DIR; give a name, an equals sign and a folder")
         rows.append((name, folder))
-    print("\n".join(write_results(args.out, read_results(of_folds(rows)), args.title, published=read_published(args.paper))))
+    published = read_published(args.paper)
+    over_speakers = any(column.endswith(OVER_SPEAKERS) for row in published.values() for column in row)
+    systems = read_results(of_folds(rows), over_speakers=over_speakers)
+    print("\n".join(write_results(args.out, systems, args.title, published=published)))
 
 
 if __name__ == "__main__":

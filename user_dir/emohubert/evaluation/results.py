@@ -7,17 +7,22 @@ from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import read_table
 from .metrics import mean_std
 
+OVER_SPEAKERS = " over speakers"
+"""Ending of a score's name: its mean over speakers, where the name without the ending is of all utterances."""
 
-def read_results(rows, macro_f1=False):
-    """`as_systems` of (name, folder with a metrics.json): UA and WA in percent, with `macro_f1` that too, and CCC per dimension."""
+
+def read_results(rows, macro_f1=False, over_speakers=False):
+    """`as_systems` of (name, folder with a metrics.json): UA and WA in percent, with `macro_f1` that too, and CCC per dimension, with
+    `over_speakers` also as a mean over speakers."""
 
     def scored(name, folder):
         path = Path(folder) / "metrics.json"
         found = read_json(path)
         shown = {"UA %": "UA", "WA %": "WA"} | ({"macro F1 %": "macro_f1"} if macro_f1 else {})
         scores = {score: 100 * found[key] for score, key in shown.items()} if "UA" in found else {}
+        shown = {"": "ccc"} | ({OVER_SPEAKERS: "speaker_ccc_mean"} if over_speakers else {})
         for dimension, values in found.get("dims", {}).items():
-            scores[f"CCC {dimension}"] = float("nan") if values["ccc"] is None else values["ccc"]
+            scores |= {f"CCC {dimension}{which}": float("nan") if values[key] is None else values[key] for which, key in shown.items()}
         if not scores:
             raise InputError(f"{path}: neither classification nor regression scores in it; make it with tools/evaluate.py")
         return name, found.get("setting", "not recorded"), found["n"], scores

@@ -4,7 +4,7 @@ import math
 import re
 
 from ..evaluation.metrics import mean_std
-from ..evaluation.results import as_systems
+from ..evaluation.results import OVER_SPEAKERS, as_systems
 from .collect import SYSTEMS, fits
 
 SETTINGS = ("seen", "transductive", "inductive", "adapted", "nearest", "calibrated")
@@ -66,7 +66,8 @@ def _interval(run, system, score):
     """The interval of a system that is one evaluation: of the one with as many utterances and just its scores; else []."""
     for e in run.evaluations:
         own = e.headline()
-        pairs = [(values, own.get(s.removesuffix(" %"), [math.nan])[0] * _scale(s)) for s, values in system["scores"].items()]
+        scores = {s: values for s, values in system["scores"].items() if not s.endswith(OVER_SPEAKERS)}
+        pairs = [(values, own.get(s.removesuffix(" %"), [math.nan])[0] * _scale(s)) for s, values in scores.items()]
         if system.get("utterances") == e.scores["n"] and all(len(v) == 1 and math.isclose(v[0], value) for v, value in pairs):
-            return [_scale(score) * v for v in own[score.removesuffix(" %")][1] if abs(v) < _DRAWN]
+            return [_scale(score) * v for v in own.get(score.removesuffix(" %"), (0, []))[1] if abs(v) < _DRAWN]
     return []
