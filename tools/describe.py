@@ -3,7 +3,7 @@
 
 Writes to OUT_DIR:
     utterances.tsv      a line per utterance: length, splits, speaker, class, dimensions, all metadata
-    speakers.json       per speaker: utterances, seconds, classes, splits, mean of dimensions, metadata, mean MFCCs
+    speakers.tsv        a line per speaker: utterances, seconds, utterances of each class, mean of dimensions, metadata
     speaker_mfcc.npz    the mean MFCCs, as tools/calibrate.py and others keep vectors of speakers
     summary.json        counts of the whole
     figures/*.png       lengths, classes, demographics, and maps of the speakers' voices: principal components of their mean MFCCs,

@@ -67,7 +67,7 @@ _CONV_NORMS = {"default": r"feature_extractor.conv_layers.\1.2.\2", "layer_norm"
 
 
 def read_folder(folder):
-    """Read the encoder of a folder that `save_pretrained` wrote: `config.json` and safetensors (or `pytorch_model.bin`), whole or sharded.
+    """Read the encoder of a folder that `save_pretrained` wrote: `config.json` and one `model.safetensors` or `pytorch_model.bin`.
 
     A head on top (CTC, classification, …) is left out and named. Whether waveforms are normalised is read from
     `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
@@ -86,13 +86,17 @@ def read_folder(folder):
     if family not in FAMILIES:
         raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
     config = _architecture(path, {**DEFAULTS, **options})
-    files = _weight_files(folder)
-    weights, left_out = _encoder_weights(files, family, config["extractor_mode"])
+    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(
+            f"{folder}: no {_WEIGHTS[0]} in this folder; load the model in transformers and save it, whole, with save_pretrained"
+        )
+    weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
     if layers != config["encoder_layers"]:
         raise InputError(f"{path}: num_hidden_layers={config['encoder_layers']}, but the weights have {layers}; copy both from one model")
     normalise, source = _normalisation(folder, config["extractor_mode"])
-    return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, *files, *source])
+    return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, file, *source])
 
 
 def _dict(path):
@@ -138,28 +142,14 @@ def _is_size(value):
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _weight_files(folder):
-    """The files of the weights: one, or the shards that an index names."""
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            names = _dict(index).get("weight_map")
-            if not isinstance(names, dict) or not names or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
-                raise InputError(f"{index}: “weight_map” does not name files of this folder; {_AGAIN}")
-            return [folder / shard for shard in sorted(set(names.values()))]
-    raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; load the model in transformers and save it with save_pretrained")
-
-
-def _encoder_weights(files, family, extractor_mode):
+def _encoder_weights(path, family, extractor_mode):
     """({fairseq's name: float32 tensor}, names left out)."""
     patterns = [(re.compile(pattern), name) for pattern, name in [*_NAMES, (_CONV_NORM, _CONV_NORMS[extractor_mode])]]
-    tensors = {name: (path, read) for path in files for name, read in _tensors(path).items()}
+    tensors = _tensors(path)
     with_head = any(name.startswith(f"{family}.") for name in tensors)
     prefix = f"{family}." if with_head else ""
     weights, left_out = {}, []
-    for name, (path, read) in tensors.items():
+    for name, read in tensors.items():
         if not name.startswith(prefix):
             left_out.append(name)
             continue
@@ -181,8 +171,6 @@ def _tensors(path):
         if not isinstance(state, dict) or not all(hasattr(tensor, "is_floating_point") for tensor in state.values()):
             raise InputError(f"{path}: holds something other than parameters; save the model again with save_pretrained")
         return {name: lambda name=name: state[name] for name in state}
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, though the index names it; {_AGAIN}")
     try:
         opened = safe_open(path, framework="pt")
         return {name: lambda name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)

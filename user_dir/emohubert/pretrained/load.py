@@ -1,7 +1,6 @@
 """Pretrained encoders, ours and others', in fairseq's terms."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from fairseq.models.hubert.hubert import HubertConfig
@@ -14,14 +13,13 @@ from .safe_files import load_state
 from .types import ENCODER, WAV2VEC1, Pretrained
 
 _FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "emotion_hubert")
-_CTC = ("wav2vec_ctc", "hubert_ctc")  # fine-tuned: a pretrained one inside, under `w2v_encoder.w2v_model.`
 _ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_input": False, "pos_conv_depth": 1, "crop_seq_to_multiple": 1}
 """Options of fairseq's models, and the only value under which the encoder is the one here."""
 
 
 def read_pretrained(path):
-    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style, pretrained or fine-tuned with CTC),
-    a wav2vec 1.0 of fairseq, one of ours, or a Hugging Face model folder. InputError: not loadable, another kind of model, or one whose
+    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style), a wav2vec 1.0
+    of fairseq, one of ours, or a Hugging Face model folder. InputError: not loadable, another kind of model, or one whose
     results the encoder would not reproduce."""
     if Path(path).is_dir():
         return read_folder(path)
@@ -29,13 +27,10 @@ def read_pretrained(path):
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
     weights, left_out, keep = dict(state["model"]), [], None
-    if family in _CTC:
-        model = _inside_ctc(model, path)
-        family = model.get("_name") or model.get("arch")
-        weights, left_out = _split(weights, "w2v_encoder.w2v_model.")
-    elif family == "emotion_hubert":
+    if family == "emotion_hubert":
         model = task = dict(model["backbone"])
-        weights, left_out = _split(weights, "backbone.")
+        left_out = [name for name in weights if not name.startswith("backbone.")]
+        weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
     elif family not in _FAMILIES and any(name.startswith("feature_aggregator.") for name in weights):
         family = WAV2VEC1  # known by its parameters: the published one also names a task that fairseq does not have
     if family not in _FAMILIES:
@@ -74,21 +69,3 @@ def _configurations(state, path):
         options = vars(state["args"])
         return options, options
     raise InputError(f"{path}: neither “cfg” nor “args” in this checkpoint, so its architecture is unknown; give one that fairseq wrote")
-
-
-def _split(weights, prefix):
-    """The weights under a prefix, without it, and the names of the others."""
-    inside = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-    return inside, [name for name in weights if not name.startswith(prefix)]
-
-
-def _inside_ctc(model, path):
-    """The configuration of the pretrained model inside a fine-tuned one."""
-    pretraining = model.get("w2v_args")
-    if isinstance(pretraining, Mapping):
-        pretraining = pretraining.get("model") or pretraining.get("args")
-    if isinstance(pretraining, argparse.Namespace):
-        pretraining = vars(pretraining)
-    if not isinstance(pretraining, Mapping):
-        raise InputError(f"{path}: no options of its pretraining (“w2v_args”); give the pretrained checkpoint that CTC started from")
-    return dict(pretraining)

@@ -96,23 +96,12 @@ def _split_counts(column):
     return {name: int(n) for name, n in column[column != ""].str.split("+").explode().value_counts(sort=False).items()}
 
 
-def speaker_table(corpus, metadata, vectors=None):
-    """What is known of each speaker, from `read`, `speaker_metadata` and `voices`, as JSON values."""
-    mfcc = {} if vectors is None else dict(zip(vectors.ids, vectors.vectors, strict=True))
-    table = {}
-    for speaker, rows in corpus.known.groupby("speaker"):
-        splits = {place: _split_counts(rows[place]) for place in corpus.places}
-        table[speaker] = {
-            "utterances": len(rows),
-            "seconds": round(float(rows["seconds"].sum()), 3),
-            "classes": _counts(rows["emotion"]),
-            "splits": {place: counts for place, counts in splits.items() if counts},
-            "dimensions": {d: round(float(mean), 6) for d, mean in rows[list(corpus.dimensions)].mean().dropna().items()},
-            "metadata": {name: values[speaker] for name, values in metadata.items()},
-        }
-        if speaker in mfcc:
-            table[speaker]["mfcc"] = [round(float(x), 6) for x in mfcc[speaker]]
-    return table
+def speaker_table(corpus, metadata):
+    """A row for each known speaker: utterances, seconds, utterances of each class (`n_CLASS`), means of dimensions, metadata."""
+    groups, classes = corpus.known.groupby("speaker"), pd.crosstab(corpus.known["speaker"], corpus.known["emotion"]).add_prefix("n_")
+    parts = [groups["seconds"].agg(utterances="size", seconds="sum"), classes, groups[corpus.dimensions].mean()]
+    parts.append(pd.DataFrame({corpus.meta[name]: values for name, values in metadata.items()}, dtype=object))
+    return pd.concat(parts, axis=1).rename_axis("speaker").reset_index()
 
 
 def voices(corpus, workers=None):
@@ -150,7 +139,7 @@ def write(directory, out, workers=None, overwrite=False):
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]
     modules = (corpus_figures, figures, speaker_vectors)
     settings = {"manifest": {str(p.relative_to(directory)): sha256(p) for p in inputs}, "code": [sha256(m.__file__) for m in modules]}
-    tables = [out / name for name in ("utterances.tsv", "speakers.json", "summary.json")]
+    tables = [out / name for name in ("utterances.tsv", "speakers.tsv", "summary.json")]
     stamp = Stamp(out / ".description.json", {**settings, "this": sha256(__file__)}, tables)
     if stamp.is_current() and not overwrite:
         return None
@@ -160,7 +149,7 @@ def write(directory, out, workers=None, overwrite=False):
     stamp.clear()
     table = corpus.table.drop(columns=["source", "row"]).assign(seconds=corpus.table["seconds"].map("{:.4f}".format))
     write_table(tables[0], table, digits=6, undefined="")
-    write_json(tables[1], speaker_table(corpus, metadata, vectors))
+    write_table(tables[1], speaker_table(corpus, metadata), digits=6, undefined="")
     write_json(tables[2], content)
     if vectors is not None:
         tables.append(out / "speaker_mfcc.npz")
