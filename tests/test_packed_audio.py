@@ -21,7 +21,7 @@ from scripts import run
 from emohubert.core import files
 from emohubert.core.errors import InputError
 from emohubert.corpus import audio, check
-from emohubert.corpus.local_copy import stage
+from emohubert.corpus.derived_manifests import stage
 from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
 from emohubert.corpus.shards import member_name, pack
 from emohubert.data.speech import SpeechDataset

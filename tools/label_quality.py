@@ -32,12 +32,7 @@ def main(argv=None):
     from emohubert.pseudo_labels import quality
 
     split = read_split(args.manifest_dir, args.split)
-    folders = quality.label_sets(args.lab_dir, split.name)
-    targets = quality.targets_of(split)
-    results = {}
-    for name, folder in folders.items():
-        labels, clusters = quality.read_labels(folder, split)
-        results[name] = quality.quality(labels.labels, labels.offsets, clusters, targets, labels.hop)
+    results = quality.of_tree(args.lab_dir, split)
     out = make_folder(args.out or args.lab_dir)
     write_json(out / f"label_quality_{split.name}.json", results)
     print(quality.table(results))

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
-from emohubert.corpus.local_copy import stage
+from emohubert.corpus.derived_manifests import stage
 
 
 @cli.command

@@ -37,7 +37,6 @@ def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=No
 
     What an update learns from does not depend on the division: two parts under a budget are the batch that one process has under twice
     the budget, cut in two that take equally long. So a part may exceed the budget, by less than its longest utterance.
-
     Returns a list of int64 arrays of indices, the parts of a batch next to each other, some empty where a batch has fewer utterances
     than parts. Options as for `by_length`, `max_utterances` of a part; with `rng`, batches are shuffled, too.
     """

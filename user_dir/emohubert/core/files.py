@@ -57,30 +57,22 @@ def require_space(folder, needed):
     """Raise InputError unless a folder's disk has so many bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(
-            f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free some space or choose another disk"
-        )
-
-
-def append(source, f):
-    """Write a file's bytes to the open file `f`; returns its `os.stat`. InputError if it cannot be read or is changed meanwhile."""
-    try:
-        with open(source, "rb") as old:
-            before, start = os.fstat(old.fileno()), f.tell()
-            shutil.copyfileobj(old, f, 1 << 20)
-    except OSError as error:
-        if str(error.filename) != str(source):
-            raise
-        raise InputError(f"{source}: cannot be read ({error.strerror}); restore it, and start again") from error
-    if f.tell() - start != before.st_size:
-        raise InputError(f"{source}: {f.tell() - start} bytes where there were {before.st_size}; start again when nothing is writing to it")
-    return before
+        raise InputError(f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free space or choose another disk")
 
 
 def copy(source, path):
-    """Copy a file atomically, with its time of change; InputError as `append` and `atomic`."""
+    """Copy a file atomically, with its time of change; InputError if it cannot be read or is changed meanwhile, or as `atomic`."""
     with atomic(path, "wb") as new:
-        before = append(source, new)
+        try:
+            with open(source, "rb") as old:
+                before = os.fstat(old.fileno())
+                shutil.copyfileobj(old, new, 1 << 20)
+        except OSError as error:
+            if str(error.filename) != str(source):
+                raise
+            raise InputError(f"{source}: cannot be read ({error.strerror}); restore it, and start again") from error
+        if new.tell() != before.st_size:
+            raise InputError(f"{source}: {new.tell()} bytes where there were {before.st_size}; start again when nothing is writing to it")
         new.flush()
         os.utime(new.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
 

@@ -40,6 +40,5 @@ class Registry(dict):
             import_user_module(argparse.Namespace(user_dir=folder))
         if name in self:
             return self[name]
-        raise InputError(
-            f"{self.option}={name}: unknown; use one of {', '.join(self)}, or set EMOHUBERT_USER_DIR to the user-dir that registers it"
-        )
+        remedy = f"use one of {', '.join(self)}, or set EMOHUBERT_USER_DIR to the user-dir that registers it"
+        raise InputError(f"{self.option}={name}: unknown; {remedy}")

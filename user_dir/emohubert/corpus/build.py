@@ -109,8 +109,7 @@ def entries_by_name(args, corpus, pattern, entry, left_out, like, under=""):
         else:
             entries.append(made)
     check_found(entries, args.audio_dir, f"files named like {like}")
-    missing = set(classes or ()) - {u.emotion for u in entries}
-    if missing:
+    if missing := set(classes or ()) - {u.emotion for u in entries}:
         raise InputError(f"{args.audio_dir}: holds no utterance of the class {min(missing)}; leave it out of --classes")
     return entries
 
@@ -183,8 +182,7 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
     if source.resolve() == target.resolve():
         raise InputError(f"--resample {target}: is the corpus folder itself; give another folder")
     renamed = {u.path: converted_path(u.path) for u in entries}
-    clash = next((p for p, n in Counter(renamed.values()).items() if n > 1), None)
-    if clash:
+    if clash := next((p for p, n in Counter(renamed.values()).items() if n > 1), None):
         raise InputError(f"{source}: two files would become {clash}; rename one, or work without --resample")
     for folder in sorted({(target / p).parent for p in renamed.values()}):
         make_folder(folder)

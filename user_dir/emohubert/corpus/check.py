@@ -53,9 +53,6 @@ class Leak:
     between: dict  # what shares it, {name: value}, such as two audio lists
     message: str  # one line
 
-    def __str__(self):
-        return self.message
-
     def as_json(self):
         """All but the message, for a file."""
         return {"kind": self.kind, **self.between, "shared": self.shared, "allowed": self.allowed}
@@ -78,7 +75,7 @@ class CheckReport:
     @property
     def problems(self):
         """One line for each error and each leak that is not allowed."""
-        return [*self.errors, *(str(leak) for leak in self.leaks if not leak.allowed)]
+        return [*self.errors, *(leak.message for leak in self.leaks if not leak.allowed)]
 
     def as_json(self):
         """Everything, for a file."""
@@ -175,8 +172,7 @@ def _list_errors(split):
     """No utterance twice in a split, ids unique, no audio without a frame."""
     for what, names in (("path", split.paths), ("id", split.ids)):
         first = {}
-        again = [i for i, name in enumerate(names) if first.setdefault(name, i) != i]
-        if again:
+        if again := [i for i, name in enumerate(names) if first.setdefault(name, i) != i]:
             where = f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already"
             yield f"{where} ({len(again)} such lines); remove them from the list and its sidecars"
             break

@@ -82,10 +82,8 @@ def read_frame_labels(path, symbols, n_samples):
         with path.open("rb") as f:
             unknown = [(number, token) for number, line in enumerate(f, 1) for token in line.split() if token not in table]
         line, token = unknown[0]
-        raise InputError(
-            f"{path}:{line}: the label “{token.decode('utf-8', 'replace')}” is not among the {len(symbols)} of the dictionary "
-            f"({len(unknown)} such labels in all); make labels and dictionary again together"
-        )
+        what = f"the label “{token.decode('utf-8', 'replace')}” is not among the {len(symbols)} of the dictionary"
+        raise InputError(f"{path}:{line}: {what} ({len(unknown)} such labels in all); make labels and dictionary again together")
     hop = _hop(path, np.array(counts[1:]), np.asarray(n_samples))
     return FrameLabels(path, np.cumsum(counts), hop, np.cumsum(sizes), table, state)
 
@@ -123,9 +121,9 @@ def _hop(path, counts, n_samples):
     wrong = (counts < expected - n_samples // _STOCK_CHUNK) | (counts > expected + _MOST_EXTRA)
     if wrong.any():
         i = int(np.argmax(wrong))
+        what = f"{counts[i]} labels, but the audio ({n_samples[i]} samples) has {expected[i]} frames at a hop of {hop}"
+        what += f", which {stated.name} states" if stated.is_file() else ""
         raise InputError(
-            f"{path}:{i + 1}: {counts[i]} labels, but the audio ({n_samples[i]} samples) has {expected[i]} frames at a hop of {hop}"
-            f"{f', which {stated.name} states' if stated.is_file() else ''}; "
-            f"{int(wrong.sum())} of {len(counts)} lines do not fit; make the labels again from this manifest"
+            f"{path}:{i + 1}: {what}; {wrong.sum()} of {len(counts)} lines do not fit; make the labels again from this manifest"
         )
     return hop

@@ -114,7 +114,9 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
         relocate(split, to, root, (places[_file(split, i)] for i in range(len(split))))
     for folder in {split.directory: None for split in splits} | {directory: None}:
         relocate_others(folder, out / folder.relative_to(directory), root=str(root), packed_from=str(directory.resolve()))
-    _remove_others(out / FOLDER, shards)
+    for stamp in set((out / FOLDER).glob("??????.tar.json")) - {shard.stamp.path for shard in shards}:  # of an earlier packing
+        stamp.unlink()
+        stamp.with_suffix("").unlink(missing_ok=True)
     return len(recordings), len(shards), len(wanted)
 
 
@@ -155,12 +157,3 @@ def _fill(recordings, folder, shard_bytes):
         shards[-1].recordings.append(recording)
         size += stored
     return shards
-
-
-def _remove_others(folder, shards):
-    """Remove shards of an earlier packing, which nothing lists any more."""
-    kept = {f"{shard.path}.json" for shard in shards}
-    for stamp in folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].tar.json"):
-        if str(stamp) not in kept:
-            stamp.unlink()
-            stamp.with_suffix("").unlink(missing_ok=True)

@@ -13,18 +13,10 @@ DIRECT_TO_REVERBERANT = (-5.0, 10.0)
 class Augmentation:
     """What is done to an utterance, for a `SpeechDataset`. Its generator gives the speed first, so that lengths are known early.
 
-    Args:
-        speed: factors that are equally likely, such as [0.9, 1.0, 1.1]; empty: none. An utterance that would fall under one
-            frame keeps its speed.
-        noise: probability of noise.
-        noise_snr: (lowest, highest) signal-to-noise ratio in dB.
-        noise_files: folder of noise recordings; None: white, pink or babble noise is generated, each as likely.
-        reverb: probability of reverberation.
-        reverb_t60: (lowest, highest) reverberation time in seconds.
-        reverb_files: folder of impulse responses; None: they are generated.
-        prefix: what stands before the names of these options in an error message.
-
-    InputError if a value is out of range, or a folder is not there or holds no recording.
+    `speed`: factors that are equally likely (an utterance that would fall under one frame keeps its speed); `noise`, `reverb`: their
+    probabilities; `noise_snr` (dB), `reverb_t60` (seconds): lowest and highest; `noise_files`, `reverb_files`: folders of recordings in
+    place of what is generated, white, pink or babble noise, each as likely, and impulse responses. `prefix`: of the names of these
+    options in error messages. InputError if a value is out of range, or a folder is not there or holds no recording.
     """
 
     def __init__(

@@ -21,18 +21,10 @@ MOST_HEADERS = 20_000
 class SpeechDataset(FairseqDataset):
     """Waveforms of one split, with masks and speakers that depend on (seed, epoch, utterance) alone.
 
-    Args:
-        split: a `manifest.Split`.
-        masking: a `Masking`, or None.
-        speaker_rows: row of the speaker table for each utterance, or None.
-        speaker_dropout: probability of the unknown speaker (row 0) instead, in training.
-        seed: of batches, crops and masks.
-        training: batches and crops change from epoch to epoch.
-        normalise: bring every waveform to zero mean and unit variance (after the crop and the transform).
-        max_samples: longer utterances are cropped to this, at a random multiple of the hop; None: never.
-        min_samples: shorter utterances are left out, and counted in the log.
-        speaker_features: (n, width) float32, what is known of each utterance's speaker; or None.
-        transform: applied to a waveform after the crop and before it is normalised: an object like an `Augmentation`; or None.
+    Each utterance has a row of the speaker table (`speaker_rows`), or in `training`, with the probability `speaker_dropout`, row 0, and
+    `speaker_features`, (n, width) float32. Those over `max_samples` are cropped, at a random multiple of the hop; those under `min_samples`
+    are left out, and counted in the log. `transform`, like an `Augmentation`, is applied after the crop and before waveforms are brought
+    to zero mean and unit variance (`normalise`). In `training` batches and crops change from epoch to epoch.
     """
 
     parts = 1  # into how many each batch is divided, for processes and for accumulated gradients

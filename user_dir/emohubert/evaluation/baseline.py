@@ -1,5 +1,4 @@
-"""What a trained system has to beat: fixed features of utterances and a support vector machine, plain and with normalised speakers;
-and the majority class.
+"""What a trained system has to beat: the majority class, and a support vector machine on fixed features, plain and of normalised speakers.
 
 Features are 88 functionals (eGeMAPS v02, Eyben et al. 2016), or mean and standard deviation over time of layers of a frozen encoder
 (a probe), over the frames within 35 dB of the loudest. They are standardised on the training split; RBF kernel, C = 10, classes
@@ -32,7 +31,6 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
     Writes NAME/fold*/predictions.tsv and metrics.json below `out`, results.md and results.json, and keeps features in features.npz.
     `target`: "emo", or the name of a column of `.dim`. `workers`: processes, or threads of an encoder, that extract features (default: one
     for each core). `checkpoint`: encoder in place of eGeMAPS; `layers` of it, from 1, are a system each (default: all).
-
     InputError: a split or its labels are missing, or opensmile is not installed.
     """
     out = make_folder(out)

@@ -59,9 +59,7 @@ def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrid
     """All runs of a cross-validation, fold by fold, in `foldK/seedS` below `out_dir`; `config` and `options` are of Training.
 
     `folds`: list of str, such as ["1", "2"]; by default all that there are in `manifest_dir`. `overrides`: `key=value` for every run;
-    `{fold}` and `{seed}` in a value are replaced.
-
-    InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
+    `{fold}` and `{seed}` in a value are replaced. InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
     """
     manifest_dir, out_dir = Path(manifest_dir).resolve(), Path(out_dir).resolve()
     folds = folds or [d.name.removeprefix("fold") for d in manifest_directories(manifest_dir) if d != manifest_dir]
@@ -94,7 +92,6 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
 
     `evaluate` is called with the arguments of tools/evaluate.py, as text, and skips what is current; `device` is of the evaluation. Of
     `jobs` trainings at the same time each has `nproc` processes (None: fairseq takes all GPUs), and its share of the cores and GPUs.
-
     InputError: a folder holds a training with other settings, or a training failed; the end of its log is printed.
     """
     if not overwrite:
@@ -205,8 +202,7 @@ def _pool(runs, seeds, out_dir, repeats):
     for seed in seeds:
         own = [run for run in runs if run.seed == seed]
         predictions = pooled([read_predictions(run.results / "predictions.tsv") for run in own])
-        twice = [name for name, n in Counter(predictions.ids).items() if n > 1]
-        if twice:
+        if twice := [name for name, n in Counter(predictions.ids).items() if n > 1]:
             return f"Nothing is pooled: “{twice[0]}” is in the {own[0].split} split of more than one fold", []
         found = [read_json(run.results / "metrics.json") for run in own]
         setting = "; ".join(dict.fromkeys(f.get("setting", "not recorded") for f in found))

@@ -43,12 +43,9 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
     than padded batches, and no bit depends on the batch or the number of cores. On a GPU utterances of similar length go in
     `padded` batches, which give the same up to the rounding of float32.
 
-    Args:
-        task, model: from `load_trained`.
-        dataset: of `task.make_dataset(…, training=False)`.
-        load: index → item of the dataset, called in threads; by default its own.
-        batch_seconds: most audio in the model at once, padding counted; a longer utterance goes alone.
-        workers: threads that read audio, and on a CPU run the model; 0: one for each core.
+    `task` and `model` are from `load_trained`, the dataset is of `task.make_dataset(…, training=False)`. `load`: index → item of it, called
+    in threads, by default its own. `batch_seconds`: most audio in the model at once, padding counted; a longer utterance goes alone.
+    `workers`: threads that read audio, and on a CPU run the model; 0: one for each core.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
     device, model = torch.device(device), model.to(device).eval()
@@ -132,10 +129,8 @@ def from_vectors(task, model, average, vectors):
     """Probabilities or dimensions, float64, of one speaker's pooled vectors (n, width), normalised by them. InputError: the head is
     conditioned on speakers, or `average` is of another width."""
     if average.mean.shape != vectors.shape[1:]:
-        raise InputError(
-            f"training embeddings of width {len(average.mean)}, the checkpoint's have {vectors.shape[1]}; "
-            "make them with tools/evaluate.py --embeddings from this checkpoint"
-        )
+        what = f"training embeddings of width {len(average.mean)}, the checkpoint's have {vectors.shape[1]}"
+        raise InputError(f"{what}; make them with tools/evaluate.py --embeddings from this checkpoint")
     return from_normalised(task, model, average.normalised(vectors, model.normalisation is None))
 
 
@@ -158,10 +153,9 @@ def online(task, model):
 def speaker_setting(task, split, added=None, normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
-    `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they
-    have an embedding. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `added`,
-    {what: ids}: in neither, with embeddings that `NewSpeakers` gave the model. `normalised`: by each speaker's audio in the split, so
-    that nobody is inductive.
+    `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they have an
+    embedding. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `added`, {what: ids}: in neither, with
+    embeddings that `NewSpeakers` gave the model. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
     speakers = set(split.speakers or [])
     new = {what: speakers & set(ids) for what, ids in (added or {}).items()}

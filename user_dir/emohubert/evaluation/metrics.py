@@ -168,7 +168,6 @@ def paired_comparison(parts, other_parts, score, repeats=2000, seed=1):
     The interval is a paired bootstrap over speakers. The p-value is a two-sided permutation test: were the systems equal, exchanging
     their outputs for any set of speakers would change nothing. Up to 14 speakers every exchange is enumerated (exact), otherwise
     `repeats` are drawn and (1 + hits) / (1 + repeats) is reported; p cannot be below 2 / 2^speakers.
-
     Returns name → {"this", "other", "difference", "ci", "p", "speakers"}; difference = this − other.
     """
     parts, other_parts = np.asarray(parts, dtype=np.float64), np.asarray(other_parts, dtype=np.float64)

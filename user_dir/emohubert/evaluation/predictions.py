@@ -99,8 +99,7 @@ def from_probabilities(ids, speakers, emotions, classes, probabilities):
 
 def known_references(emotions, classes, where):
     """References that can be scored: those that are no class of the model become "-", counted in the log for the file `where`."""
-    unknown = Counter(e for e in emotions if e not in classes and e != NO_EMOTION)
-    if unknown:
+    if unknown := Counter(e for e in emotions if e not in classes and e != NO_EMOTION):
         names = ", ".join(f"{name} {n}" for name, n in unknown.most_common(5))
         logger.warning("%s: %d references are no class of the model and are not scored (%s)", where, unknown.total(), names)
     return [e if e in classes else NO_EMOTION for e in emotions]
@@ -152,10 +151,8 @@ def read_predictions(path):
     table = read_table(path)
     header = list(table)
     if header[:2] != ["id", "speaker"] or len(header) < 4:
-        raise InputError(
-            f"{path}:1: the header {' '.join(header)[:120]} is not that of predictions; expected `id speaker emo emo_pred p_CLASS…` "
-            "or `id speaker NAME NAME_pred …`, as tools/evaluate.py writes it"
-        )
+        expected = "expected `id speaker emo emo_pred p_CLASS…` or `id speaker NAME NAME_pred …`, as tools/evaluate.py writes it"
+        raise InputError(f"{path}:1: the header {' '.join(header)[:120]} is not that of predictions; {expected}")
     if not table["id"]:
         raise InputError(f"{path}: lists no utterance; run tools/evaluate.py again")
     if twice := [name for name, count in Counter(table["id"]).items() if count > 1]:
@@ -227,10 +224,8 @@ def read_embeddings(path):
     arrays = read_arrays(path, ("ids", "speakers", "embeddings"), "embeddings of tools/evaluate.py --embeddings")
     ids, speakers, values = arrays.values()
     if values.ndim != 2 or values.dtype.kind != "f" or ids.shape != (len(values),) or speakers.shape != ids.shape or ids.dtype.kind != "U":
-        raise InputError(
-            f"{path}: embeddings {values.shape} {values.dtype} with ids {ids.shape} {ids.dtype} and speakers {speakers.shape}; "
-            "expected n × d floats with n names each; make it again with tools/evaluate.py --embeddings"
-        )
+        what = f"embeddings {values.shape} {values.dtype} with ids {ids.shape} {ids.dtype} and speakers {speakers.shape}"
+        raise InputError(f"{path}: {what}; expected n × d floats with n names each; make it again with tools/evaluate.py --embeddings")
     for row in np.flatnonzero(~np.isfinite(values).all(1))[:1]:
         raise InputError(f"{path}: the embedding of “{ids[row]}” is not finite; evaluate a checkpoint that did not diverge")
     return Embeddings(ids.tolist(), speakers.astype(np.str_).tolist(), values.astype(np.float32))

@@ -31,11 +31,8 @@ def read_results(rows, macro_f1=False, over_speakers=False):
 
 
 def as_systems(runs):
-    """Systems from runs, (name, setting, utterances, {score: value}): equal names with the same scores are one system's folds or seeds.
-
-    Returns:
-        list of {"name", "setting", "runs", "utterances", "scores": {score: [a value per run]}}, in order.
-    """
+    """Systems from runs, (name, setting, utterances, {score: value}): equal names with the same scores are one system's folds or
+    seeds. Returns a list of {"name", "setting", "runs", "utterances", "scores": {score: [a value per run]}}, in order."""
     systems = {}
     for name, setting, utterances, scores in runs:
         new = {"name": name, "setting": [], "runs": 0, "utterances": 0, "scores": {score: [] for score in scores}}
@@ -57,8 +54,7 @@ def of_folds(rows):
         if (folder / "metrics.json").is_file():
             found.append((name, folder))
             continue
-        runs = read_json(folder / "results.json").get("runs")
-        if not runs:
+        if not (runs := read_json(folder / "results.json").get("runs")):
             raise InputError(f"{folder}: no metrics.json and no runs in results.json; give the output of tools/evaluate.py or run_folds.py")
         found += [(name, folder / run["folder"]) for run in runs]
         seeds = dict.fromkeys(run["seed"] for run in runs)

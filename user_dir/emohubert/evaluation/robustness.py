@@ -113,10 +113,9 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     `robustness.md`, `robustness.png` and, last, `robustness.json`. `chosen` are of `conditions`, `settings` what predictions depend on
     besides condition and seed, as for a Stamp, `seed` that of noise and rooms, and of the bootstrap, `options` those of `predict_split`.
 
-    Returns:
-        {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
-        "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against
-        them, with a paired bootstrap over speakers and a permutation test.
+    Returns {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
+    "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against them, with a
+    paired bootstrap over speakers and a permutation test.
     """
     from .inference import predict_split, speaker_setting
 

@@ -36,7 +36,6 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     over speakers), `ci` (bootstrap), `by` (metadata column → value → scores), `difference` (columns with exactly two values, such as sex:
     first minus second), `columns_left_out`, `per_speaker`; for classes `UA`, `WA`, `macro_f1`, `classes`, `confusion` (rows: references),
     `ece`; for dimensions `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
-
     InputError: an utterance is not in the split, or no utterance at all was predicted.
     """
     if not len(predictions):
@@ -74,17 +73,14 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 def compare(predictions, other, repeats=2000, seed=1):
     """A paired test of two systems on the utterances that both predicted and that have a reference.
 
-    Returns:
-        {"n", "speakers", "left_out": {"only_this", "only_other", "without_reference"}, "tests": score → {"this", "other",
-        "difference", "ci", "p", "speakers"}}; scores of dimensions are named `ccc_NAME`.
-
-    InputError: of different kinds, no common utterance, other classes, dimensions, speakers or references.
+    Returns {"n", "speakers", "left_out": {"only_this", "only_other", "without_reference"}, "tests": score → {"this", "other", "difference",
+    "ci", "p", "speakers"}}; scores of dimensions are named `ccc_NAME`. InputError: of different kinds, no common utterance, other classes,
+    dimensions, speakers or references.
     """
     if type(predictions) is not type(other):
         raise InputError("--compare: one file holds classes and the other dimensions; compare two of one kind")
     place = {name: i for i, name in enumerate(other.ids)}
-    common = [i for i, name in enumerate(predictions.ids) if name in place]
-    if not common:
+    if not (common := [i for i, name in enumerate(predictions.ids) if name in place]):
         raise InputError("--compare: the two systems share no utterance; evaluate both on the same split")
     this, that = predictions.take(common), other.take([place[predictions.ids[i]] for i in common])
     _check_comparable(this, that)
@@ -110,7 +106,7 @@ def compare(predictions, other, repeats=2000, seed=1):
 def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed=1):
     """`evaluate`, and write everything `tools/evaluate.py` promises; returns the metrics. `embeddings`: float (n, d), or None.
     `metrics.json` comes last, so that it vouches for the rest. Figures of an earlier run in the same folder are removed."""
-    from .draw import draw
+    from .figures import draw  # slow to import
 
     directory = make_folder(directory)
     (directory / "metrics.json").unlink(missing_ok=True)
@@ -146,9 +142,7 @@ class _Classes:
         self.classes, self.confidence = list(predictions.classes), predictions.confidence
         index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(self.classes)}}
         if unknown := sorted({*predictions.emotions, *predictions.predicted} - index.keys()):
-            raise InputError(
-                f"the references hold classes the model does not know: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”"
-            )
+            raise InputError(f"no class of the model, but a reference: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”")
         self.reference, self.predicted = (np.array([index[n] for n in v]) for v in (predictions.emotions, predictions.predicted))
         self.has_reference = self.reference >= 0
 
@@ -252,16 +246,7 @@ def _columns(split, predictions):
             columns[column] = _groups(values)
         else:
             left_out.append(column)
-        if column == "age" and set(bands := _age_bands(values)) != {NO_VALUE}:
-            columns["age_band"] = _groups(bands)
     return columns, left_out
-
-
-def _age_bands(ages):
-    import pandas as pd
-
-    decades = pd.to_numeric(pd.Series(ages), errors="coerce") // 10
-    return [f"{int(d) * 10}-{int(d) * 10 + 9}" if 0 <= d < 100 else NO_VALUE for d in decades]
 
 
 def _check_comparable(this, that):

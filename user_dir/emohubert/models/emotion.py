@@ -65,16 +65,8 @@ class EmotionHubertConfig(FairseqDataclass):
 
 
 def resolve_backbone(cfg):
-    """The encoder's configuration for a fine-tuning configuration, read from its checkpoint.
-
-    Args:
-        cfg: EmotionHubertConfig with `init_from`.
-
-    Returns:
-        (configuration as a dict, Pretrained).
-
-    InputError: no or an unusable checkpoint, or it lacks what the configuration wants, such as layers.
-    """
+    """The encoder's configuration for an EmotionHubertConfig, read from its checkpoint: (a dict, Pretrained). InputError: no or an unusable
+    checkpoint, or it lacks what the configuration wants, such as layers."""
     if not cfg.init_from:
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
     pretrained = read_pretrained(cfg.init_from)
@@ -85,9 +77,7 @@ def resolve_backbone(cfg):
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= pretrained.n_layers:
-            raise InputError(
-                f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {pretrained.n_layers} layers; use 1 to {pretrained.n_layers}"
-            )
+            raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has layers 1 to {pretrained.n_layers}; use one of them")
         changes["encoder_layers"] = cfg.num_layers
     if cfg.speaker_position != "inherit":
         changes["speaker_position"] = cfg.speaker_position
@@ -121,14 +111,8 @@ def _make_backbone(config, speakers):
 
 @register_model("emotion_hubert", dataclass=EmotionHubertConfig)
 class EmotionHubertModel(BaseFairseqModel):
-    """A pretrained encoder, a pooling and a head.
-
-    Args:
-        cfg: EmotionHubertConfig with `backbone` filled in.
-        outputs: classes or dimensions.
-        speakers: ids of the speaker table.
-        voices: how many training speakers there are to normalise.
-    """
+    """A pretrained encoder, a pooling and a head, by an EmotionHubertConfig with `backbone` filled in. `outputs`: classes or dimensions;
+    `speakers`: ids of the speaker table; `voices`: how many training speakers there are to normalise."""
 
     def __init__(self, cfg, outputs, speakers=(), voices=0):
         super().__init__()
@@ -173,29 +157,19 @@ class EmotionHubertModel(BaseFairseqModel):
         return self.pooling.is_mean and self.frame_head is None
 
     def encode(self, source, lengths, **given):
-        """What the trained part starts from: f = E(x, speaker), or all its layers where they are weighted.
-
-        Args:
-            source: (batch, samples), zero-padded.
-            lengths: samples of each utterance, a list of int.
-            given: mask_indices, mask_channel_indices, speaker and speaker_vectors of SpeakerHubertModel.
-
-        Returns:
-            (features (batch, frames, width), or (batch, frames, layers, width) with `layer_weighting`; (batch, frames) bool:
-            True for the frames that are pooled).
-        """
-        f, own = self._encode(source, lengths, **given)
-        quiet = self.cfg.silence_db
-        return f, own if quiet is None else own & loud_frames(source, own.size(1), quiet)
-
-    def _encode(self, source, lengths, **given):
+        """What the trained part starts from: f = E(x, speaker), or all its layers where they are weighted. Arguments as for `forward`.
+        Returns (features (batch, frames, width), or with `layer_weighting` (batch, frames, layers, width); (batch, frames) bool: those that
+        are pooled)."""
         if self.layer_weights is not None:
             layers, own = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
             e = self.backbone.vectors_of(given.get("speaker"), len(source), given.get("speaker_vectors"))
-            return torch.stack([self.backbone.with_speaker(x, e) for x in layers.values()], dim=2), own
-        found = self.backbone(source, lengths=lengths, features_only=True, **given)
-        f, padding = found["x"], found["padding_mask"]
-        return f, torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if padding is None else ~padding
+            f = torch.stack([self.backbone.with_speaker(x, e) for x in layers.values()], dim=2)
+        else:
+            found = self.backbone(source, lengths=lengths, features_only=True, **given)
+            f, padding = found["x"], found["padding_mask"]
+            own = torch.ones(f.shape[:2], dtype=torch.bool, device=f.device) if padding is None else ~padding
+        quiet = self.cfg.silence_db
+        return f, own if quiet is None else own & loud_frames(source, own.size(1), quiet)
 
     def forward(self, source=None, lengths=None, features=None, speaker=None, speaker_features=None, voice=None, **given):
         """Logits or dimensions of a batch.
@@ -210,9 +184,8 @@ class EmotionHubertModel(BaseFairseqModel):
             given: mask_indices, mask_channel_indices and speaker_vectors of SpeakerHubertModel.
 
         Returns:
-            dict: `output` (batch, outputs) and what else the head returns; `embedding` (batch, width): the pooled vector, before
-            speaker normalisation and what a speaker at the head adds to it; `frames` (batch, frames, width), `valid` (batch, frames); `frame_output`
-            (batch, frames, outputs) of a frame head.
+            dict: `output` (batch, outputs) and what else the head returns; `embedding` (batch, width): the pooled vector, before speaker
+            normalisation and a speaker at the head; `frames` (batch, frames, width), `valid` (batch, frames); `frame_output` of a frame head.
         """
         if features is None:
             f, own = self.encode(source, lengths, speaker=speaker, **given)

@@ -40,11 +40,9 @@ def initialise(model, pretrained):
     wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not n.startswith(left)]
     if wrong:
         c = pretrained.config
-        raise InputError(
-            f"{pretrained.path}: the encoder does not fit the model: {mismatch(wrong, own, source)}; the checkpoint has "
-            f"{c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}: "
-            "choose the config of that size (…_tiny, …_base, …_large)"
-        )
+        has = f"{c.get('encoder_layers')} layers × {c.get('encoder_embed_dim')} and extractor_mode={c.get('extractor_mode')}"
+        what = f"the encoder does not fit the model: {mismatch(wrong, own, source)}; the checkpoint has {has}"
+        raise InputError(f"{pretrained.path}: {what}: choose the config of that size (…_tiny, …_base, …_large)")
     fitting = {n: w for n, w in source.items() if n in own and own[n].shape == w.shape}
     report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
     report.new += [n for n in own if n not in fitting]
@@ -59,10 +57,9 @@ def _check_architecture(model, pretrained):
     for name in _SHAPELESS:
         found, wanted = str(model.cfg[name]), str(theirs[name])
         if found != wanted:
-            raise InputError(
-                f"{pretrained.path}: the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint; "
-                f"set model.{name}={wanted.lower() if wanted in ('True', 'False') else wanted}"
-            )
+            remedy = f"set model.{name}={wanted.lower() if wanted in ('True', 'False') else wanted}"
+            what = f"the encoder does not fit the model: {name} is {found} in the model, {wanted} in the checkpoint"
+            raise InputError(f"{pretrained.path}: {what}; {remedy}")
 
 
 def _fit_predictions(model, own, source, report):
@@ -125,11 +122,8 @@ def build_encoder(pretrained, **changes):
 class FrozenEncoder:
     """A pretrained encoder for features: nothing masked, nothing dropped, no gradients.
 
-    Attributes:
-        path, sha256: of the checkpoint; for a folder, the hash of all that was read from it.
-        normalise: whether waveforms must be normalised (`audio.normalise`) first.
-        n_layers, width: of its Transformer; of wav2vec 1, 1 and the width of its aligned frames.
-        speakers: ids it has vectors for.
+    Of it are `path`, `sha256` (of a folder: of all that was read from it), `n_layers` and `width` (of wav2vec 1: 1 and that of its aligned
+    frames), `speakers`, ids it has vectors for, and `normalise`: whether waveforms must go through `audio.normalise` first.
     """
 
     def __init__(self, path, device="cpu"):
@@ -143,19 +137,15 @@ class FrozenEncoder:
 
     def check_layers(self, layers):
         """Raise InputError unless all `layers` (1-based) exist."""
-        wrong = [layer for layer in layers if not 1 <= layer <= self.n_layers]
-        if wrong:
+        if wrong := [layer for layer in layers if not 1 <= layer <= self.n_layers]:
             has = f"layers 1 to {self.n_layers}" if self.n_layers > 1 else "one layer; use --layers 1"
             raise InputError(f"--layers {' '.join(map(str, wrong))}: {self.path} has {has}")
 
     def features(self, source, lengths, layers, speakers=None):
         """Features of several layers in one pass, exact under padding: ({layer: (batch, frames, width)}, frames of each utterance).
 
-        Args:
-            source: (batch, samples) float32 tensor, zero-padded; normalised where `normalise` says so.
-            lengths: samples of each utterance.
-            layers: 1-based, as fairseq's `output_layer`.
-            speakers: speaker id of each utterance; ids without a vector, and None, are the unknown speaker.
+        `source`: (batch, samples) float32 tensor, zero-padded, normalised where `normalise` says so; `lengths`: samples of each utterance;
+        `layers`: 1-based; `speakers`: id of each utterance's, where ids without a vector, and None, are the unknown speaker.
         """
         lengths = [int(n) for n in lengths]
         rows = None

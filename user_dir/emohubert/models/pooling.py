@@ -12,11 +12,7 @@ POOLINGS = Registry("model.pooling")
 
 class Pooling(nn.Module):
     """A pooling: `forward(x, own)` takes x (batch, frames, width) and own (batch, frames) bool, True for an utterance's own frames,
-    and returns (batch, `self.width`).
-
-    Args:
-        width: of the frames.
-    """
+    and returns (batch, `self.width`)."""
 
     is_mean = False
     """Whether nothing but the mean of the frames counts, so that cached features may be means."""
@@ -84,13 +80,8 @@ class StatisticsPooling(Pooling):
 
 
 def loud_frames(source, frames, decibels):
-    """Frames within so many decibels of the utterance's loudest one: (batch, frames) bool; the padding's are silent.
-
-    Args:
-        source: (batch, samples), zero-padded.
-        frames: of the longest utterance.
-        decibels: a positive number.
-    """
+    """Frames within so many decibels of the utterance's loudest one: (batch, frames) bool; the padding's are silent. `source`: (batch,
+    samples), zero-padded; `frames`: of the longest utterance."""
     energy = F.avg_pool1d(source.float().pow(2).unsqueeze(1), RECEPTIVE_FIELD, HOP).squeeze(1)[:, :frames]
     loud = energy >= energy.amax(dim=1, keepdim=True) * 10 ** (-decibels / 10)
     return F.pad(loud, (0, frames - loud.size(1)))

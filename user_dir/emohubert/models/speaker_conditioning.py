@@ -13,8 +13,7 @@ UNKNOWN = 0  # row of the table for speakers outside it; trained by speaker drop
 
 
 class SpeakerConditioning(nn.Module):
-    """The speaker embedding module S: a table, row 0 for the unknown speaker, then (`fc`) one fully connected layer. Subclasses say
-    where e goes.
+    """The speaker embedding module S: a table, row 0 the unknown speaker, then (`fc`) a fully connected layer. Subclasses say where e goes.
 
     The table starts at zero, the layer at the identity with bias zero: e is zero, and training starts at exactly the pretrained model
     (except for `prefix`); and a checkpoint without the layer continues with it from exactly where it was.

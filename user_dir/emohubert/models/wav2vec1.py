@@ -36,10 +36,8 @@ def is_aligned(pretrained):
 def build_aligned(pretrained):
     """The Wav2Vec1Encoder of an emotion model, with its weights; InputError for fairseq's own, whose frames are of another rate."""
     if not is_aligned(pretrained):
-        raise InputError(
-            f"{pretrained.path}: a wav2vec 1 as pretrained has 100 frames a second, here there are 50; fine-tune an emotion model "
-            "on it (model.init_from), which learns to align them, and give the checkpoint of that"
-        )
+        remedy = "fine-tune an emotion model on it (model.init_from), which learns to align them, and give the checkpoint of that"
+        raise InputError(f"{pretrained.path}: a wav2vec 1 as pretrained has 100 frames a second, here there are 50; {remedy}")
     model = Wav2Vec1Encoder(pretrained.config)
     model.start_from(pretrained)
     return model
@@ -123,12 +121,9 @@ class Wav2Vec1Encoder(nn.Module):
     def context(self, source, lengths, mask_indices=None, mask_channel_indices=None):
         """c, wav2vec's own features, 100 a second: (batch, width, frames), zero past an utterance's own frames, and how many each has.
 
-        Args:
-            source, lengths: waveforms (batch, samples), zero-padded, and samples of each, a list of int. Utterances between one frame
-                of HuBERT and one of wav2vec (400 to 464 samples) are padded with zeros.
-            mask_indices: (batch, frames) bool, at 50 frames a second: where z is zero (SpecAugment: wav2vec 1 has no mask
-                embedding, and the paper's implementation puts zeros there too).
-            mask_channel_indices: (batch, channels of z) bool, the channels of z to set to zero.
+        Waveforms between one frame of HuBERT and one of wav2vec (400 to 464 samples) are padded with zeros. `mask_indices` (batch, frames),
+        at 50 frames a second, and `mask_channel_indices` (batch, channels of z) say where z is zero (SpecAugment: wav2vec 1 has no mask
+        embedding, and the paper's implementation puts zeros there too).
         """
         if max(lengths) < RECEPTIVE_FIELD:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")

@@ -72,7 +72,6 @@ def read_folder(folder):
     A head on top (CTC, classification, …) is left out and named. Whether waveforms are normalised is read from
     `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
     for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level).
-
     InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
     """
     folder = Path(folder)
@@ -88,9 +87,7 @@ def read_folder(folder):
     config = _architecture(path, {**DEFAULTS, **options})
     file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(
-            f"{folder}: no {_WEIGHTS[0]} in this folder; load the model in transformers and save it, whole, with save_pretrained"
-        )
+        raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
     weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
     if layers != config["encoder_layers"]:

@@ -109,7 +109,6 @@ def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
     for _, kernel, stride in layers:
         found_window, found_hop = found_window + (kernel - 1) * found_hop, found_hop * stride
     if (found_window, found_hop) != (window, hop):
-        raise InputError(
-            f"conv_feature_layers: “{text}” gives frames of {found_window} samples every {found_hop}; only {window} every {hop} is supported"
-        )
+        found = f"gives frames of {found_window} samples every {found_hop}"
+        raise InputError(f"conv_feature_layers: “{text}” {found}; only {window} every {hop} is supported")
     return layers

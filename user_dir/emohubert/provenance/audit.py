@@ -40,7 +40,7 @@ class AuditReport:
     def problems(self):
         """One line for every missing record that is not allowed, and every leak that is not."""
         missing = [] if UNKNOWN in self.allowed else dict.fromkeys(problem for e in self.evaluations for problem in e.problems)
-        return [*missing, *(str(leak) for leak in self.leaks if not leak.allowed)]
+        return [*missing, *(leak.message for leak in self.leaks if not leak.allowed)]
 
     @property
     def unknown(self):
@@ -147,8 +147,7 @@ def _shared(one, other, contents):
 def _same_length(one, other):
     """For each length that both lists have: indices in `one` of files that are not in `other` by name, indices in `other`."""
     for length in one.by_length.keys() & other.by_length.keys():
-        unmatched = [i for i in one.by_length[length] if one.file(i) not in other.files]
-        if unmatched:
+        if unmatched := [i for i in one.by_length[length] if one.file(i) not in other.files]:
             yield unmatched, other.by_length[length]
 
 
@@ -165,7 +164,6 @@ def _contents(pairs, workers, notes):
     wanted = list(dict.fromkeys(file for a, b, mine, theirs in alike for file in (*map(a.file, mine), *map(b.file, theirs))))
     found = dict(zip(wanted, in_threads(_content, wanted, "comparing audio", "files", workers), strict=True))
     for key, what in ((None, "cannot be read: they are compared by name and length"), ("", "are silence: they are not compared")):
-        paths = [path for path in found if found[path] == key]
-        if paths:
+        if paths := [path for path in found if found[path] == key]:
             notes.append(f"{len(paths)} audio files, such as {paths[0]}, {what}")
     return found

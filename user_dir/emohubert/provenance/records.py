@@ -97,11 +97,9 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
     facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus"), "root": os.path.realpath(root)}
     indices = range(len(split)) if indices is None else indices
     speakers, sessions = _speakers(split), (split.meta or {}).get("session") or [""] * len(split)
-
     rows = ((split.paths[i], str(split.n_samples[i]), speakers[i], sessions[i]) for i in indices)
-    return _write(
-        path, {**facts, "utterances": len(indices)}, ("\t".join(re.sub(r"[\t\r\n]+", " ", c) for c in row) for row in rows), split.name
-    )
+    lines = ("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) for row in rows)
+    return _write(path, {**facts, "utterances": len(indices)}, lines, split.name)
 
 
 def _speakers(split):
@@ -196,11 +194,6 @@ def write_adaptation(vectors, checkpoint, split, label_dir=None):
     """Record the audio of new speakers that their embeddings were made from with a checkpoint and labels, beside the file of `vectors`."""
     sources = [source("checkpoint", checkpoint), *([source("labels", label_dir)] if label_dir else [])]
     return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), sources)
-
-
-def write_fit(path, split, indices, sources, **facts):
-    """Record the recordings that centroids or acoustic pieces were fitted on, beside their file."""
-    return write(beside(path), CLUSTERING, split, indices, sources, **facts)
 
 
 def write_shard_fit(path, shards, chosen):

@@ -119,8 +119,7 @@ class Trail:
             if kind == "predictions" or (kind, path) in self._visited:
                 continue
             self._visited.add((kind, path))
-            behind = self._behind(kind, path)
-            if not behind:
+            if not (behind := self._behind(kind, path)):
                 self._end(e, path, {"checkpoint": kind, "labels": "folder of frame labels"}.get(kind, f"file of {kind}"))
             for role, seen in behind:
                 self._meet(e, role, seen, (*via, relative(path, self.folder)))

@@ -44,15 +44,8 @@ class AcousticPieces:
 
     @classmethod
     def fit(cls, lines, units, size):
-        """Learn pieces by byte-pair encoding; the same labels give the same bytes.
-
-        Args:
-            lines: iterable of label arrays, one per utterance.
-            units: number of clusters; every one is a piece of its own, seen or not.
-            size: number of pieces, clusters included: more than `units`.
-
-        InputError: the labels do not have so many.
-        """
+        """Learn pieces by byte-pair encoding from `lines`, label arrays, one per utterance; the same labels give the same bytes. `size`:
+        number of pieces, of which each of the `units` clusters, seen or not, is one. InputError: the labels do not have so many."""
         alphabet = (chr(_FIRST + unit) for unit in range(units))  # a sentence of its own for each: so all are known
         out = io.BytesIO()
         try:

@@ -26,10 +26,8 @@ class KMeans:
         """Raise InputError for features of another kind or width; `features` is their description, or None if unknown."""
         if self.features is not None and features is not None and self.features != features:
             name = next(k for k in [*self.features, *features] if self.features.get(k) != features.get(k))
-            raise InputError(
-                f"{path}: these centroids were fitted on features with {name} = {self.features.get(name)}, "
-                f"but these have {name} = {features.get(name)}; fit centroids on these features, or use the others"
-            )
+            what = f"fitted on features with {name} = {self.features.get(name)}, but these have {name} = {features.get(name)}"
+            raise InputError(f"{path}: these centroids were {what}; fit centroids on these features, or use the others")
         if width != self.centroids.shape[1]:
             what = f"centroids of width {self.centroids.shape[1]} cannot label features of width {width}"
             raise InputError(f"{path}: {what}; use the features they were fitted on")

@@ -30,14 +30,9 @@ def shard_path(folder, split, rank, nshard, ending):
 
 
 class FeatureShard:
-    """Features of a shard on disk, checked; InputError where a file is missing, damaged, or does not belong to the other.
-
-    Attributes:
-        path: of the `.npy` file.
-        features: (frames, width) float32, memory-mapped.
-        lengths: frames of each utterance.
-        description: what the features are, or None if the file does not come from us.
-    """
+    """A shard on disk, checked: the `path` of its `.npy`, `features` (frames, width) float32, memory-mapped, `lengths`, the frames of each
+    utterance, and a `description` of the features, None if the file does not come from us. InputError where a file is missing, damaged, or
+    does not belong to the other."""
 
     def __init__(self, folder, split, rank, nshard):
         self.path = reading = shard_path(folder, split, rank, nshard, "npy")
@@ -83,8 +78,7 @@ def read_shards(folder, split, nshard):
 
 
 def _require(folder, split, nshard, endings, what, state, remedy):
-    missing = [str(r) for r in range(nshard) if not all(shard_path(folder, split, r, nshard, e).is_file() for e in endings)]
-    if missing:
+    if missing := [str(r) for r in range(nshard) if not all(shard_path(folder, split, r, nshard, e).is_file() for e in endings)]:
         raise InputError(f"{folder}: {len(missing)} of {nshard} {what} of “{split}” are {state}: {' '.join(missing)}; {remedy}")
 
 

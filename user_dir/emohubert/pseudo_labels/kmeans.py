@@ -158,8 +158,7 @@ def _lloyd(data, centroids):
 def _fill_empty(data, centroids, labels, sums):
     """Give each empty cluster the frame that is farthest from its centroid, in place; returns how many."""
     sizes = torch.bincount(labels, minlength=len(centroids))
-    empty = torch.nonzero(sizes == 0)[:, 0].tolist()
-    if not empty:
+    if not (empty := torch.nonzero(sizes == 0)[:, 0].tolist()):
         return 0
     distances = data.distances(centroids, labels)
     farthest = iter(torch.argsort(distances, descending=True, stable=True).tolist())

@@ -34,19 +34,11 @@ _FEW_FRAMES = 39  # frames a cluster below which a fit is called poor (as faiss 
 
 
 class LabelMaker:
-    """Makes the label sets of a manifest directory.
+    """Makes the label sets of a manifest directory, in the folder `out`.
 
-    Args:
-        directory, out: manifest directory and output folder.
-        features: MfccFeatures, ProsodyFeatures or EncoderFeatures.
-        clusters: numbers of clusters.
-        fit_split: the split that centroids are fitted on.
-        splits: the splits that get labels; by default those that exist of train, valid and test.
-        seed: of `kmeans.fit`, and of the recordings of the fit.
-        max_memory: bytes of features kept for the fit.
-        centroids: path of a `kmeans.npz` or joblib file to be applied; nothing is fitted then.
-        pieces: sizes of vocabularies of acoustic pieces to be made over each set.
-        overwrite: make everything again.
+    `features` are MfccFeatures, ProsodyFeatures or EncoderFeatures, `clusters` numbers of clusters, fitted on `fit_split` with `max_memory`
+    bytes of features and a `seed`; or `centroids`, a `kmeans.npz` or joblib file, are applied. `splits` get labels, by default those that
+    exist of train, valid and test. `pieces`: sizes of vocabularies of acoustic pieces to be made over each set.
     """
 
     def __init__(
@@ -77,9 +69,7 @@ class LabelMaker:
             self.sets = [self._fitted_set(name, k) for name in features.names for k in sorted(set(clusters))]
         self.pieces = sorted(set(pieces))
         if self.pieces and (centroids or fit_split not in self.splits):
-            raise InputError(
-                "--pieces: pieces are learned from the labels of the fitting split; name it in --splits too, and give --clusters"
-            )
+            raise InputError("--pieces: they are learned from labels of the fitting split; name it in --splits too, and give --clusters")
         if self.pieces and (most := max(s.clusters for s in self.sets)) >= self.pieces[0]:
             n = self.pieces[0]
             raise InputError(f"--pieces {n}: there are {most} clusters, each a piece of its own; ask for more pieces than clusters")
@@ -134,10 +124,8 @@ class LabelMaker:
         frames = audio.n_frames(split.n_samples, self.features.hop)
         chosen = choose_recordings(split.paths, frames, self.max_memory // (4 * sum(self.features.widths.values())), self.seed)
         if not chosen:
-            raise InputError(
-                f"{split.tsv}: no recording has a frame ({audio.RECEPTIVE_FIELD} samples) and fits into --max-memory; "
-                "allow more memory or give more audio"
-            )
+            what = f"no recording has a frame ({audio.RECEPTIVE_FIELD} samples) and fits into --max-memory"
+            raise InputError(f"{split.tsv}: {what}; allow more memory or give more audio")
         if len(chosen) < np.count_nonzero(frames):
             what = "fit on %d of the %d recordings of %s, %d of %d frames: as many as --max-memory allows"
             logger.info(what, len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()))
@@ -169,7 +157,8 @@ class LabelMaker:
             logger.info("%s: inertia %.4f a frame, %d iterations, %.1f s", s.name, fit["inertia"], fit["iterations"], seconds)
 
     def _record_fit(self, s):
-        records.write_fit(s.centroids, self.fit_split, self.sample, self.features.sources, features=self.features.describe(s.feature))
+        path, features = records.beside(s.centroids), self.features.describe(s.feature)
+        records.write(path, records.CLUSTERING, self.fit_split, self.sample, self.features.sources, features=features)
 
     def _extract_sample(self, names):
         """Fill the memory: features of the recordings of the fit, and the rows that each of them has."""
@@ -256,7 +245,7 @@ class LabelMaker:
             fit.write()
             logger.info("%s/%s: %d acoustic pieces, %d of them in use", s.feature, folder.name, size, np.count_nonzero(counts))
         state_hop(folder, self.features.hop)
-        records.write_fit(model, self.fit_split, self.sample, [records.source("labels", s.folder)])
+        records.write(records.beside(model), records.CLUSTERING, self.fit_split, self.sample, [records.source("labels", s.folder)])
         pieces = AcousticPieces(model.read_bytes(), model)
         for split in self.splits.values():
             path = folder / f"{split.name}.km"

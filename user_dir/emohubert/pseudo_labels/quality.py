@@ -16,42 +16,28 @@ from ..corpus.manifest import NO_EMOTION, read_dictionary
 _SHUFFLES = 10
 
 
-def label_sets(folder, split):
-    """{name: folder} of the label sets of a split below a folder (itself included), in natural order; InputError if there are none."""
-    folder = Path(folder)
-    found = {p.parent.relative_to(folder).as_posix(): p.parent for p in folder.rglob(f"{split}.km") if not p.parent.name.startswith(".")}
+def of_tree(folder, split):
+    """{name: `quality`} of the label sets of a Split below a folder (itself included), in natural order; InputError if there are none."""
+    folder, emotions = Path(folder), [None if e == NO_EMOTION else e for e in split.emotions or ()]
+    targets = {name: values for name, values in (("emotion", emotions), ("speaker", split.speakers)) if values}
+    found = {p.parent.relative_to(folder).as_posix(): p for p in folder.rglob(f"{split.name}.km") if not p.parent.name.startswith(".")}
     if not found:
-        raise InputError(f"{folder}: holds no {split}.km, nor does any folder in it; make labels with tools/make_labels.py")
-    return {name: found[name] for name in sorted(found, key=natural)}
-
-
-def read_labels(folder, split):
-    """FrameLabels of a split with the number of symbols of their dictionary: (labels, symbols)."""
-    symbols = read_dictionary(folder / "dict.km.txt")
-    return read_frame_labels(folder / f"{split.name}.km", symbols, split.n_samples), len(symbols)
-
-
-def targets_of(split):
-    """What labels are compared with: the emotion and the speaker of each utterance, where the manifest knows them."""
-    emotions = [None if e == NO_EMOTION else e for e in split.emotions or ()]
-    return {name: values for name, values in (("emotion", emotions), ("speaker", split.speakers)) if values}
+        raise InputError(f"{folder}: holds no {split.name}.km, nor does any folder in it; make labels with tools/make_labels.py")
+    results = {}
+    for name in sorted(found, key=natural):
+        symbols = read_dictionary(found[name].with_name("dict.km.txt"))
+        labels = read_frame_labels(found[name], symbols, split.n_samples)
+        results[name] = quality(labels.labels, labels.offsets, len(symbols), targets, labels.hop)
+    return results
 
 
 def quality(labels, offsets, clusters, targets, hop, seed=1):
-    """Measures of one set of labels.
+    """Measures of one set of `labels`, the cluster of every frame, utterance after utterance, of which each starts at one of `offsets`, the
+    last of them the end. `targets`: {name: value of each utterance, or None where it has none}; `hop`: samples between two labels.
 
-    Args:
-        labels: cluster of every frame, utterance after utterance.
-        offsets: where each utterance starts, and the end.
-        clusters: how many there are.
-        targets: {name: value of each utterance, or None where it has none}.
-        hop: samples between two labels.
-        seed: of the shuffles that give the level of chance.
-
-    Returns:
-        dict: `sizes` (perplexity: `clusters` if all are equal) and `runs` (stretches of one label within an utterance), and for
-        each target the measures of `association` with `nmi_chance`: the mean NMI when the values are shuffled among the
-        utterances. It grows with the clusters and shrinks with the audio.
+    Returns a dict: `sizes` (perplexity: `clusters` if all are equal) and `runs` (stretches of one label within an utterance), and for
+    each target the measures of `association` with `nmi_chance`: the mean NMI when the values are shuffled, with `seed`, among the
+    utterances. It grows with the clusters and shrinks with the audio.
     """
     labels, offsets = np.asarray(labels), np.asarray(offsets)
     sizes = np.bincount(labels, minlength=clusters)

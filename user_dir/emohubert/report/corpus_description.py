@@ -12,7 +12,6 @@ from ..core.files import Stamp, make_folder, sha256, write_json
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_split, splits_of
 from ..data import speaker_vectors
-from ..evaluation import figures
 from ..evaluation.predictions import write_table
 from . import corpus_figures
 
@@ -137,10 +136,8 @@ def write(directory, out, workers=None, overwrite=False):
     was written), or None where all is there and made from the same manifests."""
     directory, out = Path(directory), make_folder(out)
     inputs = [p for d in manifest_directories(directory) for p in sorted(d.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    modules = (corpus_figures, figures, speaker_vectors)
-    settings = {"manifest": {str(p.relative_to(directory)): sha256(p) for p in inputs}, "code": [sha256(m.__file__) for m in modules]}
     tables = [out / name for name in ("utterances.tsv", "speakers.tsv", "summary.json")]
-    stamp = Stamp(out / ".description.json", {**settings, "this": sha256(__file__)}, tables)
+    stamp = Stamp(out / ".description.json", {"manifest": {str(p.relative_to(directory)): sha256(p) for p in inputs}}, tables)
     if stamp.is_current() and not overwrite:
         return None
     corpus = read(directory)

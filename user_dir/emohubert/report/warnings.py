@@ -132,8 +132,7 @@ def _of_groups(scores):
 
 
 def _of_calibration(evaluation):
-    worse = {name: f"{name} {before:.3f} → {after:.3f}" for name, before, after, is_worse in changes(evaluation) if is_worse}
-    if worse:
+    if worse := {name: f"{name} {before:.3f} → {after:.3f}" for name, before, after, is_worse in changes(evaluation) if is_worse}:
         level = "problem" if any(name.startswith(("UA", "ccc", "speaker_ccc")) for name in worse) else "warning"
         yield level, "calibration", f"Worse after calibration: {', '.join(worse.values())}."
 

@@ -17,16 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class SpeechTask(FairseqTask):
-    """A task whose input is audio and whose labels are its own: nothing is dropped by length, and there are no dictionaries.
+    """A task whose input is audio and whose labels are its own: nothing is dropped by length, and there are no dictionaries."""
 
-    Attributes:
-        label_names: of the labels of whole utterances that are learned from.
-        label_folders: of the frame labels that are learned from.
-        precision: of training on a processor; fairseq sees to a GPU's. "bf16" multiplies matrices in bf16 and keeps weights in float32.
-    """
-
-    label_names = label_folders = ()
-    precision = "float32"
+    label_names = label_folders = ()  # labels of whole utterances, and folders of frame labels, that are learned from
+    precision = "float32"  # on a CPU (fairseq sees to a GPU's); "bf16" multiplies matrices in bf16 and keeps weights in float32
     source_dictionary = target_dictionary = None
 
     @classmethod
@@ -74,20 +68,9 @@ class SpeechTask(FairseqTask):
 
 
 def speaker_rows(split, speakers, suffix, required):
-    """Rows of the speaker table for the utterances of a split: 1 … n for known speakers, 0 for unknown ones.
-
-    Args:
-        split: a `manifest.Split`.
-        speakers: ids of the table, in order.
-        suffix: of the speaker sidecar; None: no speakers.
-        required: whether an unknown speaker is an error (training) or is represented by the unknown speaker (elsewhere), as
-            utterances are everywhere whose speaker the corpus does not know (`<unk>` in the sidecar).
-
-    Returns:
-        int64 array, or None without speakers.
-
-    InputError: the sidecar is missing, or a training speaker is not in the dictionary.
-    """
+    """Rows of the table of `speakers` for the utterances of a split: int64, 1 … n for known speakers, 0 for unknown ones; None without the
+    `suffix` of a speaker sidecar. Where the table is `required` to hold all speakers (training), another one is an InputError, but for
+    those that the corpus does not know (`<unk>` in the sidecar)."""
     if suffix is None:
         return None
     if split.speakers is None:
@@ -97,10 +80,8 @@ def speaker_rows(split, speakers, suffix, required):
     unknown = set(split.speakers) - set(table) - {UNKNOWN_SPEAKER}
     if unknown and required:
         first = split.speakers.index(min(unknown))
-        raise InputError(
-            f"{split.where(first, suffix)}: the speaker “{split.speakers[first]}” is not in {split.directory}/dict.{suffix}.txt "
-            f"({len(unknown)} such speakers); add it there or make the manifest again"
-        )
+        what = f"the speaker “{split.speakers[first]}” is not in {split.directory}/dict.{suffix}.txt ({len(unknown)} such speakers)"
+        raise InputError(f"{split.where(first, suffix)}: {what}; add it there or make the manifest again")
     if unknown:
         n = len(set(split.speakers))
         logger.info("%s: %d of %d speakers are not in the table and represented by the unknown speaker", split.name, len(unknown), n)

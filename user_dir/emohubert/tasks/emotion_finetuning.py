@@ -138,9 +138,7 @@ class EmotionFinetuningTask(SpeechTask):
         model = super().build_model(cfg, from_checkpoint)
         self.model_cfg = model.cfg
         if model.normalisation is not None and not self.voices:
-            raise InputError(
-                "model.speaker_normalisation=true needs the training speakers; make the manifest with speakers (task.speakers=spk)"
-            )
+            raise InputError("model.speaker_normalisation=true needs training speakers; make the manifest with them (task.speakers=spk)")
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
@@ -185,8 +183,7 @@ class EmotionFinetuningTask(SpeechTask):
         sidecar or column is missing, or a class is not in the dictionary."""
         if self.dimensions:
             columns = split.dimensions or {}
-            missing = [d for d in self.dimensions if d not in columns]
-            if missing:
+            if missing := [d for d in self.dimensions if d not in columns]:
                 has = ", ".join(columns) or "none"
                 raise InputError(f"{split.directory / split.name}.dim: no column “{missing[0]}” (it has {has}); correct task.target")
             return np.stack([columns[d] for d in self.dimensions], axis=1).astype(np.float32)
@@ -195,10 +192,8 @@ class EmotionFinetuningTask(SpeechTask):
         table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
         unknown = next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)
         if unknown is not None:
-            raise InputError(
-                f"{split.where(unknown, 'emo')}: the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt "
-                f"({', '.join(self.classes)}); add it there, or make the manifest again"
-            )
+            what = f"the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt ({', '.join(self.classes)})"
+            raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
 
     def _augmentation(self):
@@ -207,14 +202,8 @@ class EmotionFinetuningTask(SpeechTask):
         return Augmentation(**options, prefix="task.augment_") or None
 
     def make_dataset(self, split, training, targets=None, transform=None):
-        """The dataset of a split.
-
-        Args:
-            split: a `manifest.Split`.
-            training: with masks and shuffling.
-            targets: as from `targets`; by default those of the split.
-            transform: applied to waveforms outside of training (see SpeechDataset); in training it is the augmentation.
-        """
+        """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
+        the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
         cfg = self.model_cfg
         width = cfg.backbone["encoder_embed_dim"]
         return UtteranceLabelledSpeech(
@@ -237,15 +226,12 @@ class EmotionFinetuningTask(SpeechTask):
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split and check everything that can be checked before training."""
         if split != "train" and not (Path(self.cfg.data) / f"{split}.tsv").is_file():
-            raise InputError(
-                f"{self.cfg.data}/{split}.tsv: no such file; make the manifest with a validation split, or set "
-                "dataset.disable_validation=true to train for a fixed number of epochs and use the last"
-            )
+            otherwise = "dataset.disable_validation=true to train for a fixed number of epochs and use the last"
+            raise InputError(f"{self.cfg.data}/{split}.tsv: no such file; make the manifest with a validation split, or set {otherwise}")
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
         dataset = self.make_dataset(utterances, split.startswith("train"))
         dataset.kept = dataset.kept[dataset.has_target[dataset.kept]]
-        without = int((~dataset.has_target).sum())
-        if without:
+        if without := int((~dataset.has_target).sum()):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
@@ -258,9 +244,7 @@ class EmotionFinetuningTask(SpeechTask):
     def _voices_of(self, split, name):
         """Rows of a split's speakers in the table of speaker normalisation; those of other splits than train stand behind the table."""
         if split.speakers is None:
-            raise InputError(
-                f"{split.tsv.with_suffix('.spk')}: no such file; model.speaker_normalisation=true needs one (see task.speakers)"
-            )
+            raise InputError(f"{split.tsv.with_suffix('.spk')}: no such file, but model.speaker_normalisation=true; see task.speakers")
         first, names = 1, self.voices
         if name != "train":
             first += len(names) + sum(len(ids) for other, ids in self._unseen.items() if other != name)
