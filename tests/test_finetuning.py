@@ -94,7 +94,7 @@ def test_silence_is_not_pooled(corpus):
     model = build(corpus, silence_db=35.0).eval()
     with torch.no_grad():
         output = model(wave[None], [48_000])
-        frames, _ = model._encode(wave[None], [48_000])
+        frames, _ = model.encode(wave[None], [48_000])
     torch.testing.assert_close(output["embedding"][0], frames[0][found[0]].mean(0))
 
 

@@ -18,7 +18,7 @@ from emohubert.core import programs
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, write_json
 from emohubert.corpus.manifest import read_split
-from emohubert.evaluation import cross_validation, draw, scoring
+from emohubert.evaluation import cross_validation, figures, scoring
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from emohubert.pretrained.safe_files import load_state
 from emohubert.training import launch
@@ -56,7 +56,7 @@ class Launcher:
         folder, scores = Path(arguments[0]).parent, Path(arguments[3]) / "metrics.json"
         before = scores.exists() and scores.stat().st_mtime_ns
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draw, "draw", lambda *_: None)
+            patch.setattr(figures, "draw", lambda *_: None)
             programs.load("tools", "evaluate").main.__wrapped__([*arguments, "--repeats", "2"])
         if scores.stat().st_mtime_ns != before:
             self.commands.append(f"evaluate {folder.parent.name}/{folder.name}")

@@ -76,8 +76,8 @@ def resolve_backbone(cfg):
         return {**pretrained.config, **changes}, pretrained
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
     if cfg.num_layers is not None:
-        if not 1 <= cfg.num_layers <= pretrained.n_layers:
-            raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has layers 1 to {pretrained.n_layers}; use one of them")
+        if not 1 <= cfg.num_layers <= (most := pretrained.n_layers):
+            raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {most} layers; use 1 to {most}")
         changes["encoder_layers"] = cfg.num_layers
     if cfg.speaker_position != "inherit":
         changes["speaker_position"] = cfg.speaker_position
