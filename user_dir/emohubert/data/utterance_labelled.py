@@ -11,10 +11,8 @@ from .speech import SpeechDataset
 
 class UtteranceLabelledSpeech(SpeechDataset):
     """Utterances with a target each: `targets` are (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
-
     `balanced`: in training, an epoch has as many utterances as the split, but equally many of each class: those of small classes are
-    repeated, those of large ones sampled. The other options are of SpeechDataset; give a `masking` only for training.
-    """
+    repeated, those of large ones sampled. The other options are of SpeechDataset; give a `masking` only for training."""
 
     features = None  # CachedFeatures to take the place of waveforms
 

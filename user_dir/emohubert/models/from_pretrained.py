@@ -120,11 +120,9 @@ def build_encoder(pretrained, **changes):
 
 
 class FrozenEncoder:
-    """A pretrained encoder for features: nothing masked, nothing dropped, no gradients.
-
-    Of it are `path`, `sha256` (of a folder: of all that was read from it), `n_layers` and `width` (of wav2vec 1: 1 and that of its aligned
-    frames), `speakers`, ids it has vectors for, and `normalise`: whether waveforms must go through `audio.normalise` first.
-    """
+    """A pretrained encoder for features: nothing masked, nothing dropped, no gradients. Of it are `path`, `sha256` (of a folder: of all
+    that was read from it), `n_layers` and `width` (of wav2vec 1: 1 and that of its aligned frames), `speakers`, ids it has vectors for, and
+    `normalise`: whether waveforms must go through `audio.normalise` first."""
 
     def __init__(self, path, device="cpu"):
         pretrained = read_pretrained(path)
@@ -143,10 +141,8 @@ class FrozenEncoder:
 
     def features(self, source, lengths, layers, speakers=None):
         """Features of several layers in one pass, exact under padding: ({layer: (batch, frames, width)}, frames of each utterance).
-
         `source`: (batch, samples) float32 tensor, zero-padded, normalised where `normalise` says so; `lengths`: samples of each utterance;
-        `layers`: 1-based; `speakers`: id of each utterance's, where ids without a vector, and None, are the unknown speaker.
-        """
+        `layers`: 1-based; `speakers`: id of each utterance's, where ids without a vector, and None, are the unknown speaker."""
         lengths = [int(n) for n in lengths]
         rows = None
         if self.speakers and speakers is not None:

@@ -81,11 +81,9 @@ def _appending(path):
 
 
 def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False):
-    """Fit k-means on the feature shards of a folder such as FEAT_DIR/L9 and write it as `kmeans.npz` to `path`; returns the KMeans.
-
-    `seed`: of the k-means, and of the recordings it is fitted on: all, or as many as `max_memory` bytes hold. `joblib`: path of a
-    scikit-learn joblib file to be written too. InputError: shards are missing, interrupted or of different kinds; or too little audio.
-    """
+    """Fit k-means on the feature shards of a folder such as FEAT_DIR/L9 and write it as `kmeans.npz` to `path`; returns the KMeans. `seed`:
+    of the k-means, and of the recordings it is fitted on: all, or as many as `max_memory` bytes hold. `joblib`: path of a scikit-learn
+    joblib file to be written too. InputError: shards are missing, interrupted or of different kinds; or too little audio."""
     shards = read_shards(folder, split, nshard)
     of_shards = [[shard.path.name, shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards]
     settings = {"shards": fingerprint(of_shards), "clusters": clusters, "seed": seed, "max_memory": max_memory}
