@@ -103,9 +103,9 @@ def speaker_vectors(encoder, split, members, **options):
     indices = [i for own in members.values() for i in own]
     source, sums, means = EncoderFeatures(encoder, [encoder.n_layers], **options), {}, dict.fromkeys(indices, 0.0)
 
-    def consume(extracted):
-        (values,) = extracted.features.values()
-        sums[extracted.piece.utterance, extracted.piece.first] = values.double().sum(0).cpu().numpy()
+    def consume(piece, features):
+        (values,) = features.values()
+        sums[piece.utterance, piece.first] = values.double().sum(0).cpu().numpy()
 
     for _ in progress(source.extract(replace(split, speakers=None), indices, consume), f"features of {split.name}", unit="pieces"):
         pass
