@@ -23,12 +23,14 @@ Options of every recipe:
   --folds "1 2"            folds (default: all)
   --seeds "1 2 3"          seeds of fine-tuning (default: 1)
   --target "NAME …"        columns of .dim to predict, such as "arousal valence" (default: the classes of .emo)
-  --size tiny|base|large   of the configurations (default: base; tiny with --init scratch)
+  --size tiny|small|base|large
+                           of the configurations (default: base; tiny with --init scratch)
   --transductive           pretraining and clustering use the unlabelled audio of the test speakers too; every table says so
+  --normalised             fine-tune everything once more with the utterance vectors of each speaker normalised before the head
   --jobs N                 folds or runs at the same time (default: 1)
   --nproc N                processes of each training, over torchrun: NCCL between GPUs, gloo without (default: fairseq takes all GPUs)
   --index I                of fine-tuning, only the I-th run (folds × seeds, from 0), as in an array of jobs; no table
-  --layer L                layer that pseudo-labels come from (default: tiny 3, base 9, large 18; P-TAPT: the last)
+  --layer L                layer that pseudo-labels come from (default: tiny, small 3, base 9, large 18; P-TAPT: the last)
   --clusters K             k-means clusters (default: see the recipe)
   --centroids FILE         the k-means that --init was pretrained with (scikit-learn or ours), in place of --clusters: tapt flea papt
   --updates N              updates of every continued pretraining (default: as configured)
@@ -46,8 +48,8 @@ Options of every recipe:
 recipe_options() {
     # shellcheck disable=SC2034  # some are for the recipe alone
     CORPUS_DIR='' MANIFESTS='' INIT='' OUT='' FOLDS='' SEEDS=1 TARGET='' SIZE='' TRANSDUCTIVE='' JOBS=1 LAYER='' CLUSTERS='' CENTROIDS=''
-    NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
-    options "corpus-dir manifests init out folds seeds target size transductive! jobs nproc index layer clusters centroids updates
+    NORMALISED='' NPROC='' INDEX='' UPDATES='' INIT_UPDATES=450 PRETRAIN='' FINETUNE='' MANIFEST='' INIT_DIR=''
+    options "corpus-dir manifests init out folds seeds target size transductive! normalised! jobs nproc index layer clusters centroids updates
         init-updates pretrain finetune manifest init-dir ${OWN_OPTIONS:-} " "$@"
     require value CORPUS_DIR MANIFESTS INIT OUT
     require count JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
@@ -76,13 +78,13 @@ recipe_options() {
     fi
 }
 
-# of_size TINY BASE LARGE: the one for --size.
+# of_size SMALL BASE LARGE: the one for --size; tiny has that of small.
 of_size() {
     case $SIZE in
-        tiny) echo "$1" ;;
+        tiny | small) echo "$1" ;;
         base) echo "$2" ;;
         large) echo "$3" ;;
-        *) fail "--size $SIZE: use tiny, base or large" ;;
+        *) fail "--size $SIZE: use tiny, small, base or large" ;;
     esac
 }
 
@@ -204,8 +206,10 @@ finetune() {
     fi
     mapfile -t chosen < <(folds)
     read -ra seeds <<<"$SEEDS"
-    tool run_folds "$config" "$manifests" "$OUT/$name" --folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" \
-        ${NPROC:+--nproc "$NPROC"} ${INDEX:+--index "$INDEX"} model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@"
+    local options=(--folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" ${NPROC:+--nproc "$NPROC"} ${INDEX:+--index "$INDEX"}
+        model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@")
+    tool run_folds "$config" "$manifests" "$OUT/$name" "${options[@]}" ${NORMALISED:+-- run_folds "$config" "$manifests"
+        "$OUT/${name}_normalised" "${options[@]}" model.speaker_normalisation=true}
 }
 
 # stage_results NUMBER TITLE "SYSTEM=NAME"…: one table of what finetune put in NAME/, beside the paper's numbers (recipes/papers/RECIPE.tsv).
@@ -217,9 +221,11 @@ stage_results() {
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
     for row in "$@"; do
         rows+=("${row%%=*}=$OUT/${row#*=}")
+        [[ ! -d $OUT/${row#*=}_normalised ]] || rows+=("${row%%=*}, normalised=$OUT/${row#*=}_normalised")
     done
     tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
+    [[ -z $NORMALISED ]] || AUDIT_ALLOW+=,adapted # by the test speakers' unlabelled audio
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}
     tool audit_run "$OUT" ${allowed:+--allow "${allowed#,}"} || status=$?
     tool report "$OUT"

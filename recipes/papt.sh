@@ -5,24 +5,23 @@
 #   bash recipes/papt.sh --corpus-dir MSP --manifests msp_podcast --target "arousal valence" --init hubert_large.pt --size large --out exp/papt
 #
 # Stages: 1 manifests, 2 unlabelled audio, 3 frame labels, 4 continued pretraining with speakers (PAPT), 5 fine-tuning and test,
-# 6 embeddings for the test speakers from their unlabelled audio, 7 normalised speakers, PLDC, 8 results.
+# 6 embeddings for the test speakers from their unlabelled audio, 7 PLDC, 8 results.
 # --settings "S …"     inductive: test speakers have the embedding of the unknown speaker
 #                      nearest: an average of the training speakers who sound most alike
 #                      adapted: an embedding fitted to each test speaker's unlabelled audio, all else frozen
 #                      transductive: their unlabelled audio takes part in pretraining, and they have an embedding
-#                      normalised: the unknown speaker's, and each speaker's utterance vectors normalised before the head
-#                      (default: "inductive nearest adapted normalised"; --transductive adds transductive)
+#                      (default: "inductive nearest adapted"; --transductive adds transductive)
 # --position P         where the speaker is added: output (as in the paper), input, prefix, film (default: output)
 # Frame labels: --centroids, or --clusters (default 500, tiny: 50) of --layer.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="settings position" SETTINGS='inductive nearest adapted normalised' POSITION=output
+OWN_OPTIONS="settings position" SETTINGS='inductive nearest adapted' POSITION=output
 recipe_options "$@"
 clustering
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'
 TRANSDUCTIVE='' # what is shared is inductive
-[[ -z ${COMPARED:-} ]] || SETTINGS=${SETTINGS/nearest/} SETTINGS=${SETTINGS/normalised/}
+[[ -z ${COMPARED:-} ]] || SETTINGS=${SETTINGS/nearest/}
 AUDIT_ALLOW+=,adapted # PLDC calibrates test speakers by their unlabelled audio
 wanted() { [[ " $SETTINGS " == *" $1 "* ]]; }
 
@@ -105,11 +104,9 @@ calibrate() {
     for form in $FORMS; do
         steps+=(-- calibrate "${files[@]}" --match "$form" --always "$dir/pldc_$form")
     done
-    ! wanted normalised || steps+=(-- evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifest" test
-        "$OUT/papt_normalised/fold$1/seed$2" --normalise-speakers "$dir/train/embeddings.npz")
     tool "${steps[@]}"
 }
-if stage 7 "unseen speakers normalised, and their label distributions calibrated (PLDC)" fold gpu; then
+if stage 7 "label distributions of unseen speakers calibrated (PLDC)" fold gpu; then
     for_runs calibrate
 fi
 
@@ -122,7 +119,6 @@ per_run() {
     done
     ! wanted nearest || systems+=("PAPT, nearest speakers=papt_nearest/fold$1/seed$2")
     ! wanted adapted || systems+=("PAPT, adapted=papt_adapted/fold$1/seed$2")
-    ! wanted normalised || systems+=("PAPT, normalised speakers=papt_normalised/fold$1/seed$2")
 }
 [[ ! -d $manifests ]] || for_runs per_run
 if wanted transductive; then
