@@ -112,6 +112,18 @@ def test_the_table_is_of_the_weights_that_the_epoch_began_with(corpus, normalise
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow
+def test_statistics_of_a_model_in_half_precision(corpus, normalised):
+    """As training on a GPU takes them: the model is in bf16, the table stays in float32."""
+    task, model = load_trained(normalised)
+    test = read_split(corpus / "manifest", "test")
+    _, expected = predict_split(task, model, test)
+    table = model.normalisation.table.clone()
+    _, found = predict_split(task, model.bfloat16(), test)
+    assert torch.equal(model.normalisation.table, table)
+    assert 0 < np.abs(found - expected).mean() < 0.02 * np.abs(expected).mean()
+
+
 def test_speakers_are_needed(corpus):
     (corpus / "unnamed").mkdir()
     for path in (corpus / "manifest").iterdir():

@@ -77,7 +77,10 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
 
 def _forward(task, model, dataset, items, device):
     batch = dataset.collater(items)
-    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch["net_input"].items()}
+    dtype = next(model.parameters()).dtype  # half precision in training on a GPU, or float32
+    inputs = {
+        k: v.to(device, dtype if v.is_floating_point() else v.dtype) if torch.is_tensor(v) else v for k, v in batch["net_input"].items()
+    }
     with torch.inference_mode():
         found = model(**inputs)
         values = found["output"].float()

@@ -95,6 +95,13 @@ class SpeakerNormalisation(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))  # that the table is of: a resumed epoch keeps it
         self.others = None  # rows of other speakers, after those of the table
 
+    def _apply(self, fn, recurse=True):
+        """The table moves with the model, and stays in float32 where that goes to half precision."""
+        table = self.table
+        super()._apply(fn, recurse)
+        self.table = table.to(self.table.device)
+        return self
+
     def forward(self, x, rows=None):
         """x (batch, width), of the speakers in these rows of the table, (batch,); None: the average speaker."""
         table = self.table if self.others is None else torch.cat([self.table, self.others], dim=1)
