@@ -17,6 +17,7 @@ Options of every recipe:
   --corpus-dir DIR         audio of the corpus
   --manifests NAME         script in manifests/ (emodb ravdess nemo crema_d iemocap msp_podcast synthetic table)
   --init CKPT              checkpoint to start from: fairseq HuBERT or wav2vec 2.0, ours, or a Hugging Face folder; {fold} is replaced.
+                           small: the small HuBERT that comes with the package
                            scratch: a tiny HuBERT, pretrained from nothing on each fold'"'"'s unlabelled training part
   --out DIR                output folder; run again, a recipe resumes where it stopped
   --stage A --stop-stage B first and last stage (default: all)
@@ -24,7 +25,7 @@ Options of every recipe:
   --seeds "1 2 3"          seeds of fine-tuning (default: 1)
   --target "NAME …"        columns of .dim to predict, such as "arousal valence" (default: the classes of .emo)
   --size tiny|small|base|large
-                           of the configurations (default: base; tiny with --init scratch)
+                           of the configurations (default: base; small and tiny with --init small and scratch)
   --transductive           pretraining and clustering use the unlabelled audio of the test speakers too; every table says so
   --normalised             fine-tune everything once more with the utterance vectors of each speaker normalised before the head
   --jobs N                 folds or runs at the same time (default: 1)
@@ -55,7 +56,9 @@ recipe_options() {
     require count JOBS INIT_UPDATES ${NPROC:+NPROC} ${UPDATES:+UPDATES}
     require number ${INDEX:+INDEX} ${LAYER:+LAYER}
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
-    if [[ $INIT == scratch ]]; then
+    if [[ $INIT == small ]]; then
+        INIT=$ROOT/user_dir/emohubert/weights/small SIZE=${SIZE:-small}
+    elif [[ $INIT == scratch ]]; then
         [[ ${SIZE:=tiny} == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
     else
         INIT=$(realpath -m "$INIT")

@@ -20,12 +20,14 @@ from torch.nn import functional as F
 from training import train
 
 import emohubert.pretrained.huggingface as huggingface
+from emohubert.core import programs
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json, sha256, write_json
 from emohubert.corpus.audio import n_frames
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.from_pretrained import build_encoder, initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
+from emohubert.pretrained.huggingface import write_folder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.pretrained.types import FrameLabelSet
@@ -135,6 +137,25 @@ def test_every_layer_is_that_of_transformers(folders, kind, samples, record_prop
     worst = difference(ours(path, noise(samples)), theirs(model, noise(samples)))
     record_property("worst", worst)
     assert worst <= 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_written_folders_are_read_by_transformers(folders, kind, tmp_path):
+    path, model = folders[kind]
+    assert write_folder(read_pretrained(path), tmp_path) == []
+    again, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert difference(theirs(again.eval(), noise(7_777)), theirs(model, noise(7_777))) <= 1e-6
+    assert difference(ours(tmp_path, noise(7_777)), ours(path, noise(7_777))) == 0
+
+
+def test_the_model_in_the_package():
+    """`small` is stored in half precision and computed in float32, by transformers too."""
+    folder = programs.shipped("small")
+    assert sum(f.stat().st_size for f in folder.parent.rglob("*") if f.is_file()) < 20 * 2**20
+    model = transformers.AutoModel.from_pretrained(folder)
+    assert model.dtype == torch.float32 and model.config.num_hidden_layers == 6
+    assert difference(ours("small", noise(16_000)), theirs(model.eval(), noise(16_000))) <= 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -54,7 +54,7 @@ def test_a_small_hubert_from_a_folder_of_speech(corpus, tmp_path):
     status, printed = recipe("hubert_small", *options, "--settings", settings)
     assert status == 0, printed[-4000:]
     state = load_state(tmp_path / "iteration2" / "checkpoint_best.pt")
-    assert [s["name"] for s in state["task_state"]["label_sets"]] == ["L1/km5", "prosody/km5"]
+    assert [s["name"] for s in state["task_state"]["label_sets"]] == ["L1/km25", "prosody/km5", "prosody_absolute/km10"]
     status, again = recipe("hubert_small", *options, "--settings", settings)
     assert status == 0 and again.count("trained already") == 2
 

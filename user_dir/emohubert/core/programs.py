@@ -18,6 +18,12 @@ def folder_of(name):
     return inside if inside.is_dir() else _PACKAGE.parents[1] / name
 
 
+def shipped(path):
+    """The folder of a model that comes with the package, for its name (`small`); any other path as it is."""
+    folder = _PACKAGE / "weights" / str(path)
+    return folder if str(path).isidentifier() and folder.is_dir() else path
+
+
 def programs(folder):
     """{name: path} of the programs in tools/ or manifests/, benchmarks left out."""
     return {path.stem: path for path in sorted(folder_of(folder).glob("*.py")) if not path.stem.startswith(("bench_", "_"))}

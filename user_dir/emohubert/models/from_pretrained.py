@@ -126,7 +126,7 @@ class FrozenEncoder:
 
     def __init__(self, path, device="cpu"):
         pretrained = read_pretrained(path)
-        self.path, self.sha256 = Path(path), pretrained.sha256
+        self.path, self.sha256 = Path(pretrained.path), pretrained.sha256
         self.device = torch.device(device)
         self.model = build_encoder(pretrained).eval().requires_grad_(False).to(self.device)
         self.normalise = pretrained.normalise

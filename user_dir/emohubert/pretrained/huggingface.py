@@ -1,7 +1,7 @@
-"""Hugging Face model folders: HuBERT and wav2vec 2.0 in fairseq's terms, read without the transformers library.
+"""Hugging Face model folders: HuBERT and wav2vec 2.0 in fairseq's terms, read and written without the transformers library.
 
 `config.json` becomes values of SpeakerHubertConfig, parameters get fairseq's names. What the encoder cannot honour exactly is
-refused, so that whatever loads gives what `transformers` gives.
+refused, so that whatever loads gives what `transformers` gives; and the other way round.
 """
 
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..core.errors import InputError
-from ..core.files import read_json
+from ..core.files import atomic, make_folder, read_json, write_json
 from ..corpus.audio import SAMPLE_RATE
 from .safe_files import load_file
 from .types import Pretrained, parse_conv_layers
@@ -45,6 +45,14 @@ _SIZES = {
     "num_conv_pos_embeddings": "conv_pos",
     "num_conv_pos_embedding_groups": "conv_pos_groups",
 }
+_FIELDS = {
+    "hidden_act": "activation_fn",
+    "feat_extract_norm": "extractor_mode",
+    "conv_bias": "conv_bias",
+    "do_stable_layer_norm": "layer_norm_first",
+}
+"""Theirs → fairseq's names of those of `_CHOICES` that are not fixed."""
+_PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "padding_side": "right", "padding_value": 0.0}
 _AGAIN = "copy or download the folder again"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _NAMES = [
@@ -127,11 +135,8 @@ def _architecture(path, options):
         raise InputError(f"{path}: conv_dim ends with hidden_size={width}, where fairseq has no projection; use another model")
     return {
         **{ours: options[theirs] for theirs, ours in _SIZES.items()},
-        "activation_fn": _CHOICES["hidden_act"][options["hidden_act"]],
-        "extractor_mode": _CHOICES["feat_extract_norm"][options["feat_extract_norm"]],
+        **{ours: _CHOICES[theirs][options[theirs]] for theirs, ours in _FIELDS.items()},
         "conv_feature_layers": conv_layers,
-        "conv_bias": options["conv_bias"],
-        "layer_norm_first": options["do_stable_layer_norm"],
     }
 
 
@@ -192,3 +197,53 @@ def _normalisation(folder, extractor_mode):
     how = "normalised, as with feat_extract_norm=layer" if normalise else "not normalised, as with feat_extract_norm=group"
     logger.info("%s: no preprocessor_config.json; waveforms are %s", folder, how)
     return normalise, []
+
+
+def write_folder(pretrained, folder, half=False):
+    """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads: `config.json`,
+    `preprocessor_config.json` and `model.safetensors`, in float32 or `half` precision.
+
+    Returns the names of parameters that are left out: prediction heads, speakers. InputError: the encoder sees speakers, or it is one
+    that the format cannot express.
+    """
+    from safetensors.torch import save
+
+    pretrained.require_transformer()
+    ours, position = pretrained.config, pretrained.config.get("speaker_position", "none")
+    if position not in ("none", "output"):
+        raise InputError(f"{pretrained.path}: speaker_position={position}, for which the format has no place; only none and output can be")
+    config = {"architectures": ["HubertModel"], "model_type": "hubert", "torch_dtype": "float32"}
+    for theirs, field in _FIELDS.items():
+        wanted = ours.get(field, _CHOICES[theirs][DEFAULTS[theirs]])
+        config[theirs] = next((name for name, value in _CHOICES[theirs].items() if value == wanted), None)
+        if config[theirs] is None:
+            raise InputError(f"{pretrained.path}: {field}={wanted} cannot be expressed in this format")
+    config |= {theirs: ours.get(field, DEFAULTS[theirs]) for theirs, field in _SIZES.items()}
+    if "conv_feature_layers" in ours:
+        columns = map(list, zip(*parse_conv_layers(ours["conv_feature_layers"]), strict=True))
+        config |= dict(zip(("conv_dim", "conv_kernel", "conv_stride"), columns, strict=True))
+    norms = _CONV_NORMS[ours.get("extractor_mode", "default")]
+    patterns = [(re.compile(pattern), name) for pattern, name in (_inverse(*pair) for pair in [*_NAMES, (_CONV_NORM, norms)])]
+    weights, left_out = {}, list(pretrained.left_out)
+    for name, tensor in pretrained.weights.items():
+        theirs = next((pattern.sub(new, name) for pattern, new in patterns if pattern.fullmatch(name)), None)
+        if theirs is None:
+            left_out.append(name)
+        else:
+            weights[theirs] = (tensor.half() if half else tensor.float()).contiguous()
+    folder, masked = make_folder(folder), config["feat_extract_norm"] == "layer"
+    write_json(folder / "config.json", config)
+    preprocessor = {**_PREPROCESSOR, "sampling_rate": SAMPLE_RATE, "do_normalize": pretrained.normalise, "return_attention_mask": masked}
+    write_json(folder / "preprocessor_config.json", preprocessor)
+    with atomic(folder / "model.safetensors", "wb") as f:
+        f.write(save(weights, metadata={"format": "pt"}))
+    return left_out
+
+
+def _inverse(pattern, name):
+    """The pattern and the replacement for the way back: `(a)\\.b` → `c.\\1` becomes `c\\.(a)` → `\\1.b`."""
+    groups = re.findall(r"\([^)]*\)", pattern)
+    back, new = re.escape(name), pattern.replace(r"\.", ".")
+    for number, group in enumerate(groups, 1):
+        back, new = back.replace(rf"\\{number}", group), new.replace(group, rf"\{number}", 1)
+    return back, new

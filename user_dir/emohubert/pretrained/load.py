@@ -7,6 +7,7 @@ from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
 from ..core.errors import InputError
+from ..core.programs import shipped
 from . import wav2vec1
 from .huggingface import read_folder
 from .safe_files import load_state
@@ -19,8 +20,9 @@ _ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_in
 
 def read_pretrained(path):
     """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style), a wav2vec 1.0
-    of fairseq, one of ours, or a Hugging Face model folder. InputError: not loadable, another kind of model, or one whose
-    results the encoder would not reproduce."""
+    of fairseq, one of ours, or a Hugging Face model folder; `small`: the one in the package. InputError: not loadable, another
+    kind of model, or one whose results the encoder would not reproduce."""
+    path = shipped(path)
     if Path(path).is_dir():
         return read_folder(path)
     state = load_state(path)

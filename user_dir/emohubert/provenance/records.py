@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import atomic, make_folder
+from ..core.programs import shipped
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.derived_manifests import origin
 from ..corpus.manifest import UNKNOWN_SPEAKER, read_column, read_corpus
@@ -167,7 +168,7 @@ def _started_from(cfg):
     found = [cfg.model.get("init_from"), cfg.checkpoint.get("finetune_from_model"), cfg.checkpoint.get("continue_once")]
     if cfg.checkpoint.restore_file != "checkpoint_last.pt":
         found.append(cfg.checkpoint.restore_file)
-    return list(dict.fromkeys(str(path) for path in found if path))
+    return list(dict.fromkeys(str(shipped(path)) for path in found if path))
 
 
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):
