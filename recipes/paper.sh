@@ -10,7 +10,7 @@
 #   …/foldK/seedS/             fine-tuning and its evaluation (tools/run_folds.py)
 #   results.md, results.json, report.html, audit.json
 RECIPE=$(basename "$0" .sh)
-DEFAULT_LAYERS=(3 9 18) ALLOW='' AUDIT_ALLOW=''
+DEFAULT_LAYERS=(3 9 18) ALLOW='' AUDIT_ALLOW='' RESULTS=()
 
 OPTIONS_HELP='
 Options of every recipe:
@@ -216,6 +216,7 @@ finetune() {
 }
 
 # stage_results NUMBER TITLE "SYSTEM=NAME"…: one table of what finetune put in NAME/, beside the paper's numbers (recipes/papers/RECIPE.tsv).
+# RESULTS holds further options of tools/results.py.
 stage_results() {
     local number=$1 title=$2 row rows=() paper=() status=0 allowed
     shift 2
@@ -226,7 +227,7 @@ stage_results() {
         rows+=("${row%%=*}=$OUT/${row#*=}")
         [[ ! -d $OUT/${row#*=}_normalised ]] || rows+=("${row%%=*}, normalised=$OUT/${row#*=}_normalised")
     done
-    tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" --out "$OUT/results"
+    tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" "${RESULTS[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
     [[ -z $NORMALISED ]] || AUDIT_ALLOW+=,adapted # by the test speakers' unlabelled audio
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}

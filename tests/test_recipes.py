@@ -10,6 +10,7 @@ from scripts import ROOT, run
 
 from emohubert.corpus.manifest import read_dictionary, read_split
 from emohubert.pretrained.safe_files import load_state
+from emohubert.training.curves import read_training_log
 
 MINIATURE = [
     *("--manifests", "synthetic", "--init", "scratch", "--folds", "1", "--init-updates", "4", "--updates", "4"),
@@ -44,6 +45,20 @@ def test_all_papers_on_the_same_folds_and_start(tmp_path):
         "tapt", *options[:-1], tmp_path / "out" / "tapt", "--init-dir", tmp_path / "out", "--stage", "4", "--stop-stage", "4"
     )
     assert status == 0 and "trained already" in again, "what was done is done again"
+
+
+@pytest.mark.slow
+def test_where_the_speaker_is_added(tmp_path):
+    """The validation loss of every position's pretraining stands beside its scores, and normalised speakers in rows of their own."""
+    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out", "--positions", "none output", "--normalised"]
+    status, printed = recipe("fusion", *options)
+    assert status == 0, printed[-4000:]
+    systems = {s["name"]: s for s in json.loads((tmp_path / "out" / "results.json").read_text())["systems"]}
+    assert set(systems) == {"none", "none, normalised", "output", "output, normalised"}
+    for position in ("none", "output"):
+        curves = read_training_log(tmp_path / "out" / "fold1" / f"pretrained_{position}" / "hydra_train.log")
+        assert systems[position]["scores"]["validation loss"] == [min(curves["loss"]["valid"][1])] and systems[position]["runs"] == 1
+    assert systems["output, normalised"]["setting"] == ["normalised by unlabelled audio (2 speakers)"]
 
 
 @pytest.mark.slow

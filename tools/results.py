@@ -15,7 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.evaluation.results import OVER_SPEAKERS, of_folds, read_published, read_results, write_results
+from emohubert.evaluation.results import OVER_SPEAKERS, add_losses, of_folds, read_published, read_results, write_results
+
+
+def pairs(texts):
+    """[(name, folder)] of NAME=DIR."""
+    found = [text.partition("=")[::2] for text in texts]
+    for text, pair in zip(texts, found, strict=True):
+        if not all(pair):
+            raise InputError(f"{text}: not NAME=DIR; give a name, an equals sign and a folder")
+    return found
 
 
 @cli.command
@@ -25,16 +34,18 @@ def main(argv=None):
     parser.add_argument("--out", required=True, metavar="PREFIX", help="output files without their endings")
     parser.add_argument("--title", default="Results", help="heading of the table; name the protocol in it")
     parser.add_argument("--paper", metavar="FILE", help="TSV with published numbers to stand beside ours: system, scores, source")
+    parser.add_argument(
+        "--pretraining",
+        metavar="NAME=DIR",
+        action="append",
+        default=[],
+        help="folder of the system's pretraining: show its validation loss",
+    )
     args = parser.parse_args(argv)
-    rows = []
-    for row in args.rows:
-        name, _, folder = row.partition("=")
-        if not name or not folder:
-            raise InputError(f"{row}: not NAME=DIR; give a name, an equals sign and a folder")
-        rows.append((name, folder))
+    rows, pretrained = pairs(args.rows), pairs(args.pretraining)
     published = read_published(args.paper)
     over_speakers = any(column.endswith(OVER_SPEAKERS) for row in published.values() for column in row)
-    systems = read_results(of_folds(rows), over_speakers=over_speakers)
+    systems = add_losses(read_results(of_folds(rows), over_speakers=over_speakers), pretrained)
     print("\n".join(write_results(args.out, systems, args.title, published=published)))
 
 

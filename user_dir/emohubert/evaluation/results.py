@@ -5,6 +5,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import read_table
+from ..training.curves import read_training_log
 from .metrics import mean_std
 
 OVER_SPEAKERS = " over speakers"
@@ -60,6 +61,19 @@ def of_folds(rows):
         seeds = dict.fromkeys(run["seed"] for run in runs)
         found += [(f"{name}, folds pooled", p) for seed in seeds if (p := folder / "pooled" / f"seed{seed}").is_dir()]
     return found
+
+
+def add_losses(systems, pretrained):
+    """`as_systems` with the best validation loss of their pretraining, in bits, as another score; `pretrained`: (name, folder of a
+    training). InputError: no validation loss in a folder's log."""
+    for name, folder in pretrained:
+        curves = read_training_log(Path(folder) / "hydra_train.log").get("loss", {})
+        losses = [values for split, (_, values) in curves.items() if split != "train"]
+        if not losses:
+            raise InputError(f"{folder}/hydra_train.log: no validation loss in it; give the folder of a pretraining with validation")
+        for system in (s for s in systems if s["name"] == name):
+            system["scores"].setdefault("validation loss", []).append(float(min(losses[0])))
+    return systems
 
 
 def read_published(path):
