@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from ..core.files import atomic, fingerprint, make_folder, write_json
 from ..core.parallel import cores
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, manifest_directories, read_split
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_split
 from . import scoring
 from .inference import BY_AUDIO
 from .predictions import ClassPredictions, DimensionPredictions, known_references, write_predictions
@@ -35,18 +35,13 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
     """
     out = make_folder(out)
     folds = [
-        {name: read_split(d, name) for name in (train, test)} for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()
+        {name: labelled(d, name, target) for name in (train, test)}
+        for d in manifest_directories(directory)
+        if (d / f"{test}.tsv").is_file()
     ]
     if not folds:
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
-    for split in (split for fold in folds for split in fold.values()):
-        if not split.speakers or not (split.emotions if target == "emo" else target in (split.dimensions or {})):
-            raise InputError(f"{split.tsv}: has no speakers, or no “{target}”; make the manifest with speakers and labels")
-    splits, workers = [split for fold in folds for split in fold.values()], workers or cores()
-    if checkpoint is None:
-        features = {EGEMAPS: functionals(splits, out / "features.npz", workers)}
-    else:
-        features = {f"layer {layer}": vectors for layer, vectors in encoded(splits, checkpoint, layers, workers).items()}
+    features = vectors([split for fold in folds for split in fold.values()], out, checkpoint, layers, workers or cores())
     rows = []
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
@@ -54,8 +49,8 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
         plain = f"{'inductive' if speakers.isdisjoint(known.speakers) else 'seen'} ({len(speakers)} speakers)"
         adapted = f"{BY_AUDIO} ({len(speakers)} speakers)"
         systems = {MAJORITY: (None, None, plain)} if target == "emo" else {}
-        for name, vectors in features.items():
-            x, z = (np.stack([vectors[path] for path in _paths(split)]) for split in (known, unknown))
+        for name, of_path in features.items():
+            x, z = (np.stack([of_path[path] for path in _paths(split)]) for split in (known, unknown))
             systems |= {
                 PLAIN.format(name): (x, z, plain),
                 NORMALISED.format(name): (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted),
@@ -68,6 +63,29 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
             write_json(folder / "metrics.json", {"setting": setting, "split": str(unknown.tsv), **scores})
             rows.append((name, folder))
     return write_results(out / "results", read_results(rows), f"Baselines: {target}, {len(folds)} folds of {directory}")
+
+
+def labelled(directory, name, target):
+    """A split with its speakers and labels; InputError if it lacks them."""
+    split = read_split(directory, name)
+    if not split.speakers or not (split.emotions if target == "emo" else target in (split.dimensions or {})):
+        raise InputError(f"{split.tsv}: has no speakers, or no “{target}”; make the manifest with speakers and labels")
+    return split
+
+
+def vectors(splits, out, checkpoint, layers, workers):
+    """{name of the features: {audio path: vector}}: eGeMAPS, kept in `out`, or layers of a checkpoint."""
+    if checkpoint is None:
+        return {EGEMAPS: functionals(splits, out / "features.npz", workers)}
+    return {f"layer {layer}": found for layer, found in encoded(splits, checkpoint, layers, workers).items()}
+
+
+def usable(split, of_path, target):
+    """(vectors, classes or values, speakers) of the utterances that have a label and a known speaker."""
+    values = np.array(split.emotions) if target == "emo" else np.asarray(split.dimensions[target], dtype=np.float64)
+    has = values != NO_EMOTION if target == "emo" else np.isfinite(values)
+    kept = np.flatnonzero(has & (np.array(split.speakers) != UNKNOWN_SPEAKER))
+    return np.stack([of_path[path] for path in _paths(split)])[kept], values[kept], np.array(split.speakers)[kept]
 
 
 def normalised(features, speakers):
