@@ -187,7 +187,11 @@ def test_logged_scores_of_classes_are_those_of_the_whole_epoch(present, sizes):
     references, decisions = EPOCHS[present]
     target, output = torch.from_numpy(rng.choice(references, 50)), torch.from_numpy(rng.normal(size=(50, 4)))
     output[:, [c for c in range(4) if c not in decisions]] = -9.0
-    found = epoch(EmotionClassification(argparse.Namespace(class_counts=[1] * 4)).eval(), Fixed(output), batches(target, sizes))
+    found = epoch(
+        EmotionClassification(argparse.Namespace(state=argparse.Namespace(class_counts=[1] * 4))).eval(),
+        Fixed(output),
+        batches(target, sizes),
+    )
     truth, predicted = target.tolist(), output.argmax(1).tolist()
     assert found["ua"] == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-4)
     assert found["wa"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-4)
@@ -233,7 +237,7 @@ def test_logged_ccc_is_that_of_the_whole_epoch(kind, sizes):
 
 def test_balanced_class_weights():
     target, output = torch.tensor([0, 0, 0, 1]), torch.randn(4, 2)
-    criterion = EmotionClassification(argparse.Namespace(class_counts=[3, 1]), class_weights="balanced")
+    criterion = EmotionClassification(argparse.Namespace(state=argparse.Namespace(class_counts=[3, 1])), class_weights="balanced")
     loss, size, _ = criterion(Fixed(output), next(batches(target, [4])))
     expected = F.cross_entropy(output, target, weight=torch.tensor([2 / 3, 2.0]), reduction="sum")
     assert size == 4 and torch.allclose(loss, expected)
@@ -326,7 +330,7 @@ def test_a_fine_tuned_checkpoint_stands_alone_and_can_be_continued_from(corpus, 
     state["cfg"]["task"]["data"] = state["cfg"]["model"]["init_from"] = "/nowhere"
     torch.save(state, moved)
     task, model = load_trained(moved)
-    assert task.classes == list(CLASSES) and task.training_speakers == ["anna", "ben", "cleo", "dan"]
+    assert task.classes == list(CLASSES) and task.state.training_speakers == ["anna", "ben", "cleo", "dan"]
     assert torch.serialization.get_unsafe_globals_in_checkpoint(classifier) == []
     pretrained = read_pretrained(moved)
     assert pretrained.family == "emotion_hubert" and pretrained.speakers == task.speakers

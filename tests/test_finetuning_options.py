@@ -90,7 +90,7 @@ def test_every_frame_carries_its_utterances_class():
     valid = torch.arange(6) < torch.tensor(lengths).unsqueeze(1)
     frames[~valid] = float("nan")
     sample = {"net_input": {}, "target": target, "ntokens": 1, "nsentences": 3}
-    task = argparse.Namespace(class_counts=[1, 2, 3, 4])
+    task = argparse.Namespace(state=argparse.Namespace(class_counts=[1, 2, 3, 4]))
     criterion = EmotionClassification(task, class_weights="balanced", frame_weight=0.5)
     loss, _, _ = criterion(Framed(output, frames, valid), sample)
     counts = torch.tensor([1.0, 2, 3, 4])

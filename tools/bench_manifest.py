@@ -174,8 +174,8 @@ def finetuning(module, folder, target):
     task.model_cfg.backbone = {"encoder_embed_dim": 768, "speaker_position": "input"}
     task.state.merge_state_dict({"speakers": [f"speaker_{s:05}" for s in range(SPEAKERS)]})
     if target == "emo":
-        _ = task.classes, task.class_counts
-    _ = task.training_speakers
+        _ = task.classes, task.state.class_counts
+    _ = task.state.training_speakers
     task.load_dataset("train")
     return task.datasets["train"]
 

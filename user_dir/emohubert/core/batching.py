@@ -33,13 +33,10 @@ def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, b
 
 
 def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=None):
-    """Batches for `parts` processes (or passes, where gradients are accumulated) that make each update together.
-
-    What an update learns from does not depend on the division: two parts under a budget are the batch that one process has under twice
-    the budget, cut in two that take equally long. So a part may exceed the budget, by less than its longest utterance.
-    Returns a list of int64 arrays of indices, the parts of a batch next to each other, some empty where a batch has fewer utterances
-    than parts. Options as for `by_length`, `max_utterances` of a part; with `rng`, batches are shuffled, too.
-    """
+    """Batches for `parts` processes (or passes, where gradients are accumulated) that make each update together, whatever their number: two
+    parts under a budget are the batch that one process has under twice the budget, cut in two that take equally long. So a part may exceed
+    the budget, by less than its longest utterance. Returns a list of int64 arrays of indices, the parts of a batch next to each other, some
+    empty where it has fewer utterances than parts. Options as for `by_length`, `max_utterances` of a part; `rng` shuffles batches, too."""
     limits = [None if limit is None else limit * parts for limit in (budget, max_utterances)]
     lengths = np.asarray(lengths, dtype=np.int64)
     batches = by_length(lengths, *limits, multiple, rng)

@@ -157,10 +157,8 @@ def _check_audio(report, decode, workers):
         if wrong := [(split, index) for split, index in uses[path] if split.n_samples[index] != length]:
             split, index = wrong[0]
             elsewhere = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
-            report.errors.append(
-                f"{split.where(index)}: {path} has {length} samples at 16 kHz, the manifest says {split.n_samples[index]}{elsewhere}; "
-                "restore the file, or make the manifest again"
-            )
+            what = f"{path} has {length} samples at 16 kHz, the manifest says {split.n_samples[index]}{elsewhere}"
+            report.errors.append(f"{split.where(index)}: {what}; restore the file, or make the manifest again")
     if silent := copies.pop("", []):
         report.notes.append(f"{len(silent)} files are digital silence, such as {silent[0]}: they are not compared")
     if several := [paths for paths in copies.values() if len(paths) > 1]:
@@ -274,9 +272,7 @@ def _compare_audio(report, contents, allow, first, second):
 
 def _add_leak(report, allow, kind, first, second, shared, where):
     remedy = "remove them from one of the two" if kind == "audio" else f"use splits that share no {kind}"
-    message = (
-        f"{where}: leak of {kind}: {len(shared)} {LEAKS[kind]} of {first.tsv} are in {second.tsv} too ({examples(shared)}); "
-        f"{remedy}, or allow it with --allow {kind}:{second.name}"
-    )
+    what = f"{len(shared)} {LEAKS[kind]} of {first.tsv} are in {second.tsv} too ({examples(shared)})"
+    message = f"{where}: leak of {kind}: {what}; {remedy}, or allow it with --allow {kind}:{second.name}"
     allowed = kind in allow or f"{kind}:{second.name}" in allow
     report.leaks.append(Leak(kind, shared, allowed, {"first": str(first.tsv), "second": str(second.tsv)}, message))

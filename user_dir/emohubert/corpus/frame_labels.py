@@ -123,7 +123,5 @@ def _hop(path, counts, n_samples):
         i = int(np.argmax(wrong))
         what = f"{counts[i]} labels, but the audio ({n_samples[i]} samples) has {expected[i]} frames at a hop of {hop}"
         what += f", which {stated.name} states" if stated.is_file() else ""
-        raise InputError(
-            f"{path}:{i + 1}: {what}; {wrong.sum()} of {len(counts)} lines do not fit; make the labels again from this manifest"
-        )
+        raise InputError(f"{path}:{i + 1}: {what}; {wrong.sum()} of {len(counts)} lines do not fit; make labels again from this manifest")
     return hop

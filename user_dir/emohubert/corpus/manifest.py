@@ -172,7 +172,9 @@ def _read_list(tsv):
 
 
 def splits_of(directory):
-    """Names of the splits in a manifest directory, sorted with train, valid and test first."""
+    """Names of the splits in a manifest directory, sorted with train, valid and test first; InputError if it is no folder."""
+    if not Path(directory).is_dir():
+        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
     first = {"train": 0, "valid": 1, "test": 2}
     names = [p.name[: -len(".tsv")] for p in Path(directory).glob("*.tsv") if not p.name.endswith(".meta.tsv")]
     return sorted(names, key=lambda n: (first.get(n, 3), n))
@@ -180,10 +182,8 @@ def splits_of(directory):
 
 def manifest_directories(directory):
     """`directory` itself if it holds splits, and its `fold*` folders that do, in order; InputError if there is none."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
-    found = [d for d in [directory, *sorted(directory.glob("fold*"), key=lambda path: natural(path.name))] if d.is_dir() and splits_of(d)]
+    folds = sorted((d for d in Path(directory).glob("fold*") if d.is_dir()), key=lambda path: natural(path.name))
+    found = [d for d in (Path(directory), *folds) if splits_of(d)]
     if not found:
         raise InputError(f"{directory}: holds no {{split}}.tsv, nor does any fold*/ in it; make it with manifests/NAME.py")
     return found

@@ -82,7 +82,7 @@ class EmotionClassification(_OfClasses):
         self.label_smoothing, self.frame_weight = label_smoothing, frame_weight
         weights = None
         if str(class_weights) == "balanced":
-            counts = torch.tensor(task.class_counts, dtype=torch.float).clamp(min=1)
+            counts = torch.tensor(task.state.class_counts, dtype=torch.float).clamp(min=1)
             weights = counts.mean() / counts
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -130,9 +130,7 @@ class EmotionContrastive(_OfClasses):
 
 def supervised_contrastive(points, target, temperature):
     """L = mean over anchors i of −1/|P(i)| Σ_{p ∈ P(i)} log(exp(z_i·z_p/τ) / Σ_{a ≠ i} exp(z_i·z_a/τ)), Khosla et al. 2020, eq. 2.
-
-    z: points (n, size), of length 1; P(i): the others of i's class. Anchors without one are left out; without any, L is 0.
-    """
+    z: points (n, size), of length 1; P(i): the others of i's class. Anchors without one are left out; without any, L is 0."""
     others = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
     positive = (target.unsqueeze(0) == target.unsqueeze(1)) & others
     similarity = (points @ points.T / temperature).masked_fill(~others, -1e9)  # not −∞: a lone utterance has a gradient too

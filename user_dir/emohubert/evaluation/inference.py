@@ -39,9 +39,7 @@ class Outcome:
 def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", workers=0, padded=None):
     """Run a model over the utterances that a dataset keeps: yields an Outcome for each, in the order of finishing, the longest first.
 
-    On a CPU every utterance goes through the model alone, several at once in threads of one core each: that is faster there
-    than padded batches, and no bit depends on the batch or the number of cores. On a GPU utterances of similar length go in
-    `padded` batches, which give the same up to the rounding of float32.
+    As in `pseudo_labels.features`, every utterance goes through the model alone on a CPU, and in `padded` batches on a GPU.
 
     `task` and `model` are from `load_trained`, the dataset is of `task.make_dataset(…, training=False)`. `load`: index → item of it, called
     in threads, by default its own. `batch_seconds`: most audio in the model at once, padding counted; a longer utterance goes alone.
@@ -162,7 +160,7 @@ def speaker_setting(task, split, added=None, normalised=False):
     """
     speakers = set(split.speakers or [])
     new = {what: speakers & set(ids) for what, ids in (added or {}).items()}
-    trained, table = set(task.training_speakers), set(task.speakers).difference(*new.values())
+    trained, table = set(task.state.training_speakers), set(task.speakers).difference(*new.values())
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),

@@ -30,32 +30,21 @@ _BLOCK = 300 * audio.SAMPLE_RATE  # of a recording that is cut into windows, wha
 
 @dataclass
 class FilePrediction:
-    """What a model says about one file: that of place `index` in the list, at `path`.
+    """What a model says about one file."""
 
-    Attributes:
-        spans: int64 (parts, 2): first sample of each part and the one after its last, at 16 kHz.
-        values: float64 (parts, classes), probabilities, or (parts, dimensions).
-        embeddings: float32 (parts, width), pooled vectors, or None where they are not wanted.
-        error: InputError that says why there is nothing else, or None.
-        speaker, heard: of `one_by_one`, the speaker's name, and how many of the speaker's parts there were with each, itself included.
-    """
-
-    index: int
+    index: int  # in the list of files
     path: str
-    spans: np.ndarray | None = None
-    values: np.ndarray | None = None
-    embeddings: np.ndarray | None = None
-    error: InputError | None = None
-    speaker: str | None = None
-    heard: list = field(default_factory=list)
+    spans: np.ndarray | None = None  # int64 (parts, 2): first sample of each part and the one after its last, at 16 kHz
+    values: np.ndarray | None = None  # float64 (parts, classes), probabilities, or (parts, dimensions)
+    embeddings: np.ndarray | None = None  # float32 (parts, width), pooled vectors; None where they are not wanted
+    error: InputError | None = None  # why there is nothing else
+    speaker: str | None = None  # of `one_by_one`, as is
+    heard: list = field(default_factory=list)  # how many of the speaker's parts there were with each, itself included
 
 
 def find_files(paths):
-    """The audio files that paths name, each once: files as they are, folders with everything below them in the order of names.
-
-    In folders, hidden files and those whose ending no audio format has are left out, and counted in the log; InputError for a folder
-    without audio.
-    """
+    """The audio files that paths name, each once: files as they are, folders with everything below them in the order of names. There, hidden
+    files and those without the ending of an audio format are left out, and counted in the log; InputError for a folder without audio."""
     found = {}
     for path in map(str, paths):
         if not os.path.isdir(path):
@@ -73,10 +62,8 @@ def find_files(paths):
 
 
 def windows(n_samples, window=None, hop=None):
-    """Cut a recording into windows: int64 (parts, 2) of first sample and the one after the last.
-
-    They begin every `hop` samples, but the last one, which ends with the recording; one no longer than a window is one part.
-    """
+    """Cut a recording into windows: int64 (parts, 2) of first sample and the one after the last. They begin every `hop` samples, but the
+    last one, which ends with the recording; a recording no longer than a window is one part."""
     if window is None or n_samples <= window:
         return np.array([[0, n_samples]], dtype=np.int64)
     starts = np.arange(0, n_samples - window + hop, hop, dtype=np.int64)
@@ -96,8 +83,7 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
         options: batch_seconds, device, workers, padded of `inference.run`.
 
     Yields:
-        A FilePrediction for every file, also for those that cannot be predicted; not in order (see `in_order`), but never
-        more than a few hundred files ahead.
+        A FilePrediction for every file, also for one that cannot be predicted; up to a few hundred files out of order (see `in_order`).
     """
     measure = functools.partial(_measure, _cutter(window, hop, longest))
     predict = functools.partial(_predict, task, model, in_blocks=window is not None, embeddings=embeddings, speaker=speaker, **options)
@@ -125,18 +111,14 @@ def _cutter(window, hop, longest):
         if window < audio.RECEPTIVE_FIELD:
             raise InputError(f"--window: {window} samples are under one frame ({audio.RECEPTIVE_FIELD}); use 0.025 s or more")
         if not 0 < hop <= window:
-            raise InputError(
-                f"--hop: {hop} samples for windows of {window}; use more than 0, and no more than the window: nothing is lost then"
-            )
+            raise InputError(f"--hop: {hop} samples for windows of {window}; use from 1 to the window's, so that nothing is lost")
 
     def cut(path, n_samples):
         seconds = n_samples / audio.SAMPLE_RATE
         if n_samples < audio.RECEPTIVE_FIELD:
             raise InputError(f"{path}: {n_samples} samples at 16 kHz are under one frame ({audio.RECEPTIVE_FIELD}); leave the file out")
         if window is None and seconds > longest:
-            raise InputError(
-                f"{path}: {seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or a larger --longest"
-            )
+            raise InputError(f"{path}: {seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or raise it")
         return windows(n_samples, window, hop)
 
     return cut
@@ -146,8 +128,6 @@ def _measure(cut, index, path):
     """The FilePrediction of a file before it is predicted: its spans, or an error."""
     try:
         return FilePrediction(index, path, cut(path, audio.probe(path)))
-    except OSError as error:
-        return FilePrediction(index, path, error=InputError(f"{path}: cannot be read ({error.strerror}); look at its permissions"))
     except InputError as error:
         return FilePrediction(index, path, error=error)
 
@@ -167,7 +147,10 @@ def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
     read = _Blocks() if in_blocks else audio.read
 
     def load(index):
-        samples = _read(read, paths[index], *map(int, spans[index]))
+        path, (start, stop) = paths[index], map(int, spans[index])
+        samples = read(path, start, stop)
+        if len(samples) != stop - start:
+            raise InputError(f"{path}: became shorter while it was read; predict it again")
         source = torch.from_numpy(audio.normalise(samples) if dataset.normalise else samples)
         return {"id": index, "source": source, "target": dataset.targets[index], **dataset.drawn(index, audio.n_frames(len(samples)))}
 
@@ -188,16 +171,6 @@ def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
             if not missing[which]:
                 files[which] = None  # its memory is the receiver's
                 yield file if file.error is None else FilePrediction(file.index, file.path, error=file.error)
-
-
-def _read(read, path, start, stop):
-    try:
-        samples = read(path, start, stop)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); restore it") from error
-    if len(samples) != stop - start:
-        raise InputError(f"{path}: became shorter while it was read; predict it again")
-    return samples
 
 
 class _Blocks:
@@ -224,12 +197,9 @@ def in_order(predictions):
 
 
 def one_by_one(predictions, speaker_of, new_speaker):
-    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order.
-
-    Args:
-        speaker_of: path → name of the speaker. A window of a time line counts as an utterance.
-        new_speaker: makes a function, for each speaker, from a part's embedding (width) and values to other values.
-    """
+    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order; a window of
+    a time line counts as an utterance. `speaker_of`: path → name of the speaker. `new_speaker`: makes a function, for each speaker, from a
+    part's embedding (width) and values to other values."""
     speakers, heard = defaultdict(new_speaker), Counter()
     for prediction in predictions:
         if prediction.error is None:
@@ -247,10 +217,8 @@ def check_speaker(task, speaker):
         known = f"{', '.join(task.speakers[:5])}, … ({len(task.speakers)})" if task.speakers else "nobody"
         raise InputError(f"--speaker-id {speaker}: the model has no embedding of this speaker, it knows {known}; give --speaker-vectors")
     if str(task.model_cfg.head_speaker) == "mfcc" and speaker not in task.state.training_voices["ids"]:
-        raise InputError(
-            f"--speaker-id {speaker}: the model's head wants the speaker's mean MFCCs, which are known of training speakers only; "
-            "leave it out, or use tools/evaluate.py on a manifest"
-        )
+        what = "the model's head wants a speaker's mean MFCCs, which are known of training speakers only"
+        raise InputError(f"--speaker-id {speaker}: {what}; leave it out, or use tools/evaluate.py on a manifest")
 
 
 @dataclass(frozen=True)

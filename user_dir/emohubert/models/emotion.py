@@ -45,12 +45,8 @@ class EmotionHubertConfig(FairseqDataclass):
     readout: ChoiceEnum(READOUTS) = option("centroid", "how classes are read off the contrastive head's vectors")
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
-    freeze: ChoiceEnum(FREEZE) = option(
-        "cnn", "cnn: the convolutions; encoder: all but the speakers (wav2vec 1: but the alignment); all: cache features"
-    )
-    speaker_position: str = option(
-        "inherit", f"of the speaker's vector: inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own"
-    )
+    freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers (wav2vec 1: alignment); all: cache features")
+    speaker_position: str = option("inherit", f"inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own")
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
     speaker_normalisation: bool = option(False, "bring every speaker's pooled vectors to zero mean and unit variance, needs task.speakers")
     dropout: float = option(0.1, "in the Transformer")

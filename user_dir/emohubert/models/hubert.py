@@ -103,14 +103,9 @@ def _group_norm_of_each(norm, x, lengths):
 
 @register_model("speaker_hubert", dataclass=SpeakerHubertConfig)
 class SpeakerHubertModel(HubertModel):
-    """fairseq's HuBERT with speaker conditioning and exact batches; parameter names are fairseq's.
-
-    Args:
-        cfg: SpeakerHubertConfig.
-        task_cfg: anything with `sample_rate`.
-        dictionaries: a FrameLabelSet per label set; empty for an encoder without prediction heads.
-        speakers: ids of the speakers in the table.
-    """
+    """fairseq's HuBERT with speaker conditioning and exact batches, by a SpeakerHubertConfig; parameter names are fairseq's. `task_cfg`:
+    anything with `sample_rate`. `dictionaries`: a FrameLabelSet per label set; empty for an encoder without prediction heads. `speakers`:
+    ids of the speakers in the table."""
 
     def __init__(self, cfg, task_cfg, dictionaries, speakers=()):
         layers = parse_conv_layers(cfg.conv_feature_layers)

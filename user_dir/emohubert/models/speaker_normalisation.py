@@ -32,11 +32,7 @@ class AverageSpeaker:
 
     @classmethod
     def of(cls, groups, pseudo_count=PSEUDO_COUNT):
-        """From the pooled vectors of training speakers: arrays (utterances, width), one for each speaker.
-
-        Raises:
-            InputError: no speaker has two utterances.
-        """
+        """From the pooled vectors of training speakers, arrays (utterances, width); InputError if none of them has two utterances."""
         groups = [np.asarray(x, dtype=np.float64) for x in groups if len(x)]
         freedom = sum(len(x) - 1 for x in groups)
         if not freedom:
@@ -80,14 +76,8 @@ class OnlineNormalisation:
 
 
 class SpeakerNormalisation(nn.Module):
-    """x' of pooled vectors, by a table of (μ_s, σ_s) that the task renews at the start of every epoch.
-
-    Row 0 is the average training speaker, whose statistics a speaker without utterances gets; the others are the training speakers.
-
-    Args:
-        width: of the vectors.
-        n_speakers: training speakers.
-    """
+    """x' of pooled vectors (width), by a table of (μ_s, σ_s) that the task renews at the start of every epoch. Row 0 is the average training
+    speaker, whose statistics a speaker without utterances gets; the others are the training speakers."""
 
     def __init__(self, width, n_speakers):
         super().__init__()

@@ -67,10 +67,11 @@ def check_allowed(item):
     if item == f"audio:{SELECTION}":
         raise ValueError("a checkpoint that was chosen by the evaluated recordings is never allowed")
     if item not in (*BUNDLES, UNKNOWN) and (kind not in LEAKS or (colon and where not in MEANING and not role_of_split(where))):
-        raise ValueError(
-            f"“{item}” is not one of {', '.join((*BUNDLES, UNKNOWN, *LEAKS))}, the last three alone, with a role ({', '.join(MEANING)}), "
-            "or with an evaluated split, such as speaker:test_seen"
+        known, more = (
+            ", ".join((*BUNDLES, UNKNOWN, *LEAKS)),
+            f"a role ({', '.join(MEANING)}), or an evaluated split, as in speaker:test_seen",
         )
+        raise ValueError(f"“{item}” is not one of {known}, the last three alone or with {more}")
 
 
 def audit(folder, allow=(), decode=True, workers=4):

@@ -184,9 +184,8 @@ class LabelMaker:
         if not stamps:
             logger.info("%s: its labels are whole and made with these settings", split.name)
             return
-        work_through(
-            self._write_labels(split, {s: stamp.files[0] for s, stamp in stamps.items()}), f"{split.name}: labels", split.n_samples
-        )
+        durations = self._write_labels(split, {s: stamp.files[0] for s, stamp in stamps.items()})
+        work_through(durations, f"{split.name}: labels", split.n_samples)
         for stamp in stamps.values():
             stamp.write()
 
@@ -259,10 +258,7 @@ class LabelMaker:
 def _split_names(directory, splits):
     if splits:
         return list(dict.fromkeys(splits))
-    if not Path(directory).is_dir():
-        raise InputError(f"{directory}: no such manifest directory; make it with manifests/NAME.py")
-    there = splits_of(directory)
-    names = [s for s in ("train", "valid", "test") if s in there]
+    names = [s for s in splits_of(directory) if s in ("train", "valid", "test")]
     if not names:
         raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
     return names

@@ -24,19 +24,10 @@ def add_features(parser):
     """Which features: --mfcc, --prosody, or --checkpoint with --layers, and how they are extracted."""
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
-    kind.add_argument(
-        "--prosody",
-        nargs="?",
-        const="relative",
-        choices=("relative", "absolute"),
-        help="14 prosodic and voice-quality descriptors, 50 frames a second; level and pitch relative to the recording (default) or absolute",
-    )
-    kind.add_argument(
-        "--checkpoint",
-        metavar="CKPT",
-        help="HuBERT or wav2vec 2.0: checkpoint of fairseq, one of ours (also an emotion model on wav2vec 1), or Hugging Face model "
-        "folder; 50 frames a second",
-    )
+    text = "14 prosodic and voice-quality descriptors, 50 frames a second; level and pitch relative to the recording (default) or absolute"
+    kind.add_argument("--prosody", nargs="?", const="relative", choices=("relative", "absolute"), help=text)
+    text = "HuBERT or wav2vec 2.0, of fairseq, ours (also an emotion model on wav2vec 1) or a Hugging Face folder; 50 frames a second"
+    kind.add_argument("--checkpoint", metavar="CKPT", help=text)
     add = parser.add_argument
     add("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
     add("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")

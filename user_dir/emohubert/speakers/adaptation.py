@@ -97,9 +97,7 @@ def best_k(training, rows):
 
 def speaker_vectors(encoder, split, members, **options):
     """SpeakerVectors of the last layer's features with the unknown speaker's embedding, averaged over frames, then over utterances.
-
-    `members`: {speaker: indices}; `options`: batch_seconds and workers of `EncoderFeatures`.
-    """
+    `members`: {speaker: indices}; `options`: batch_seconds and workers of `EncoderFeatures`."""
     indices = [i for own in members.values() for i in own]
     source, sums, means = EncoderFeatures(encoder, [encoder.n_layers], **options), {}, dict.fromkeys(indices, 0.0)
 
@@ -120,9 +118,8 @@ def adapt(checkpoint, split, members, label_dir, seed=1, device="cpu", workers=0
     if not hasattr(task, "label_sets"):
         raise InputError(f"{checkpoint}: has no prediction heads; give a pretrained checkpoint, or use --method nearest")
     labels = [read_frame_labels(label_file(label_dir, s.name, split.name + ".{}"), s.symbols, split.n_samples) for s in task.label_sets]
-    dataset = FrameLabelledSpeech(
-        split, labels, seed=seed, training=False, normalise=task.cfg.normalize, max_samples=task.cfg.max_sample_size
-    )
+    options = {"normalise": task.cfg.normalize, "max_samples": task.cfg.max_sample_size}
+    dataset = FrameLabelledSpeech(split, labels, seed=seed, training=False, **options)
     model, device = model.to(device).requires_grad_(False), torch.device(device)
     workers = (workers or cores()) if device.type == "cpu" else 1
     with exact_arithmetic(device):
@@ -131,10 +128,8 @@ def adapt(checkpoint, split, members, label_dir, seed=1, device="cpu", workers=0
 
 
 def fit(model, utterances, seed=1):
-    """The most probable embedding for the speaker of some utterances, items of a FrameLabelledSpeech: float64 tensor (width).
-
-    `model`: a SpeakerHubertModel with prediction heads, frozen and in evaluation mode; `seed`: of masks.
-    """
+    """The most probable embedding for the speaker of some utterances, items of a FrameLabelledSpeech: float64 tensor (width). `model`: a
+    SpeakerHubertModel with prediction heads, frozen and in evaluation mode; `seed`: of masks."""
     table, targets = model.speaker_conditioning.embedding.weight, list(zip(*(item["targets"] for item in utterances), strict=True))
     mean, voices = eigenvoices(table[1:].double())
     predicted = [pair for item in utterances for pair in masked_logits(model, item, seed)]
@@ -167,10 +162,8 @@ def eigenvoices(rows):
 
 
 def masked_logits(model, item, seed=1):
-    """For each mask of an utterance: a function that gives `model.logits` of its masked frames for an e (1, …), and their targets.
-
-    Where the speaker is added to the encoder's output, the encoder runs once for all e.
-    """
+    """For each mask of an utterance: a function that gives `model.logits` of its masked frames for an e (1, …), and their targets. Where
+    the speaker is added to the encoder's output, the encoder runs once for all e."""
     device, no_speaker = model.mask_emb.device, torch.zeros_like(model.mask_emb)[None]
     at_output = type(model.speaker_conditioning).before_encoder is SpeakerConditioning.before_encoder
     with torch.no_grad():

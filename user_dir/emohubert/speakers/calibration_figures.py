@@ -6,13 +6,8 @@ from ..core.plotting import COLOURS, MOST_LABELLED, WIDTH, new_figure, save_figu
 
 
 def before_after(path, rows, measure):
-    """Each speaker's score before and after, sorted by the gain; the worse ones are marked. Returns the path.
-
-    Args:
-        path: of the PNG.
-        rows: of `calibration_files.speaker_table`, of one measure; speakers whose score is not defined are left out.
-        measure: its name.
-    """
+    """A PNG of each speaker's score before and after, sorted by the gain, the worse ones marked; returns its path. `rows` are those of one
+    `measure` in `calibration_files.speaker_table`; speakers whose score is not defined are left out."""
     scores = [(row[4] - row[3], row[0], row[3], row[4]) for row in rows if np.isfinite(row[3:5]).all()]
     if not scores:
         return None

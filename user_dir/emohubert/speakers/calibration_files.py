@@ -38,38 +38,27 @@ def training_labels(split, predictions):
 
 
 def vectors_of(embeddings, ids, speakers, where):
-    """SpeakerVectors from the Embeddings of the listed utterances, and of no others; none of the unknown speaker.
-
-    Raises:
-        InputError: naming the file `where`: no utterance in common, or an utterance has two speakers.
-    """
+    """SpeakerVectors from the Embeddings of the listed utterances, and of no others; none of the unknown speaker. InputError, naming the
+    file `where`: no utterance in common, or an utterance has two speakers."""
     speaker_of = dict(zip(ids, speakers, strict=True))
     rows = [i for i, name in enumerate(embeddings.ids) if name in speaker_of and embeddings.speakers[i] != UNKNOWN_SPEAKER]
     if not rows:
-        raise InputError(
-            f"{where}: holds none of the {len(speaker_of)} utterances, such as “{ids[0]}”; "
-            "make the embeddings with tools/evaluate.py --embeddings on the same split"
-        )
+        remedy = "make the embeddings with tools/evaluate.py --embeddings on the same split"
+        raise InputError(f"{where}: holds none of the {len(speaker_of)} utterances, such as “{ids[0]}”; {remedy}")
     for name, speaker in ((embeddings.ids[i], embeddings.speakers[i]) for i in rows):
         if speaker != speaker_of[name]:
-            raise InputError(
-                f"{where}: “{name}” is of the speaker “{speaker}”, elsewhere of “{speaker_of[name]}”; make the embeddings again"
-            )
+            raise InputError(f"{where}: “{name}” is of the speaker “{speaker}”, elsewhere of “{speaker_of[name]}”; make embeddings again")
     return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
 
 
 def predictions_of_training(path, predictions, split):
     """What the guard can judge by, {speaker: (values, score)}: predictions, of the same classes or dimensions, of training utterances.
-
-    Raises:
-        InputError: the file is of something else, or of a model that was trained on these speakers.
-    """
+    InputError: the file is of something else, or of a model that was trained on these speakers."""
     found, ids = read_predictions(path), set(split.ids)
     rows = [i for i, name in enumerate(found.ids) if name in ids]
     if type(found) is not type(predictions) or names_of(found) != names_of(predictions) or not rows:
-        raise InputError(
-            f"{path}: no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}; use one model and split"
-        )
+        what = f"no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}"
+        raise InputError(f"{path}: {what}; use one model and split")
     if "seen" in origin_of(path).get("setting", ""):
         raise InputError(f"{path}: of a model that was trained on these speakers; give predictions of folds that left them out, or none")
     parts = {name: found.take([rows[i] for i in own]) for name, own in by_speaker([found.speakers[i] for i in rows]).items()}
@@ -77,15 +66,9 @@ def predictions_of_training(path, predictions, split):
 
 
 def fit(split, embeddings, predictions, match, k=None, known=None, always=False, where="training embeddings"):
-    """(Calibration, Guard) for a model from its training split; of the predictions, only what they are of is used.
-
-    Args:
-        split: the training split, with `.spk` and `.dim` or `.emo`.
-        embeddings: Embeddings of (at least) that split, of the file `where`.
-        predictions: to be calibrated.
-        match, k, always: as for `pldc.fit`.
-        known: of `predictions_of_training`.
-    """
+    """(Calibration, Guard) for a model from its training split, with `.spk` and `.dim` or `.emo`, and Embeddings of (at least) that split, of
+    the file `where`. Of the predictions, which are to be calibrated, only what they are of is used. `known`: of `predictions_of_training`;
+    the rest as for `pldc.fit`."""
     names = names_of(predictions)
     if (match == "prior") != isinstance(predictions, ClassPredictions):
         kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
@@ -108,17 +91,10 @@ def calibrate(calibration, vectors, predictions):
 
 
 def save(directory, calibration, guard, embeddings, predictions, split=None, repeats=2000, seed=1, where="embeddings", origin=None):
-    """Calibrate, evaluate before and after, and write FILES and figures; returns the content of `calibration.json`.
-
-    Args:
-        directory: output folder, made if needed.
-        calibration, guard: of `fit`.
-        embeddings: Embeddings of the predicted utterances, of the file `where`.
-        predictions: to be calibrated.
-        split: the manifest split of the predictions, for its metadata columns, or None.
-        repeats, seed: of the bootstrap over speakers.
-        origin: of `origin_of`: goes into both files of scores.
-    """
+    """Calibrate predictions by what `fit` returned, evaluate before and after, and write FILES and figures to a folder; returns the content
+    of `calibration.json`. `embeddings`: those of the predicted utterances, of the file `where`. `split`: the manifest split of the
+    predictions, for its metadata columns. `repeats`, `seed`: of the bootstrap over speakers. `origin`: see `origin_of`; goes into both
+    files of scores."""
     vectors, origin = vectors_of(embeddings, predictions.ids, predictions.speakers, where), origin or {}
     speakers, width = set(predictions.speakers) - {UNKNOWN_SPEAKER}, calibration.speakers.vectors.shape[1]
     if without := sorted(speakers - set(vectors.ids)):

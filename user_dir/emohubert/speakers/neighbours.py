@@ -17,12 +17,8 @@ def cosine(vectors, training):
 
 
 def ranking(similarities, leave_one_out=False):
-    """Columns by falling similarity, equals in their order: (n, speakers), or (n, speakers − 1) without the diagonal.
-
-    Args:
-        similarities: (n, speakers).
-        leave_one_out: rows are the same speakers as columns, and nobody is similar to themselves.
-    """
+    """Columns of similarities (n, speakers) by falling value, equals in their order: (n, speakers). With `leave_one_out` rows are the same
+    speakers as columns, and nobody is similar to themselves: (n, speakers − 1)."""
     similarities = np.round(similarities, _DECIMALS)
     if leave_one_out:
         np.fill_diagonal(similarities, -np.inf)

@@ -34,11 +34,9 @@ _CONSTANT = 1e-7
 
 
 def matched(predictions, match, target, base=None):
-    """One speaker's predictions (n, dims), or posteriors (n, classes), with the label distribution of similar speakers.
-
-    `match` is one of MATCHES, `target` μ̄ and σ̄ (2 × dims) or π (classes), `base` π₀ (classes): a class without training utterances
-    keeps its posterior. Constant predictions (σ = 0) are not scaled.
-    """
+    """One speaker's predictions (n, dims), or posteriors (n, classes), with the label distribution of similar speakers. `match` is one of
+    MATCHES, `target` μ̄ and σ̄ (2 × dims) or π (classes), `base` π₀ (classes): a class without training utterances keeps its posterior.
+    Constant predictions (σ = 0) are not scaled."""
     if match == "prior":
         scaled = predictions * np.divide(target, base, out=np.ones_like(base), where=base > 0)
         return scaled / scaled.sum(1, keepdims=True)
@@ -73,27 +71,16 @@ class Guard:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training speakers and their label distributions. `fit` makes one; call it with a speaker's vector and predictions.
+    """Training speakers and their label distributions. `fit` makes one; call it with a speaker's vector and predictions."""
 
-    Attributes:
-        kind: `dimensions` or `classes`.
-        names: of the dimensions or classes.
-        match: one of MATCHES.
-        k: how many similar speakers are averaged.
-        speakers: SpeakerVectors of the training speakers.
-        values: label means and standard deviations (speakers, 2 × dims), or smoothed class frequencies (speakers, classes).
-        base: π₀ (classes); all zero for dimensions.
-        applied: False leaves every prediction as it is.
-    """
-
-    kind: str
-    names: list
-    match: str
-    k: int
-    speakers: SpeakerVectors
-    values: np.ndarray
-    base: np.ndarray
-    applied: bool = True
+    kind: str  # "dimensions" or "classes"
+    names: list  # of them
+    match: str  # of MATCHES
+    k: int  # how many similar speakers are averaged
+    speakers: SpeakerVectors  # of the training speakers
+    values: np.ndarray  # label means and standard deviations (speakers, 2 × dims), or smoothed class frequencies (speakers, classes)
+    base: np.ndarray  # π₀ (classes); all zero for dimensions
+    applied: bool = True  # False leaves every prediction as it is
 
     def similar(self, vectors):
         """(similarities (n, speakers), rows (n, k) of the most similar training speakers) for vectors (n, width)."""
@@ -199,9 +186,7 @@ def _losses_of_predictions(fitted, targets, predictions):
 
 def _leave_one_out(losses, usual):
     """Gains of speakers over `usual` (speakers), each with the k that is best for all others, and the index of the best k for all.
-
-    `losses`: (ks, speakers); sums are rounded, so that equals are equal.
-    """
+    `losses`: (ks, speakers); sums are rounded, so that equals are equal."""
     rest = (losses.sum(1, keepdims=True) - losses).round(12)
     gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
     return gain, int(losses.sum(1).round(12).argmin())
@@ -229,10 +214,8 @@ def check_calibration(calibration, task, model, where):
     kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
     remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
     if calibration.kind != kind or calibration.names != list(names):
-        raise InputError(
-            f"{where}: calibrates the {calibration.kind} {' '.join(calibration.names)}, and the checkpoint predicts the {kind} "
-            f"{' '.join(names)}; {remedy}"
-        )
+        ours, theirs = f"{calibration.kind} {' '.join(calibration.names)}", f"{kind} {' '.join(names)}"
+        raise InputError(f"{where}: calibrates the {ours}, and the checkpoint predicts the {theirs}; {remedy}")
     width = calibration.speakers.vectors.shape[1]
     if width != model.pooling.width:
         raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")

@@ -56,7 +56,8 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory. Its state (classes, speakers, scales of dimensions) is kept in checkpoints as plain values."""
+    """Reads a manifest directory. Its state (classes and their counts, speakers, those whose labels were learned from, scales of dimensions)
+    is kept in checkpoints as plain values."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -92,19 +93,9 @@ class EmotionFinetuningTask(SpeechTask):
         return len(self.classes or self.dimensions)
 
     @property
-    def training_speakers(self):
-        """Ids of the speakers whose labels were learned from."""
-        return self.state.training_speakers
-
-    @property
     def voices(self):
         """The training speakers in the order of the rows, from 1, of the table of speaker normalisation."""
-        return [s for s in self.training_speakers if s != UNKNOWN_SPEAKER]
-
-    @property
-    def class_counts(self):
-        """Training utterances of each class, in the order of `classes`."""
-        return self.state.class_counts
+        return [s for s in self.state.training_speakers if s != UNKNOWN_SPEAKER]
 
     @property
     def speaker_embedding(self):

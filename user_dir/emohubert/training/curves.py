@@ -11,10 +11,7 @@ from ..core.errors import InputError
 
 def read_training_config(path):
     """The configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; of a resumed training, the last; {} without one.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
+    InputError: the file cannot be read."""
     import yaml
 
     written = [line for line in _lines(path) if "[fairseq_cli.train][INFO] - {" in line]
@@ -36,10 +33,7 @@ def read_training_log(path):
     """The curves in a fairseq log: `log_format=json` lines, and the end-of-epoch lines of the other formats.
 
     Returns {name: {split: (updates, values)}}, arrays sorted by update; the splits are `train` and those validated on, names include
-    `best_…`. A resumed run logs some updates twice; the later line counts.
-
-    Raises:
-        InputError: the file cannot be read.
+    `best_…`. A resumed run logs some updates twice; the later line counts. InputError: the file cannot be read.
     """
     curves = {}
     for split, update, values in filter(None, map(_log_row, _lines(path))):

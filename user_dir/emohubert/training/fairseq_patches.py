@@ -49,10 +49,8 @@ def refusing_hostile_checkpoints(load, path, *args, **kwargs):
 
 @exit_on_input_error
 def preparing_output_folder(_, save_dir):
-    """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder.
-
-    Hydra would do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that).
-    """
+    """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder. Hydra would
+    do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that)."""
     folder = make_folder(save_dir)
     if HydraConfig.initialized() or torch.distributed.is_initialized():
         handler = logging.FileHandler(folder / "hydra_train.log")
@@ -71,20 +69,16 @@ def copying_whole(copy, src_path, dst_path, overwrite=False):
 
 
 def ending_workers_with_their_epoch(init, self, ordered_batches, *args, **kwargs):
-    """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it, whenever that comes.
-
-    By then the queues to its worker processes are closed, and torch waits five seconds for each worker before it kills it:
-    half a minute for six workers, in every epoch. The sampler must not hold the iterator.
-    """
+    """An epoch's iterator refers to itself through its batch sampler, so only garbage collection ends it. By then the queues to its worker
+    processes are closed, and in every epoch torch waits five seconds for each worker before it kills it. The sampler must not hold the
+    iterator."""
     method = weakref.WeakMethod(ordered_batches)
     init(self, lambda *values: method()(*values), *args, **kwargs)
 
 
 def half_precision_without_a_gpu(init, self, cfg, task, *args, **kwargs):
-    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU.
-
-    bf16 is then torch's autocast in `SpeechTask.train_step`, with float32 weights, where the processor has it; all else is float32.
-    """
+    """fairseq asks for an NVIDIA driver where a config wants half precision and there is no GPU. bf16 is then torch's autocast in
+    `SpeechTask.train_step`, with float32 weights, where the processor has it; all else is float32."""
     if not torch.cuda.is_available() or cfg.common.cpu:
         wanted = [name for name in ("bf16", "fp16", "amp") if cfg.common[name]]
         for name in wanted:

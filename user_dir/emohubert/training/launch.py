@@ -59,20 +59,14 @@ class Training:
         """Raise InputError if the folder holds a training with other settings."""
         path = self.folder / "settings.txt"
         if path.is_file() and path.read_text(encoding="utf-8").splitlines() != [self.config, *self.overrides]:
-            raise InputError(
-                f"{self.folder}: holds a training with other settings (see settings.txt in it); remove it, or choose another folder"
-            )
+            raise InputError(f"{self.folder}: holds a training with other settings (see settings.txt); remove it, or choose another folder")
 
     def run(self, nproc=None, environment=None, bar=True):
-        """Train to the end, unless that is done; SystemExit with PREEMPTED where it was preempted.
+        """Train to the end, unless that is done. SystemExit with PREEMPTED where it was preempted; InputError if the folder holds a training
+        with other settings, or the training failed, with the end of its log printed.
 
-        Args:
-            nproc: processes, started by torchrun; None: fairseq takes all GPUs. In jobs of recipes/slurm all tasks train.
-            environment: variables; by default this process's.
-            bar: show progress as a bar where standard error is a terminal; else, and otherwise, as a log line a minute.
-
-        Raises:
-            InputError: the folder holds a training with other settings, or the training failed; the end of its log is printed.
+        `nproc`: processes, started by torchrun; None: fairseq takes all GPUs. In jobs of recipes/slurm all tasks train. `environment`: by
+        default this process's. `bar`: progress as a bar where standard error is a terminal, otherwise as a log line a minute.
         """
         self.check_settings()
         if self.is_finished:

@@ -189,12 +189,9 @@ def _end_now(status):
 
 @contextlib.contextmanager
 def watching(folder, seconds=-1):
-    """Around a training: SIGUSR1 (under Slurm SIGTERM, too) asks for a checkpoint and a stop; a hang ends it.
-
-    `folder`: of the checkpoints; `stopped` in it, of an earlier training, is removed. `seconds`: without a new step of training or
-    validation for so long, a process prints where each of its threads stands, and ends, which ends the others; before the first
-    step, never. 0 or less: never.
-    """
+    """Around a training: SIGUSR1 (under Slurm SIGTERM, too) asks for a checkpoint and a stop; a hang ends it. `folder`: of the checkpoints;
+    `stopped` in it, of an earlier training, is removed. `seconds`: without a new step of training or validation for so long, a process
+    prints where each of its threads stands, and ends, which ends the others; never before the first step, or with 0 or less."""
     global _timeout
     if is_first():
         with contextlib.suppress(NotADirectoryError):  # fairseq is about to look at the folder

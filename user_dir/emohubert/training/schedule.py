@@ -19,10 +19,8 @@ class DecayToTheEndConfig(PolynomialDecayLRScheduleConfig):
 
 @register_lr_scheduler("decay_to_the_end", dataclass=DecayToTheEndConfig)
 class DecayToTheEnd(PolynomialDecayLRSchedule):
-    """fairseq's polynomial decay to the end of the training: `optimization.max_epoch` or `max_update`, whichever comes first.
-
-    All epochs are taken to have as many updates as the first. Checkpoints hold the length, so that a resumed training ends as planned.
-    """
+    """fairseq's polynomial decay to the end of the training: `optimization.max_epoch` or `max_update`, whichever comes first. All epochs are
+    taken to have as many updates as the first. Checkpoints hold the length, so that a resumed training ends as planned."""
 
     def set_length(self, updates):
         """How many updates there will be; the first word counts."""
