@@ -63,7 +63,7 @@ def test_speakers_who_differ_by_an_offset_are_normalised_away(folds, tmp_path, m
 def test_probe_of_an_encoder(corpus, tmp_path):
     """The features are mean and standard deviation over the loud frames of a layer, computed here with the encoder itself."""
     split, path = read_split(corpus / "manifest", "test"), corpus / "hubert" / "checkpoint_last.pt"
-    vectors, encoder = baseline.encoded([str(split.audio(i)) for i in range(3)], path, [2], 2)[2], load_encoder(path)
+    vectors, encoder = baseline.encoded([split], path, [2], 2)[2], load_encoder(path)
     for i in range(3):
         x = torch.from_numpy(audio.read(split.audio(i)))[None]
         features, (frames,) = encoder.features(x, [x.size(1)], [2])

@@ -226,15 +226,19 @@ def main(argv=None):
     if args.out:
         make_folder(args.out.parent)
         write_json(args.out, figures)
-    print(f"{len(paths)} files, {seconds:.0f} s of audio; {device}, {args.threads} threads; {'tiny' if args.tiny else 'base'} size")
-    print(f"loading: pipeline {their_load:.1f} s, ours {our_load:.1f} s (not counted below)")
+    show(figures, "tiny" if args.tiny else "base")
+
+
+def show(figures, size):
+    """Print the figures of a model of a size as a table."""
+    seconds, ours, loading = figures["audio_seconds"], figures["ours"], figures["loading"]
+    print(f"{figures['files']} files, {seconds:.0f} s of audio; {figures['device']}, {figures['threads']} threads; {size} size")
+    print(f"loading: pipeline {loading['pipeline']:.1f} s, ours {loading['ours']:.1f} s (not counted below)")
     print(f"{'':24}{'seconds':>9}{'× real time':>13}{'ours faster by':>16}{'max difference':>16}")
-    for size in args.batch_sizes:
-        row = figures["pipeline"][size]
-        print(
-            f"{f'pipeline, batch size {size}':24}{row['seconds']:9.2f}{seconds / row['seconds']:13.1f}{row['ratio']:16.2f}{row['max_difference']:16.1e}"
-        )
-    print(f"{'ours':24}{figures['ours']:9.2f}{seconds / figures['ours']:13.1f}")
+    for batch, row in figures["pipeline"].items():
+        values = f"{row['seconds']:9.2f}{seconds / row['seconds']:13.1f}{row['ratio']:16.2f}{row['max_difference']:16.1e}"
+        print(f"{f'pipeline, batch size {batch}':24}{values}")
+    print(f"{'ours':24}{ours:9.2f}{seconds / ours:13.1f}")
     print(f"standard deviation of a class's probability over files: {figures['spread']:.3f}")
 
 

@@ -26,10 +26,8 @@ def make_folder(path):
 
 @contextlib.contextmanager
 def atomic(path, mode="w"):
-    """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind.
-
-    Text is UTF-8 with "\\n" line ends. Of several writers of one path, the last one's file stays. InputError if it cannot be written.
-    """
+    """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind. Text is UTF-8 with
+    "\\n" line ends. Of several writers of one path, the last one's file stays. InputError if it cannot be written."""
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # machines that share a disk share process numbers

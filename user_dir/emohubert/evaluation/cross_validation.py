@@ -56,11 +56,9 @@ class Run(Training):
 
 
 def plan(config, manifest_dir, out_dir, seeds, folds=None, split="test", overrides=(), **options):
-    """All runs of a cross-validation, fold by fold, in `foldK/seedS` below `out_dir`; `config` and `options` are of Training.
-
-    `folds`: list of str, such as ["1", "2"]; by default all that there are in `manifest_dir`. `overrides`: `key=value` for every run;
-    `{fold}` and `{seed}` in a value are replaced. InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets.
-    """
+    """All runs of a cross-validation, fold by fold, in `foldK/seedS` below `out_dir`; `config` and `options` are of Training. `folds`: list of
+    str, such as ["1", "2"]; by default all that there are in `manifest_dir`. `overrides`: `key=value` for every run; `{fold}` and `{seed}`
+    in a value are replaced. InputError: a fold or a split is missing, something is listed twice, or an override sets what the plan sets."""
     manifest_dir, out_dir = Path(manifest_dir).resolve(), Path(out_dir).resolve()
     folds = folds or [d.name.removeprefix("fold") for d in manifest_directories(manifest_dir) if d != manifest_dir]
     if not folds:

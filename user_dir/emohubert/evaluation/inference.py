@@ -63,7 +63,7 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
         return items, failed
 
     def outcomes(items, failed):
-        return failed + (_forward(task, model, dataset, items, device) if items else [])
+        return failed + (list(_forward(task, model, dataset, items, device)) if items else [])
 
     with exact_arithmetic(device):
         if padded:
@@ -84,13 +84,12 @@ def _forward(task, model, dataset, items, device):
         values = found["output"].float()
         values = (values.softmax(dim=1) if task.classes else values).double().cpu().numpy()
         embeddings = found["embedding"].float().cpu().numpy()
-    return [_outcome(dataset, *row) for row in zip(batch["id"].tolist(), values, embeddings, strict=True)]
-
-
-def _outcome(dataset, index, values, embedding):
-    if np.isfinite(values).all() and np.isfinite(embedding).all():
-        return Outcome(index, values, embedding)
-    return Outcome(index, error=InputError(f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"))
+    for index, *row in zip(batch["id"].tolist(), values, embeddings, strict=True):
+        if all(np.isfinite(x).all() for x in row):
+            yield Outcome(index, *row)
+        else:
+            what = f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"
+            yield Outcome(index, error=InputError(what))
 
 
 def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None, average=None):

@@ -79,8 +79,8 @@ def read_folder(folder):
 
     A head on top (CTC, classification, …) is left out and named. Whether waveforms are normalised is read from
     `preprocessor_config.json` or `processor_config.json`; without either it is as the two families were trained: normalised
-    for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level).
-    InputError: a file is missing or damaged, or the model is one that the encoder cannot honour exactly.
+    for LayerNorm in the convolutions, not for GroupNorm (whose output does not depend on the level). InputError: a file is missing or
+    damaged, or the model is one that the encoder cannot honour exactly.
     """
     folder = Path(folder)
     path = folder / "config.json"

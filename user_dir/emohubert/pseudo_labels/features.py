@@ -106,12 +106,10 @@ class MfccFeatures:
 
 
 class EncoderFeatures:
-    """Layers of a pretrained encoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
-
-    `encoder`: a FrozenEncoder. `layers`: 1-based. `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone.
-    `workers`: threads that read audio, and on a CPU run the model; default: one for each core. `max_chunk_seconds`: recordings longer than
-    this are cut. `padded`: padded batches instead of one piece per thread; by default on a GPU only.
-    """
+    """Layers (1-based) of a pretrained encoder, a FrozenEncoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
+    `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone. `workers`: threads that read audio, and on a
+    CPU run the model; default: one for each core. `max_chunk_seconds`: longer recordings are cut. `padded`: padded batches instead of one
+    piece per thread; by default on a GPU only."""
 
     hop = audio.HOP
 

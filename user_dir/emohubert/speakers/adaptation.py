@@ -44,11 +44,9 @@ MASKS, ITERATIONS = 3, 20
 
 
 def make(checkpoint, split, method, train=None, label_dir=None, seed=1, device="cpu", batch_seconds=100.0, workers=0):
-    """Embeddings, by one of METHODS, of the speakers of a Split who are not in the table of a checkpoint: NewSpeakers.
-
-    `adapted` takes a pretrained checkpoint and the folder of the split's frame labels, as `task.label_dir`; `nearest` takes any
-    speaker-conditioned checkpoint and the Split of its training speakers. Nothing is read of the splits but audio and speakers.
-    """
+    """Embeddings, by one of METHODS, of the speakers of a Split who are not in the table of a checkpoint: NewSpeakers. `adapted` takes a
+    pretrained checkpoint and the folder of the split's frame labels, as `task.label_dir`; `nearest` takes any speaker-conditioned
+    checkpoint and the Split of its training speakers. Nothing is read of the splits but audio and speakers."""
     encoder = load_encoder(checkpoint, device)
     table = table_of(encoder)
     members = members_of(split, lambda name: name not in table)

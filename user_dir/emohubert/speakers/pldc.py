@@ -51,12 +51,9 @@ def matched(predictions, match, target, base=None):
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`.
-
-    The gain of a speaker is `judged_by` labels: how much smaller the squared error of the similar speakers' statistics is than that of
-    the average of all others, as a share of the latter (dimensions), or the KL divergence, in nats (classes); or by predictions: how
-    much CCC or UA rises.
-    """
+    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. The gain of a speaker
+    is `judged_by` labels: how much smaller the squared error of the similar speakers' statistics is than that of the average of all others,
+    as a share of the latter (dimensions), or the KL divergence, in nats (classes); or by predictions: how much CCC or UA rises."""
 
     judged_by: str
     gain: float

@@ -30,11 +30,9 @@ def _none_for_word(value):
 
 
 def read_training_log(path):
-    """The curves in a fairseq log: `log_format=json` lines, and the end-of-epoch lines of the other formats.
-
-    Returns {name: {split: (updates, values)}}, arrays sorted by update; the splits are `train` and those validated on, names include
-    `best_…`. A resumed run logs some updates twice; the later line counts. InputError: the file cannot be read.
-    """
+    """The curves in a fairseq log, from `log_format=json` lines, and the end-of-epoch lines of the other formats: {name: {split: (updates,
+    values)}}, arrays sorted by update; the splits are `train` and those validated on, names include `best_…`. A resumed run logs some
+    updates twice; the later line counts. InputError: the file cannot be read."""
     curves = {}
     for split, update, values in filter(None, map(_log_row, _lines(path))):
         for name, value in values.items():
