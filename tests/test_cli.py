@@ -184,7 +184,8 @@ def test_devices_that_are_not_there(name):
 
 
 @pytest.mark.parametrize(("n", "lines"), [(0, 0), (1, 1), (7, 7), (10, 10), (100, 10), (105, 11)])
-def test_progress_without_a_terminal_logs_tenths(caplog, n, lines):
+def test_progress_without_a_terminal_logs_tenths(caplog, monkeypatch, n, lines):
+    monkeypatch.setattr(cli, "_SECONDS", 0)
     with caplog.at_level(logging.INFO, logger="emohubert"):
         assert list(cli.progress(list(range(n)), "reading", unit="files")) == list(range(n))
     assert len(caplog.messages) == lines
@@ -192,7 +193,14 @@ def test_progress_without_a_terminal_logs_tenths(caplog, n, lines):
         assert caplog.messages[-1] == f"reading: {n} of {n} files"
 
 
-def test_progress_of_a_generator(caplog):
+def test_short_work_logs_its_end_alone(caplog):
+    with caplog.at_level(logging.INFO, logger="emohubert"):
+        assert len(list(cli.progress(range(1000), "reading"))) == 1000
+    assert caplog.messages == ["reading: 1000 of 1000 it"]
+
+
+def test_progress_of_a_generator(caplog, monkeypatch):
+    monkeypatch.setattr(cli, "_SECONDS", 0)
     with caplog.at_level(logging.INFO, logger="emohubert"):
         assert sum(cli.progress((i for i in range(250)), "reading")) == 31_125
         assert sum(cli.progress((i for i in range(20)), "reading", total=20)) == 190

@@ -5,10 +5,12 @@ import functools
 import logging
 import os
 import sys
+import time
 
 from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
+_SECONDS = 10  # between two lines of progress, or more
 
 _SHOWN = 50  # problems that are printed
 
@@ -117,15 +119,16 @@ def print_problems(report, complete):
 
 
 def progress(iterable, description, total=None, unit="it"):
-    """A progress bar on a terminal; otherwise a log line at every tenth of the way."""
+    """A progress bar on a terminal; otherwise log lines: at tenths of the way, ten seconds or more apart, and at the end."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(iterable, desc=description, total=total, unit=unit, dynamic_ncols=True)
         return
-    step = max(1, (total or 1000) // 10)
+    step, told = max(1, (total or 1000) // 10), time.monotonic()
     for done, item in enumerate(iterable, 1):
         yield item
-        if done % step == 0 or done == total:
+        if done == total or done % step == 0 and time.monotonic() - told >= _SECONDS:
+            told = time.monotonic()
             logger.info("%s: %d%s %s", description, done, f" of {total}" if total else "", unit)
