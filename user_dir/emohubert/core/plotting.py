@@ -13,18 +13,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "os^DvP*X"
 GREY = "#9A9A9A"
 STYLE = {
-    "font.size": 10,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "white",
-}
+    "font.size": 10, "font.family": "DejaVu Sans", "legend.frameon": False, "legend.fontsize": 9, "figure.facecolor": "white",
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+}  # fmt: skip
 WIDTH = 5.4  # inches
 DPI = 150
 MOST_LABELLED = 40

@@ -34,11 +34,8 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
     InputError: a split or its labels are missing, or opensmile is not installed.
     """
     out = make_folder(out)
-    folds = [
-        {name: labelled(d, name, target) for name in (train, test)}
-        for d in manifest_directories(directory)
-        if (d / f"{test}.tsv").is_file()
-    ]
+    folders = [d for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()]
+    folds = [{name: labelled(d, name, target) for name in (train, test)} for d in folders]
     if not folds:
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
     features = vectors([split for fold in folds for split in fold.values()], out, checkpoint, layers, workers or cores())
@@ -159,7 +156,8 @@ def _paths(split):
     return [str(split.audio(i)) for i in range(len(split))]
 
 
-def _machine(estimator):
+def machine(estimator):
+    """An estimator on standardised features."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -179,10 +177,10 @@ def _classes(known, unknown, x, z, _):
         predicted = np.full(len(unknown), classes[counts.argmax()])
         scores = np.tile(counts / counts.sum(), (len(unknown), 1))
     else:
-        machine = _machine(SVC(C=10, class_weight="balanced")).fit(x[labelled], emotions)
-        votes = machine.decision_function(z).reshape(len(z), -1)
+        fitted = machine(SVC(C=10, class_weight="balanced")).fit(x[labelled], emotions)
+        votes = fitted.decision_function(z).reshape(len(z), -1)
         votes = np.hstack([-votes, votes]) if votes.shape[1] == 1 else votes
-        predicted, scores = machine.predict(z), np.exp(votes) / np.exp(votes).sum(1, keepdims=True)
+        predicted, scores = fitted.predict(z), np.exp(votes) / np.exp(votes).sum(1, keepdims=True)
     references = known_references(unknown.emotions, classes, unknown.tsv)
     return ClassPredictions(list(unknown.ids), list(unknown.speakers), references, predicted.tolist(), classes.tolist(), scores)
 
@@ -192,5 +190,5 @@ def _dimension(known, unknown, x, z, name):
 
     reference, wanted = (np.asarray(split.dimensions[name], dtype=np.float64) for split in (known, unknown))
     rated = np.isfinite(reference)
-    predicted = _machine(SVR()).fit(x[rated], reference[rated]).predict(z)
+    predicted = machine(SVR()).fit(x[rated], reference[rated]).predict(z)
     return DimensionPredictions(list(unknown.ids), list(unknown.speakers), [name], wanted[:, None], predicted[:, None])

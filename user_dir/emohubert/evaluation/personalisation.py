@@ -13,7 +13,6 @@ from collections import defaultdict
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.stats import pearsonr
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
@@ -26,16 +25,11 @@ SETTINGS = ("unheard", "normalised", "heard")
 
 
 def study(x, targets, speakers, counts=None, seed=1, workers=1):
-    """Scores of every setting over the number of training speakers, and shifts of speakers against scores.
+    """Scores of every setting over the number of training speakers, and shifts of speakers against scores, of features `x` (n, width), of
+    `targets` (n,), names of classes or numbers, and `speakers` (n,), ids. `counts`: of training speakers (default: five, from 2 up).
 
-    Args:
-        x: features, (n, width); targets: (n,) names of classes or numbers; speakers: (n,) ids.
-        counts: numbers of training speakers (default: five, from 2 to all but one).
-        workers: processes.
-
-    Returns:
-        {"score": "UA" or "CCC", "counts": […], "scores": {setting: {speaker: [a value per count]}}, "shifts": {"feature": {speaker: value},
-        "label": …}, "correlations": {"feature": [r, p] or None, …} of the shift with the speaker's `unheard` score for the largest count}.
+    Returns {"score": "UA" or "CCC", "counts": […], "scores": {setting: {speaker: [a value per count]}}, "shifts": {"feature": {speaker:
+    value}, "label": …}, "correlations": {"feature": [r, p] or None, …} of shifts with the speakers' `unheard` scores for the largest count}.
     """
     targets, speakers = np.asarray(targets), np.asarray(speakers)
     ids = sorted(set(speakers))
@@ -74,9 +68,8 @@ def _scores(x, normalised, targets, speakers, speaker, n, seed):
 
 def _score(x, y, z, expected):
     if y.dtype.kind == "f":
-        return ccc(expected, make_pipeline(StandardScaler(), SVR()).fit(x, y).predict(z))
-    machine = make_pipeline(StandardScaler(), SVC(C=10, class_weight="balanced")).fit(x, y)
-    return unweighted_accuracy(expected, machine.predict(z))
+        return ccc(expected, baseline.machine(SVR()).fit(x, y).predict(z))
+    return unweighted_accuracy(expected, baseline.machine(SVC(C=10, class_weight="balanced")).fit(x, y).predict(z))
 
 
 def _correlation(a, b):
@@ -100,16 +93,13 @@ def lines(found):
     """What was found, for people."""
     score, counts = found["score"], found["counts"]
     means = {setting: np.mean(list(of.values()), axis=0) for setting, of in found["scores"].items()}
-    text = [
-        f"{score}, mean over {len(found['scores']['unheard'])} speakers",
-        f"{'training speakers':<20}" + "".join(f"{n:>8}" for n in counts),
-    ]
+    text = [f"{score}, mean over {len(found['scores']['unheard'])} speakers"]
+    text.append(f"{'training speakers':<20}" + "".join(f"{n:>8}" for n in counts))
     text += [f"{setting:<20}" + "".join(f"{value:8.3f}" for value in means[setting]) for setting in SETTINGS]
     for setting in SETTINGS[1:]:
         gains = np.array([of[-1] - found["scores"]["unheard"][s][-1] for s, of in found["scores"][setting].items()])
-        text.append(
-            f"{setting} - unheard, {counts[-1]} speakers: {gains.mean():+.3f}, better for {(gains > 0).sum()} of {len(gains)} speakers"
-        )
+        better = f"better for {(gains > 0).sum()} of {len(gains)} speakers"
+        text.append(f"{setting} - unheard, {counts[-1]} speakers: {gains.mean():+.3f}, {better}")
     for kind, pair in found["correlations"].items():
         value = "none, all are alike" if pair is None else "{:+.2f} (p = {:.2g})".format(*pair)
         text.append(f"correlation of a speaker's {kind} shift with {score}: {value}")

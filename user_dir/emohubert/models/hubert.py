@@ -32,14 +32,8 @@ from .speaker_conditioning import POSITIONS, UNKNOWN
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED = {
-    "layer_type": "transformer",
-    "conv_pos_batch_norm": False,
-    "mask_selection": "static",
-    "mask_channel_selection": "static",
-    "no_mask_overlap": False,
-    "no_mask_channel_overlap": False,
-}
+SUPPORTED = {"layer_type": "transformer", "mask_selection": "static", "mask_channel_selection": "static"}
+SUPPORTED |= dict.fromkeys(("conv_pos_batch_norm", "no_mask_overlap", "no_mask_channel_overlap"), False)
 """Options of fairseq's HuBERT with one supported value: others depend on padding, or fairseq no longer runs them."""
 
 

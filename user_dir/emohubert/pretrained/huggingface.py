@@ -38,19 +38,14 @@ _CHOICES = {
 }
 """Keys with some supported values: theirs → fairseq's."""
 _SIZES = {
-    "hidden_size": "encoder_embed_dim",
-    "num_hidden_layers": "encoder_layers",
-    "num_attention_heads": "encoder_attention_heads",
+    "hidden_size": "encoder_embed_dim", "num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads",
     "intermediate_size": "encoder_ffn_embed_dim",
-    "num_conv_pos_embeddings": "conv_pos",
-    "num_conv_pos_embedding_groups": "conv_pos_groups",
-}
+    "num_conv_pos_embeddings": "conv_pos", "num_conv_pos_embedding_groups": "conv_pos_groups",
+}  # fmt: skip
 _FIELDS = {
-    "hidden_act": "activation_fn",
-    "feat_extract_norm": "extractor_mode",
-    "conv_bias": "conv_bias",
-    "do_stable_layer_norm": "layer_norm_first",
-}
+    "hidden_act": "activation_fn", "feat_extract_norm": "extractor_mode",
+    "conv_bias": "conv_bias", "do_stable_layer_norm": "layer_norm_first",
+}  # fmt: skip
 """Theirs → fairseq's names of those of `_CHOICES` that are not fixed."""
 _PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "padding_side": "right", "padding_value": 0.0}
 _AGAIN = "copy or download the folder again"
@@ -200,12 +195,9 @@ def _normalisation(folder, extractor_mode):
 
 
 def write_folder(pretrained, folder, half=False):
-    """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads: `config.json`,
-    `preprocessor_config.json` and `model.safetensors`, in float32 or `half` precision.
-
+    """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads, in float32 or `half` precision.
     Returns the names of parameters that are left out: prediction heads, speakers. InputError: the encoder sees speakers, or it is one
-    that the format cannot express.
-    """
+    that the format cannot express."""
     from safetensors.torch import save
 
     pretrained.require_transformer()

@@ -94,11 +94,9 @@ def first_alone(function):
 @exit_on_input_error
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
-
     Started by torchrun or srun, this is one of them; alone, with `distributed_training.distributed_world_size` above one (fairseq's
     default is the number of GPUs), it starts them on this machine. NCCL connects GPUs, gloo processes without. Whoever sets
-    `distributed_init_method` gets `fairseqs` own.
-    """
+    `distributed_init_method` gets `fairseqs` own."""
     training = cfg.distributed_training
     if training.distributed_init_method is not None:
         return fairseqs(cfg, main, **kwargs)
