@@ -225,7 +225,7 @@ stage_results() {
     [[ ! -e $ROOT/recipes/papers/$RECIPE.tsv ]] || paper=(--paper "$ROOT/recipes/papers/$RECIPE.tsv")
     for row in "$@"; do
         rows+=("${row%%=*}=$OUT/${row#*=}")
-        [[ ! -d $OUT/${row#*=}_normalised ]] || rows+=("${row%%=*}, normalised=$OUT/${row#*=}_normalised")
+        [[ ! -d $OUT/${row#*=}_normalised ]] || NORMALISED=1 rows+=("${row%%=*}, normalised=$OUT/${row#*=}_normalised")
     done
     tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" "${RESULTS[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
