@@ -142,8 +142,8 @@ def content_of(path):
 def opened(path):
     """A recording as a `soundfile.SoundFile`; InputError if it is missing, empty, not audio, or a WAV shorter than its header says."""
     location = locate(path)
-    if not os.path.isfile(location.file):  # nor where its folder cannot be entered
-        raise InputError(f"{location.file}: no such audio file; restore it or remove it from the manifest")
+    if not os.path.isfile(location.file):
+        raise InputError(f"{location.file}: no such audio file, or its folder is closed; restore it or remove it from the manifest")
     size = location.file.stat().st_size
     if location.size is not None and size < location.start + location.size:
         raise InputError(f"{path}: the tar ends at byte {size}; restore it, or pack the audio again with tools/pack_audio.py")
