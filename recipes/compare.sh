@@ -34,7 +34,7 @@ for name in vft tapt ptapt flea papt; do
 done
 
 AUDIT_ALLOW+=,adapted
-set=L$(of_size 3 9 9)_km${CLUSTERS:-$(of_size 16 50 50)}
+set=L$(of_size 3 3 9 9)_km${CLUSTERS:-$(of_size 16 16 50 50)}
 manifests=$OUT/vft/manifest
 [[ ! -e $OUT/vft/single ]] || manifests=$OUT/vft/single
 adapted=()

@@ -16,8 +16,8 @@ set -euo pipefail
 . "$(dirname "$0")/paper.sh"
 OWN_OPTIONS="layers poolings tapt-clusters tapt" LAYERS='' POOLINGS='mean attention' TAPT_CLUSTERS='' TAPT=''
 recipe_options "$@"
-read -ra layers <<<"${LAYERS:-$(of_size 3 9 9)}"
-read -ra clusters <<<"${CLUSTERS:-$(of_size 16 50 50)}"
+read -ra layers <<<"${LAYERS:-$(of_size 3 3 9 9)}"
+read -ra clusters <<<"${CLUSTERS:-$(of_size 16 16 50 50)}"
 read -ra poolings <<<"$POOLINGS"
 CLUSTERS=$TAPT_CLUSTERS
 clustering

@@ -18,9 +18,7 @@ read -ra positions <<<"$POSITIONS"
 stage_manifests
 stage_init
 
-if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu; then
-    for_folds label_init
-fi
+stage_labels label_init
 
 fuse() {
     local position

@@ -10,7 +10,7 @@
 #   …/foldK/seedS/             fine-tuning and its evaluation (tools/run_folds.py)
 #   results.md, results.json, report.html, audit.json
 RECIPE=$(basename "$0" .sh)
-DEFAULT_LAYERS=(3 9 18) ALLOW='' AUDIT_ALLOW='' RESULTS=()
+DEFAULT_LAYERS=(3 3 9 18) ALLOW='' AUDIT_ALLOW='' RESULTS=()
 
 OPTIONS_HELP='
 Options of every recipe:
@@ -57,7 +57,7 @@ recipe_options() {
     require number ${INDEX:+INDEX} ${LAYER:+LAYER}
     [[ -f $ROOT/manifests/$MANIFESTS.py ]] || fail "--manifests $MANIFESTS: there is no manifests/$MANIFESTS.py"
     if [[ $INIT == small ]]; then
-        INIT=$ROOT/user_dir/emohubert/weights/small SIZE=${SIZE:-small}
+        SIZE=${SIZE:-small}
     elif [[ $INIT == scratch ]]; then
         [[ ${SIZE:=tiny} == tiny ]] || fail "--init scratch makes a tiny HuBERT; leave --size $SIZE out, or give a checkpoint"
     else
@@ -81,12 +81,13 @@ recipe_options() {
     fi
 }
 
-# of_size SMALL BASE LARGE: the one for --size; tiny has that of small.
+# of_size TINY SMALL BASE LARGE: the one for --size.
 of_size() {
     case $SIZE in
-        tiny | small) echo "$1" ;;
-        base) echo "$2" ;;
-        large) echo "$3" ;;
+        tiny) echo "$1" ;;
+        small) echo "$2" ;;
+        base) echo "$3" ;;
+        large) echo "$4" ;;
         *) fail "--size $SIZE: use tiny, small, base or large" ;;
     esac
 }
@@ -173,7 +174,7 @@ data() {
 
 # clustering: sets HOW, how the frames of --init are labelled: --centroids, or k-means fitted on each fold's unlabelled audio.
 clustering() {
-    CLUSTERS=${CLUSTERS:-$(of_size 50 500 500)}
+    CLUSTERS=${CLUSTERS:-$(of_size 50 50 500 500)}
     HOW=(--clusters "$CLUSTERS")
     [[ -z $CENTROIDS ]] || HOW=(--centroids "$CENTROIDS")
 }
@@ -181,6 +182,12 @@ clustering() {
 # label_init FOLD [SUFFIX]: frame labels from layer --layer of the fold's --init: of foldK/unlabelledSUFFIX, in foldK/labelsSUFFIX.
 label_init() {
     tool make_labels "$OUT/fold$1/unlabelled${2:-}" "$OUT/fold$1/labels${2:-}" --checkpoint "$(init_of "$1")" --layers "$LAYER" "${HOW[@]}"
+}
+
+# stage_labels FUNCTION: stage 3, FUNCTION (such as label_init) for every fold.
+stage_labels() {
+    stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu || return 0
+    for_folds "$1"
 }
 
 # label_set FOLD [SUFFIX]: the folder of those labels.

@@ -35,9 +35,7 @@ label() {
         label_init "$1" _transductive
     fi
 }
-if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu; then
-    for_folds label
-fi
+stage_labels label
 
 personalise() {
     pretrain papt "$1" papt_inductive "$(label_set "$1")" model.speaker_position="$POSITION"

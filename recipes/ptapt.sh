@@ -14,10 +14,10 @@
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=('' '' '')
+OWN_OPTIONS="estimator-init estimator" ESTIMATOR_INIT='' ESTIMATOR='' DEFAULT_LAYERS=('' '' '' '')
 recipe_options "$@"
-[[ -n $LAYER$ESTIMATOR_INIT$ESTIMATOR ]] || LAYER=$(of_size 4 12 24)
-read -ra clusters <<<"${CLUSTERS:-$(of_size "16 32 64" "64 512 4096" "64 512 4096")}"
+[[ -n $LAYER$ESTIMATOR_INIT$ESTIMATOR ]] || LAYER=$(of_size 4 6 12 24)
+read -ra clusters <<<"${CLUSTERS:-$(of_size "16 32 64" "16 32 64" "64 512 4096" "64 512 4096")}"
 read -ra ESTIMATOR_WITH <<<"$ESTIMATOR"
 
 stage_manifests

@@ -15,9 +15,7 @@ clustering
 stage_manifests
 stage_init
 
-if stage 3 "frame labels: ${CENTROIDS:-$CLUSTERS clusters} of layer $LAYER" fold gpu; then
-    for_folds label_init
-fi
+stage_labels label_init
 
 continued() {
     pretrain tapt "$1" tapt "$(label_set "$1")"

@@ -156,18 +156,17 @@ def _paths(split):
     return [str(split.audio(i)) for i in range(len(split))]
 
 
-def machine(estimator):
-    """An estimator on standardised features."""
+def machine(x, y):
+    """A support vector machine, fitted to standardised features (n, width) and classes, or numbers, (n,)."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC, SVR
 
-    return make_pipeline(StandardScaler(), estimator)
+    return make_pipeline(StandardScaler(), SVR() if y.dtype.kind == "f" else SVC(C=10, class_weight="balanced")).fit(x, y)
 
 
 def _classes(known, unknown, x, z, _):
     """Class predictions; the columns p_CLASS are shares of the pairwise votes, not calibrated probabilities."""
-    from sklearn.svm import SVC
-
     labelled = np.array([emotion != NO_EMOTION for emotion in known.emotions], dtype=bool)
     if not labelled.any():
         raise InputError(f"{known.tsv}: no utterance has a class; give a manifest with labels, or --target NAME")
@@ -177,7 +176,7 @@ def _classes(known, unknown, x, z, _):
         predicted = np.full(len(unknown), classes[counts.argmax()])
         scores = np.tile(counts / counts.sum(), (len(unknown), 1))
     else:
-        fitted = machine(SVC(C=10, class_weight="balanced")).fit(x[labelled], emotions)
+        fitted = machine(x[labelled], emotions)
         votes = fitted.decision_function(z).reshape(len(z), -1)
         votes = np.hstack([-votes, votes]) if votes.shape[1] == 1 else votes
         predicted, scores = fitted.predict(z), np.exp(votes) / np.exp(votes).sum(1, keepdims=True)
@@ -186,9 +185,7 @@ def _classes(known, unknown, x, z, _):
 
 
 def _dimension(known, unknown, x, z, name):
-    from sklearn.svm import SVR
-
     reference, wanted = (np.asarray(split.dimensions[name], dtype=np.float64) for split in (known, unknown))
     rated = np.isfinite(reference)
-    predicted = machine(SVR()).fit(x[rated], reference[rated]).predict(z)
+    predicted = machine(x[rated], reference[rated]).predict(z)
     return DimensionPredictions(list(unknown.ids), list(unknown.speakers), [name], wanted[:, None], predicted[:, None])

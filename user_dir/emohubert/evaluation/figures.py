@@ -33,7 +33,7 @@ def file_name(text):
     return re.sub(r"[^\w-]", "_", text)[:60]
 
 
-def _look(i, **more):
+def style_of(i, **more):
     """Colour and marker of the i-th of several series."""
     return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], **more}
 
@@ -118,7 +118,7 @@ def thresholds(path, sweeps):
         for axes, score, other in zip(panels, ("precision", "recall", "F1"), ("FP", "FN", "FN"), strict=True):
             for i, (name, sweep) in enumerate(sweeps.items()):
                 values = np.where(sweep["TP"] + sweep[other] > 0, sweep[score], np.nan)  # not where there is nothing to decide
-                axes.plot(sweep["threshold"], values, **_look(i, label=short(name), markersize=4, linewidth=1.6))
+                axes.plot(sweep["threshold"], values, **style_of(i, label=short(name), markersize=4, linewidth=1.6))
             axes.set(ylabel=score, ylim=(-0.02, 1.02), xlim=(0, 1))
             axes.grid(color=_GRID)
         panels[0].set_title("Deciding for a class at a threshold")
@@ -171,7 +171,7 @@ def embedding_map(path, projected, values, name, what="Utterances"):
             others = np.array([v not in largest for v in values])
             axes.scatter(*places[others].T, s=size * 0.7, color=GREY, linewidth=0, alpha=0.6)
             for i, value in enumerate(sorted(largest)):
-                look = _look(i, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=short(value, 24))
+                look = style_of(i, s=size, alpha=0.85, edgecolor="#444444", linewidth=0.25, label=short(value, 24))
                 axes.scatter(*places[np.array([v == value for v in values])].T, **look)
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
@@ -198,7 +198,7 @@ def changes(path, groups, label, title):
                 value, low, high = np.asarray(values, dtype=np.float64).T
                 places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
-                axes.plot(places, value, **_look(k, label=short(score, 24), markersize=5, linewidth=1.6))
+                axes.plot(places, value, **style_of(k, label=short(score, 24), markersize=5, linewidth=1.6))
             axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
             axes.set_xlim(-0.5, len(conditions) - 0.5)
             axes.set_title(short(group, 30), fontsize=10)

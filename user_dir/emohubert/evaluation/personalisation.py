@@ -14,7 +14,6 @@ import numpy as np
 from joblib import Parallel, delayed
 from scipy.stats import pearsonr
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC, SVR
 
 from ..core.cli import progress
 from ..core.plotting import WIDTH, new_figure, save_figure
@@ -67,9 +66,7 @@ def _scores(x, normalised, targets, speakers, speaker, n, seed):
 
 
 def _score(x, y, z, expected):
-    if y.dtype.kind == "f":
-        return ccc(expected, baseline.machine(SVR()).fit(x, y).predict(z))
-    return unweighted_accuracy(expected, baseline.machine(SVC(C=10, class_weight="balanced")).fit(x, y).predict(z))
+    return (ccc if y.dtype.kind == "f" else unweighted_accuracy)(expected, baseline.machine(x, y).predict(z))
 
 
 def _correlation(a, b):
@@ -110,7 +107,7 @@ def draw(folder, found):
     """`speakers.png`, scores over the number of training speakers, and `shifts.png`, each speaker's shift against the score."""
     with new_figure(WIDTH, 3.4) as (figure, axes):
         for i, (setting, of) in enumerate(found["scores"].items()):
-            axes.plot(found["counts"], np.mean(list(of.values()), axis=0), label=setting, **figures._look(i))
+            axes.plot(found["counts"], np.mean(list(of.values()), axis=0), label=setting, **figures.style_of(i))
         axes.set(xlabel="training speakers", ylabel=found["score"], xscale="log", xticks=found["counts"])
         axes.set_xticklabels(found["counts"])
         axes.minorticks_off()

@@ -151,7 +151,7 @@ def _encoder_weights(path, family, extractor_mode):
             left_out.append(name)
             continue
         own = name.removeprefix(prefix)
-        renamed = next((pattern.sub(new, own) for pattern, new in patterns if pattern.fullmatch(own)), None)
+        renamed = _renamed(own, patterns)
         if renamed is None:
             raise InputError(f"{path}: this encoder has no place for the parameter {name}; use a plain HuBERT or wav2vec 2.0")
         tensor = read()
@@ -159,6 +159,11 @@ def _encoder_weights(path, family, extractor_mode):
             raise InputError(f"{path}: {name} is stored as {tensor.dtype}; give the model in float32, float16 or bfloat16, not quantised")
         weights[renamed] = tensor.float()
     return weights, left_out
+
+
+def _renamed(name, patterns):
+    """A parameter's name by the first of some (pattern, replacement) that fits, or None."""
+    return next((pattern.sub(new, name) for pattern, new in patterns if pattern.fullmatch(name)), None)
 
 
 def _tensors(path):
@@ -218,7 +223,7 @@ def write_folder(pretrained, folder, half=False):
     patterns = [(re.compile(pattern), name) for pattern, name in (_inverse(*pair) for pair in [*_NAMES, (_CONV_NORM, norms)])]
     weights, left_out = {}, list(pretrained.left_out)
     for name, tensor in pretrained.weights.items():
-        theirs = next((pattern.sub(new, name) for pattern, new in patterns if pattern.fullmatch(name)), None)
+        theirs = _renamed(name, patterns)
         if theirs is None:
             left_out.append(name)
         else:
