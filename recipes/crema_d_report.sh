@@ -51,7 +51,7 @@ for head in "${HEADS[@]}"; do
 done
 
 tune() {
-    finetune "$1" "$(init_of '{fold}')" model.head="${1%-*}" model.head_speaker="${1#*-}" task.feature_cache="$OUT/features"
+    finetune "$1" "$(init_of '{fold}')" model.head="${1%-*}" model.head_speaker="${1#*-}"
 }
 tune_beside_others() {
     JOBS=1

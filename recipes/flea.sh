@@ -36,7 +36,8 @@ fi
 
 tune() {
     data "$manifests/fold$1"
-    train "ser_classification_$SIZE" "$OUT/fold$1/emotion" "${DATA[@]}" model.init_from="${adapted/\{fold\}/$1}" "${FINETUNE_WITH[@]}"
+    train "ser_classification_$SIZE" "$OUT/fold$1/emotion" "${DATA[@]}" model.init_from="${adapted/\{fold\}/$1}" \
+        "${EMOTIONAL[@]}" "${FINETUNE_WITH[@]}"
 }
 if stage 4 "TAPT fine-tuned for emotion" fold train; then
     for_folds tune

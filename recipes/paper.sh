@@ -64,6 +64,9 @@ recipe_options() {
         INIT=$(realpath -m "$INIT")
     fi
     SIZE=${SIZE:-base}
+    # for recipes that train the encoder for emotion and cluster its frames: fine-tuning on small leaves it as it is
+    # shellcheck disable=SC2034
+    [[ $SIZE == small ]] && EMOTIONAL=(model.freeze=cnn model.num_layers=null "optimization.lr=[0.0003]" optimization.max_epoch=10) || EMOTIONAL=()
     LAYER=${LAYER:-$(of_size "${DEFAULT_LAYERS[@]}")}
     output_folder
     CORPUS_DIR=$(realpath -m "$CORPUS_DIR")
@@ -217,7 +220,7 @@ finetune() {
     mapfile -t chosen < <(folds)
     read -ra seeds <<<"$SEEDS"
     local options=(--folds "${chosen[@]}" --seeds "${seeds[@]}" --jobs "$JOBS" ${NPROC:+--nproc "$NPROC"} ${INDEX:+--index "$INDEX"}
-        model.init_from="$checkpoint" "${target[@]}" "${FINETUNE_WITH[@]}" "$@")
+        model.init_from="$checkpoint" task.feature_cache="$OUT/features" "${target[@]}" "${FINETUNE_WITH[@]}" "$@")
     tool run_folds "$config" "$manifests" "$OUT/$name" "${options[@]}" ${NORMALISED:+-- run_folds "$config" "$manifests"
         "$OUT/${name}_normalised" "${options[@]}" model.speaker_normalisation=true}
 }

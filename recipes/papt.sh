@@ -5,23 +5,22 @@
 #   bash recipes/papt.sh --corpus-dir MSP --manifests msp_podcast --target "arousal valence" --init hubert_large.pt --size large --out exp/papt
 #
 # Stages: 1 manifests, 2 unlabelled audio, 3 frame labels, 4 continued pretraining with speakers (PAPT), 5 fine-tuning and test,
-# 6 embeddings for the test speakers from their unlabelled audio, 7 PLDC, 8 results.
+# 6 embeddings for the test speakers from their unlabelled audio (--position output), 7 PLDC, 8 results.
 # --settings "S …"     inductive: test speakers have the embedding of the unknown speaker
-#                      nearest: an average of the training speakers who sound most alike
-#                      adapted: an embedding fitted to each test speaker's unlabelled audio, all else frozen
+#                      adapted: an embedding from each test speaker's unlabelled audio, all else frozen
 #                      transductive: their unlabelled audio takes part in pretraining, and they have an embedding
-#                      (default: "inductive nearest adapted"; --transductive adds transductive)
+#                      (default: "inductive adapted"; --transductive adds transductive)
 # --position P         where the speaker is added: output (as in the paper), input, prefix, film (default: output)
 # Frame labels: --centroids, or --clusters (default 500, tiny: 50) of --layer.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="settings position" SETTINGS='inductive nearest adapted' POSITION=output
+OWN_OPTIONS="settings position" SETTINGS='inductive adapted' POSITION=output
 recipe_options "$@"
 clustering
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'
 TRANSDUCTIVE='' # what is shared is inductive
-[[ -z ${COMPARED:-} ]] || SETTINGS=${SETTINGS/nearest/}
+[[ $POSITION == output ]] || SETTINGS=${SETTINGS/adapted/}
 AUDIT_ALLOW+=,adapted # PLDC calibrates test speakers by their unlabelled audio
 wanted() { [[ " $SETTINGS " == *" $1 "* ]]; }
 
@@ -65,29 +64,14 @@ for_runs() {
     done
 }
 
-# for_folds embed: vectors of the test speakers in foldK/{nearest,adapted}.npz, and the evaluations with them.
+# for_runs embed: vectors of the test speakers and the evaluation with them.
 embed() {
-    local dir=$OUT/fold$1 seed method known model=("$OUT/fold$1/papt_inductive/checkpoint_last.pt" "$OUT/fold$1/test_audio" test) steps
-    steps=(unlabelled "$manifests/fold$1" "$dir/test_audio" --test test)
-    if wanted nearest; then
-        steps+=(-- adapt_speaker "${model[@]}" "$dir/nearest.npz" --method nearest --train-split "$dir/unlabelled/train")
-    fi
-    if wanted adapted; then
-        known=$(label_set "$1")
-        steps+=(-- make_labels "$dir/test_audio" "$dir/labels_test" --checkpoint "$(init_of "$1")" --layers "$LAYER"
-            --centroids "$known/kmeans.npz" --splits test)
-        steps+=(-- adapt_speaker "${model[@]}" "$dir/adapted.npz" --method adapted --label-dir "$dir/labels_test/L$LAYER/${known##*/}")
-    fi
-    for seed in $SEEDS; do
-        for method in nearest adapted; do
-            ! wanted "$method" || steps+=(-- evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$seed")" "$manifests/fold$1" test
-                "$OUT/papt_$method/fold$1/seed$seed" --speaker-vectors "$dir/$method.npz")
-        done
-    done
-    tool "${steps[@]}"
+    local dir=$OUT/papt_adapted/fold$1/seed$2 given
+    given=("$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifests/fold$1" test)
+    tool adapt_speaker "${given[@]}" "$dir/speakers.npz" -- evaluate "${given[@]}" "$dir" --speaker-vectors "$dir/speakers.npz"
 }
-if stage 6 "embeddings for the test speakers from their unlabelled audio" fold gpu; then
-    for_folds embed
+if wanted adapted && stage 6 "embeddings for the test speakers from their unlabelled audio" fold gpu; then
+    for_runs embed
 fi
 
 FORMS=$([[ -n $TARGET ]] && echo "mean std mean-std" || echo prior)
@@ -115,7 +99,6 @@ per_run() {
     for form in $FORMS; do
         systems+=("PAPT + PLDC, $form always=papt_pldc/fold$1/seed$2/pldc_$form")
     done
-    ! wanted nearest || systems+=("PAPT, nearest speakers=papt_nearest/fold$1/seed$2")
     ! wanted adapted || systems+=("PAPT, adapted=papt_adapted/fold$1/seed$2")
 }
 [[ ! -d $manifests ]] || for_runs per_run

@@ -27,7 +27,7 @@ estimate() {
     local init=${ESTIMATOR_INIT//\{fold\}/$1}
     data "$manifests/fold$1"
     train "ser_classification_$SIZE" "$OUT/fold$1/estimator" "${DATA[@]}" model.init_from="${init:-$(init_of "$1")}" \
-        model.frame_head=true criterion.frame_weight=1.0 criterion.class_weights=balanced "${ESTIMATOR_WITH[@]}"
+        model.frame_head=true criterion.frame_weight=1.0 criterion.class_weights=balanced "${EMOTIONAL[@]}" "${ESTIMATOR_WITH[@]}"
 }
 if stage 3 "the emotion-state estimator" fold train; then
     for_folds estimate

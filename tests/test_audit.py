@@ -369,7 +369,7 @@ def test_adapted_speakers_are_allowed_by_name(planted):
     """Embeddings of new speakers, made from the test audio: the evaluation that uses them says so."""
     _, out = planted
     split, checkpoint = read_split(out / "manifest", "test"), out / "classifier" / "checkpoint_best.pt"
-    records.write_adaptation(out / "adapted.npz", out / "tapt" / "checkpoint_last.pt", split, out / "labels")
+    records.write_adaptation(out / "adapted.npz", out / "tapt" / "checkpoint_last.pt", split)
     records.write_evaluation(out / "classifier" / "test", checkpoint, split, split.ids, out / "adapted.npz")
     assert {role for role, _ in leaks(out)} == {"adaptation"}
     leaks(out, "--allow", "transductive")

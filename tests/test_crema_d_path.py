@@ -59,7 +59,7 @@ def test_from_votes_to_calibrated_intensity(release, tmp_path):
         votes = {r["fileName"]: float(r["meanEmoResp"]) / 100 for r in csv.DictReader(f) if r[""].startswith("1")}  # voice only
 
     labels = make_labels(manifest, tmp_path / "labels")
-    conditioned = ("task.speakers=spk", "model.speaker_position=input")
+    conditioned = ("task.speakers=spk", "model.speaker_position=output")
     data = (f"task.data={manifest}", f"task.label_dir={labels}", f"checkpoint.save_dir={tmp_path}/papt", "optimization.max_update=2")
     finished = train("hubert_tiny", *MICRO, *data, *conditioned)
     assert finished.returncode == 0, finished.stdout[-3000:]
@@ -70,7 +70,16 @@ def test_from_votes_to_calibrated_intensity(release, tmp_path):
 
     model = tmp_path / "ser" / "checkpoint_best.pt"
     new = tmp_path / "new.npz"
-    assert run("tools/adapt_speaker.py", model, manifest, "test", new, "--method", "nearest") == 0
+    assert (
+        run(
+            "tools/adapt_speaker.py",
+            model,
+            manifest,
+            "test",
+            new,
+        )
+        == 0
+    )
     for split in ("train", "test"):
         out = tmp_path / split
         assert run("tools/evaluate.py", model, manifest, split, out, "--embeddings", "--repeats", "50", "--speaker-vectors", new) == 0
@@ -85,7 +94,7 @@ def test_from_votes_to_calibrated_intensity(release, tmp_path):
     for row, name in enumerate(before.ids):
         assert before.references[row, 0] == pytest.approx(votes[Path(name).name], abs=1e-6)
     scores = json.loads((tmp_path / "test/metrics.json").read_text())
-    assert scores["setting"] == f"nearest average ({len(who[2])} speakers)"
+    assert scores["setting"] == f"adapted ({len(who[2])} speakers)"
     mean = {}  # of a speaker's training labels
     for speaker in who[0]:
         mean[speaker] = np.mean(

@@ -46,8 +46,8 @@ def test_a_batch_of_one_is_normalised_with_the_running_statistics(name, sizes):
 class Means:
     """What CachedFeatures are to a dataset."""
 
-    def __init__(self, are_means):
-        self.are_means = are_means
+    def __init__(self, are_few):
+        self.are_few = are_few
 
 
 def test_cached_means_go_together_whatever_their_length(tmp_path):

@@ -139,6 +139,7 @@ def test_balanced_epochs(corpus):
         {"layer_weighting": True, "pooling": "statistics"},
         {"frame_head": True},
         {"pooling": "mean_std", "silence_db": 3.0},
+        {"pooling": "mean_std", "layer_weighting": True},
         {"silence_db": 3.0},
     ],
 )

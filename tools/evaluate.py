@@ -43,20 +43,19 @@ def evaluate(args, split, out):
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
 
-    device = choose_device(args.device)
+    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
     task, model = load_trained(args.checkpoint)
-    added, origin, used = {}, {}, args.speaker_vectors
+    added, origin, used = [], {}, args.speaker_vectors
     if args.speaker_vectors:
-        new = NewSpeakers.read(args.speaker_vectors)
-        added = {new.phrase: new.add_to(task, model, args.speaker_vectors)}
-        origin["speaker_vectors"] = {"file": args.speaker_vectors, "method": new.method, "made_with": new.checkpoint}
+        added = NewSpeakers.read(args.speaker_vectors, args.checkpoint).add_to(task, model, args.speaker_vectors)
+        origin["speaker_vectors"] = args.speaker_vectors
     average = None
     if args.normalise_speakers not in (None, "no"):
         training = read_embeddings(args.normalise_speakers)
         average = AverageSpeaker.of([training.values[rows] for rows in by_speaker(training.speakers).values()])
     elif args.normalise_speakers is None and model.normalisation is not None:
         average = model.normalisation.average
-    predictions, embeddings = predict_split(task, model, split, args.batch_seconds, device, args.workers, average=average)
+    predictions, embeddings = predict_split(task, model, split, average=average, **options)
     setting = speaker_setting(task, split, added, average is not None)
     if average is not None:
         origin["normalise_speakers"] = args.normalise_speakers or "as trained"
@@ -85,7 +84,7 @@ def main(argv=None):
     off = args.normalise_speakers == "no"
     files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": None if off else args.normalise_speakers}
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
-    settings["options"] = [args.embeddings, args.repeats, args.seed, off]
+    settings["options"] = [args.embeddings, args.repeats, args.seed, off, args.precision]
     out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])

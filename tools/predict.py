@@ -57,10 +57,11 @@ def predict(args, paths, out):
     if not hasattr(model, "pooling"):
         raise InputError(f"{args.checkpoint}: predicts no emotion; give a checkpoint of the task emotion_finetuning")
     if args.speaker_vectors:
-        NewSpeakers.read(args.speaker_vectors).add_to(task, model, args.speaker_vectors)
+        NewSpeakers.read(args.speaker_vectors, args.checkpoint).add_to(task, model, args.speaker_vectors)
     if args.speaker_id is not None:
         check_speaker(task, args.speaker_id)
     options = {"longest": args.longest, "batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
+    options["precision"] = args.precision
     options["speaker"] = UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id
     online = args.speaker is not None and model.normalisation is not None
     by_speaker = online or args.calibration is not None
@@ -94,7 +95,7 @@ def predict(args, paths, out):
 
 def stamp_of(args, paths):
     """What --output was made from."""
-    names = ("format", "window", "hop", "longest", "speaker", "speaker_id")
+    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision")
     settings = {name: getattr(args, name) for name in names}
     for name in ("checkpoint", "calibration", "speaker_vectors"):
         path = getattr(args, name)
@@ -127,6 +128,7 @@ def main(argv=None):
     parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in the model at once")
     parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
     parser.add_device()
+    parser.add_precision()
     parser.add_overwrite()
     args = parser.parse_intermixed_args(argv)
     if args.workers < 0:

@@ -52,7 +52,7 @@ def main(argv=None):
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)
-    options = {"batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
+    options = {"batch_seconds": args.batch_seconds, "device": device, "workers": args.workers, "precision": args.precision}
     report = robustness.evaluate(args.out_dir, task, model, split, chosen, settings, args.seed, args.repeats, args.overwrite, **options)
     print("\n".join(robustness.markdown(report)))
     print(f"written to {args.out_dir}")

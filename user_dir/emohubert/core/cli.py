@@ -82,6 +82,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one a core")
         self.add_seed()
         self.add_device()
+        self.add_precision()
         self.add_overwrite()
 
     def add_overwrite(self):
@@ -92,6 +93,11 @@ class Parser(argparse.ArgumentParser):
     def add_device(self):
         """--device auto|cpu|cuda[:N]."""
         self.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU when there is one)")
+
+    def add_precision(self):
+        """--precision float32|bf16."""
+        text = "of the encoder; bf16, faster and less exact, only where the hardware has it"
+        self.add_argument("--precision", choices=("float32", "bf16"), default="float32", help=text)
 
     def add_seed(self):
         """--seed."""

@@ -19,14 +19,14 @@ _BATCH = 100 * SAMPLE_RATE
 
 class CachedFeatures:
     """What `encode` of an EmotionHubertModel, frozen, gives for every utterance of an UtteranceLabelledSpeech, NaN in frames that are not
-    pooled; only its mean, where nothing else is used (`are_means`). They are kept in `folder` under a name that identifies them, so that
+    pooled; one or two frames, where those hold all that is used (`are_few`). They are kept in `folder` under a name that identifies them, so that
     runs can share it; without, in memory. `checkpoint`: SHA-256 of what the encoder came from."""
 
     def __init__(self, model, dataset, folder=None, checkpoint=None, device="cpu"):
-        self.are_means = model.mean_is_enough
+        self.are_few = model.few_frames is not None
         batches = [dataset.kept[b] for b in by_length(dataset.sizes[dataset.kept], _BATCH)]
         order = np.concatenate(batches)
-        rows = np.ones(len(order), dtype=np.int64) if self.are_means else n_frames(dataset.sizes[order])
+        rows = np.full(len(order), model.few_frames) if self.are_few else n_frames(dataset.sizes[order])
         stops = np.cumsum(rows)
         self._rows = {int(index): slice(int(b - n), int(b)) for index, n, b in zip(order, rows, stops, strict=True)}
         computed = _computed(model, dataset, batches, device)
@@ -44,7 +44,7 @@ class CachedFeatures:
         logger.info("%s: features of %d utterances, %.1f MB", path, len(order), self._array.nbytes / 1e6)
 
     def __getitem__(self, index):
-        """Features of an utterance by its index in the split: float32 (frames or 1, width) or (frames or 1, layers, width)."""
+        """Features of an utterance by its index in the split: float32 (frames, width) or (frames, layers, width)."""
         return np.array(self._array[self._rows[int(index)]])
 
 
@@ -58,10 +58,17 @@ def _computed(model, dataset, batches, device):
         with torch.inference_mode():
             x, valid = model.encode(inputs["source"], inputs["lengths"], speaker=inputs.get("speaker"))
         for features, own, samples in zip(x.float(), valid, inputs["lengths"], strict=True):
-            if model.mean_is_enough:
-                yield features[own].mean(dim=0, keepdim=True).cpu().numpy()
+            if model.few_frames is not None:
+                yield _few(features[own], model.few_frames).cpu().numpy()
             else:
                 yield features.masked_fill(~own.view(-1, *[1] * (features.dim() - 1)), torch.nan)[: n_frames(samples)].cpu().numpy()
+
+
+def _few(frames, k):
+    """k frames with the mean, and for 2 the standard deviation, of (frames, …)."""
+    mean = frames.mean(dim=0, keepdim=True)
+    deviation = frames.std(dim=0, correction=0, keepdim=True)
+    return mean if k == 1 else torch.cat([mean - deviation, mean + deviation])
 
 
 def _settings(model, dataset, checkpoint):
@@ -71,7 +78,7 @@ def _settings(model, dataset, checkpoint):
     return {
         "checkpoint": checkpoint,
         "encoder": json.loads(json.dumps(dict(model.cfg.backbone), default=str)),
-        "mean": model.mean_is_enough,
+        "frames": model.few_frames,
         "silence": model.cfg.silence_db,
         "layers": model.layers if model.layer_weights is not None else None,
         "normalise": dataset.normalise,

@@ -47,8 +47,8 @@ class UtteranceLabelledSpeech(SpeechDataset):
         return np.concatenate([np.concatenate([rng.permutation(o) for _ in range(-(-share // len(o)))])[:share] for o in own])
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
-        """Batches as of any speech; but cached means have no length, so that any go together and only `max_sentences` counts."""
-        if self.features is None or not self.features.are_means or max_sentences is None:
+        """Batches as of any speech; but utterances of few cached frames have no length, so that any go together and only `max_sentences` counts."""
+        if self.features is None or not self.features.are_few or max_sentences is None:
             return super().batch_by_size(indices, max_tokens, max_sentences, required_batch_size_multiple)
         order = np.random.default_rng([self.seed, self.epoch]).permutation(indices) if self.training else np.asarray(indices)
         batches = divided(np.ones(len(order)), self.parts, None, max_sentences, required_batch_size_multiple)

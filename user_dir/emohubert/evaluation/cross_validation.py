@@ -182,7 +182,8 @@ def _notes(runs, folds, seeds, corpus, found):
     best = [fold for fold in folds if fold not in last]
     chosen = [f"the best epoch on the validation split (fold {', '.join(best)})"] * bool(best)
     chosen += [f"the last epoch, as there is no validation split (fold {', '.join(last)})"] * bool(last)
-    own = [o for o in first.overrides if not o.startswith(("task.data=", "common.seed=", "dataset.disable_validation="))]
+    common = ("task.data=", "task.feature_cache=", "common.seed=", "dataset.disable_validation=")
+    own = [o for o in first.overrides if not o.startswith(common)]
     settings = dict.fromkeys(f"{f.get('setting', 'not recorded')}, {f.get('speaker_embedding', 'not recorded')}" for f in found)
     return [
         f"Configuration: {first.config}" + (f", with {' '.join(own)} (here for {first.name})" if own else ""),

@@ -11,7 +11,7 @@ import torch
 
 from ..core.batching import by_length
 from ..core.cli import progress
-from ..core.device import exact_arithmetic
+from ..core.device import autocast, check_precision, exact_arithmetic
 from ..core.errors import InputError
 from ..core.parallel import as_finished
 from ..corpus import audio
@@ -36,15 +36,16 @@ class Outcome:
     error: InputError | None = None
 
 
-def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", workers=0, padded=None):
+def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", workers=0, padded=None, precision="float32"):
     """Run a model over the utterances that a dataset keeps: yields an Outcome for each, in the order of finishing, the longest first.
 
     As in `pseudo_labels.features`, every utterance goes through the model alone on a CPU, and in `padded` batches on a GPU.
 
     `task` and `model` are from `load_trained`, the dataset is of `task.make_dataset(…, training=False)`. `load`: index → item of it, called
     in threads, by default its own. `batch_seconds`: most audio in the model at once, padding counted; a longer utterance goes alone.
-    `workers`: threads that read audio, and on a CPU run the model; 0: one for each core.
+    `workers`: threads that read audio, and on a CPU run the model; 0: one for each core. `precision`: float32 or bf16.
     """
+    check_precision(precision, torch.device(device))
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # compiled convolutions: every length is another one
     device, model = torch.device(device), model.to(device).eval()
     load = dataset.__getitem__ if load is None else load
@@ -63,7 +64,7 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
         return items, failed
 
     def outcomes(items, failed):
-        return failed + (list(_forward(task, model, dataset, items, device)) if items else [])
+        return failed + (list(_forward(task, model, dataset, items, device, precision)) if items else [])
 
     with exact_arithmetic(device):
         if padded:
@@ -73,14 +74,15 @@ def run(task, model, dataset, load=None, batch_seconds=100.0, device="cpu", work
         yield from itertools.chain.from_iterable(found)
 
 
-def _forward(task, model, dataset, items, device):
+def _forward(task, model, dataset, items, device, precision):
     batch = dataset.collater(items)
     dtype = next(model.parameters()).dtype  # half precision in training on a GPU, or float32
     inputs = {
         k: v.to(device, dtype if v.is_floating_point() else v.dtype) if torch.is_tensor(v) else v for k, v in batch["net_input"].items()
     }
     with torch.inference_mode():
-        found = model(**inputs)
+        with autocast(device, precision):
+            found = model(**inputs)
         values = found["output"].float()
         values = (values.softmax(dim=1) if task.classes else values).double().cpu().numpy()
         embeddings = found["embedding"].float().cpu().numpy()
@@ -92,8 +94,8 @@ def _forward(task, model, dataset, items, device):
             yield Outcome(index, error=InputError(what))
 
 
-def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers=0, transform=None, average=None):
-    """Predict every utterance of a split, once, as `run` does; references are taken from the split and seen by no part of the model.
+def predict_split(task, model, split, transform=None, average=None, **options):
+    """Predict every utterance of a split, once, as `run` does, with its `options`; references are taken from the split and seen by no part of the model.
 
     `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
     vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
@@ -104,7 +106,7 @@ def predict_split(task, model, split, batch_seconds=100.0, device="cpu", workers
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64), transform=transform)
     kept = dataset.kept
     outcomes = [None] * len(split)
-    with contextlib.closing(run(task, model, dataset, None, batch_seconds, device, workers)) as found:
+    with contextlib.closing(run(task, model, dataset, **options)) as found:
         for outcome in progress(found, f"predicting {split.name}", total=len(kept), unit="utterances"):
             if outcome.error is not None:
                 raise outcome.error
@@ -150,21 +152,20 @@ def online(task, model):
     return lambda vector, _: from_normalised(task, model, speaker.add(vector)[None])[0]
 
 
-def speaker_setting(task, split, added=None, normalised=False):
+def speaker_setting(task, split, added=(), normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
     `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they have an
-    embedding. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `added`, {what: ids}: in neither, with
-    embeddings that `NewSpeakers` gave the model. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
+    embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids `added`. `inductive`: in neither; a
+    speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
-    speakers = set(split.speakers or [])
-    new = {what: speakers & set(ids) for what, ids in (added or {}).items()}
-    trained, table = set(task.state.training_speakers), set(task.speakers).difference(*new.values())
+    speakers, added = set(split.speakers or []), set(added)
+    trained, table = set(task.state.training_speakers), set(task.speakers) - added
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),
-        **{what: len(ids) for what, ids in new.items()},
-        "inductive": len((speakers - table - trained).difference(*new.values())),
+        "adapted": len(speakers & added),
+        "inductive": len(speakers - table - trained - added),
     }
     if normalised:
         kinds = {BY_AUDIO if kind == "inductive" else f"{kind} and normalised": n for kind, n in kinds.items()}

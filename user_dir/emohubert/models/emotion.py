@@ -148,9 +148,10 @@ class EmotionHubertModel(BaseFairseqModel):
         return self
 
     @property
-    def mean_is_enough(self):
-        """Whether all that is used of an utterance's frames is their mean."""
-        return self.pooling.is_mean and self.frame_head is None
+    def few_frames(self):
+        """1, 2: how many frames hold all that is used of an utterance's, see Pooling; None: all frames are used."""
+        k = self.pooling.few_frames
+        return None if self.frame_head is not None or (k == 2 and self.layer_weights is not None) else k
 
     def encode(self, source, lengths, **given):
         """What the trained part starts from: f = E(x, speaker), or all its layers where they are weighted. Arguments as for `forward`.

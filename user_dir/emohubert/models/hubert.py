@@ -214,17 +214,6 @@ class SpeakerHubertModel(HubertModel):
             outputs = {layer: speaker_conditioning.frames_of(x) for layer, x in outputs.items()}
         return outputs, own
 
-    def before_speaker(self, source, lengths):
-        """T(x) (batch, frames, width), before masks and speaker, and which frames are an utterance's own, (batch, frames) bool."""
-        z, own, _ = self.convolve(source, lengths)
-        return self.project(z), own
-
-    def predict_masked(self, x, own, mask_indices, speaker_vectors=None):
-        """Logits at the masked frames of what `before_speaker` returned: one (n, classes) per label set. Masks, e: as for `forward`."""
-        padding = None if own.all() else ~own
-        e = self.vectors_of(None, len(x), speaker_vectors)
-        return self.logits(self.contextualise(self.with_masks(x, mask_indices), padding, e)[own & mask_indices])
-
     def vectors_of(self, speaker, batch, given=None):
         """e: what the encoder receives of speakers, (batch, …): `given`, or of table rows; the unknown speaker's for None."""
         if self.speaker_conditioning is None or given is not None:

@@ -14,8 +14,8 @@ class Pooling(nn.Module):
     """A pooling: `forward(x, own)` takes x (batch, frames, width) and own (batch, frames) bool, True for an utterance's own frames,
     and returns (batch, `self.width`)."""
 
-    is_mean = False
-    """Whether nothing but the mean of the frames counts, so that cached features may be means."""
+    few_frames = None
+    """1: of the frames nothing but the mean counts; 2: nothing but mean and standard deviation. Cached features are then so few frames."""
 
     def __init__(self, width):
         super().__init__()
@@ -26,7 +26,7 @@ class Pooling(nn.Module):
 class MeanPooling(Pooling):
     """Mean over time (Chen & Rudnicky 2023; Wagner et al. 2023; Tran et al. 2023)."""
 
-    is_mean = True
+    few_frames = 1
 
     def forward(self, x, own):
         """(batch, frames, width), (batch, frames) → (batch, width)"""
@@ -36,6 +36,8 @@ class MeanPooling(Pooling):
 @POOLINGS.register("mean_std")
 class MeanStdPooling(Pooling):
     """Mean and standard deviation over time."""
+
+    few_frames = 2
 
     def __init__(self, width):
         super().__init__(2 * width)

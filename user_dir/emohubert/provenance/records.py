@@ -191,10 +191,9 @@ def write_calibration(folder, predictions, split, ids, used):
     return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)
 
 
-def write_adaptation(vectors, checkpoint, split, label_dir=None):
-    """Record the audio of new speakers that their embeddings were made from with a checkpoint and labels, beside the file of `vectors`."""
-    sources = [source("checkpoint", checkpoint), *([source("labels", label_dir)] if label_dir else [])]
-    return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), sources)
+def write_adaptation(vectors, checkpoint, split):
+    """Record the audio of new speakers that their embeddings were made from with a checkpoint, beside the file of `vectors`."""
+    return write(beside(vectors), ADAPTATION, split, np.flatnonzero(split.n_samples >= RECEPTIVE_FIELD), [source("checkpoint", checkpoint)])
 
 
 def write_shard_fit(path, shards, chosen):

@@ -2,5 +2,3 @@
 
 MATCHES = ("mean", "std", "mean-std", "prior")
 """Forms of PLDC, see `pldc`."""
-METHODS = {"adapted": "adapted", "nearest": "nearest average"}
-"""How embeddings of new speakers are made, see `adaptation`, and what reports call them."""

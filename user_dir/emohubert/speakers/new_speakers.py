@@ -6,33 +6,28 @@ import numpy as np
 
 from ..core.cli import logger
 from ..core.errors import InputError
+from ..core.files import sha256
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
-from ..speakers import METHODS
 
 
 @dataclass(frozen=True)
 class NewSpeakers:
-    """SpeakerVectors that are rows of a table, the method (of METHODS) and the SHA-256 of the checkpoint that they were made with."""
+    """SpeakerVectors that are rows of a table, and the SHA-256 of the fine-tuned checkpoint that they are for."""
 
     speakers: SpeakerVectors
-    method: str
     checkpoint: str
-
-    @property
-    def phrase(self):
-        """What they are, for reports."""
-        return METHODS[self.method]
 
     def write(self, path):
         """Write an .npz of plain arrays that `speaker_vectors.read` reads as well; the same content gives the same bytes."""
-        write(path, self.speakers, method=np.array(self.method), checkpoint=np.array(self.checkpoint))
+        write(path, self.speakers, checkpoint=np.array(self.checkpoint))
 
     @classmethod
-    def read(cls, path):
-        """Read what `write` wrote; nothing in the file can run. InputError where it is missing, or not such a file."""
-        found = cls(read(path), *map(str, read_arrays(path, ("method", "checkpoint"), "speaker embeddings").values()))
-        if found.method not in METHODS:
-            raise InputError(f"{path}: unknown method “{found.method}”; make it with tools/adapt_speaker.py")
+    def read(cls, path, checkpoint):
+        """Read what `write` wrote for a checkpoint file; nothing in it can run. InputError where it is missing, is not such a file, or was
+        made for another checkpoint."""
+        found = cls(read(path), str(read_arrays(path, ("checkpoint",), "speaker embeddings")["checkpoint"]))
+        if found.checkpoint != sha256(checkpoint):
+            raise InputError(f"{path}: holds embeddings for another checkpoint; make them for {checkpoint} with tools/adapt_speaker.py")
         return found
 
     def add_to(self, task, model, where):
@@ -49,7 +44,7 @@ class NewSpeakers:
             raise InputError(f"{where}: the checkpoint's model.speaker_position is none; leave --speaker-vectors out")
         width, found = encoder.speaker_conditioning.embedding.embedding_dim, self.speakers.vectors.shape[1]
         if found != width:
-            raise InputError(f"{where}: of width {found}, the checkpoint's embeddings of {width}; make it with the model it started from")
+            raise InputError(f"{where}: of width {found}, the checkpoint's embeddings of {width}; make it again")
         added = [name for name in self.speakers.ids if name not in set(task.speakers)]
         if known := sorted({*self.speakers.ids} - {*added}):
             logger.warning("%s: %d speakers are in the checkpoint's table and keep that embedding (“%s”)", where, len(known), known[0])
