@@ -186,3 +186,18 @@ def test_an_encoder_is_rebuilt_with_its_speakers(tmp_path):
     expected, _ = model.layer_features(source, [8_000] * 3, [2], speaker=torch.tensor([2, 0, 1]))
     torch.testing.assert_close(found[2], expected[2], rtol=0, atol=1e-5)
     assert build_encoder(read_pretrained(tmp_path / "ours.pt")).label_embs_concat is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "a web page, no checkpoint"),
+        (b'{"error": "gated"}', "JSON, no checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"no", "not a checkpoint, or a damaged one"),
+    ],
+)
+def test_what_is_no_checkpoint_is_not_called_unsafe(tmp_path, content, expected):
+    (tmp_path / "hubert.pt").write_bytes(content)
+    with pytest.raises(InputError, match=expected):
+        load_state(tmp_path / "hubert.pt")

@@ -160,7 +160,7 @@ def speaker_setting(task, split, added=(), normalised=False):
     speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
     speakers, added = set(split.speakers or []), set(added)
-    trained, table = set(task.state.training_speakers), set(task.speakers) - added
+    trained, table = {*task.state.training_speakers, *task.state.earlier_speakers}, set(task.speakers) - added
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),

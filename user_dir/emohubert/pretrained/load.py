@@ -47,9 +47,8 @@ def read_pretrained(path):
     if keep:
         left_out += [k for k in weights if not k.startswith(keep)]
         weights = {k: w for k, w in weights.items() if k.startswith(keep)}
-    speakers = list((state.get("task_state") or {}).get("speakers") or [])
     normalise = bool(task.get("normalize", False))
-    return Pretrained(Path(path), family, config, normalise, weights, speakers, left_out, [Path(path)])
+    return Pretrained(Path(path), family, config, normalise, weights, state.get("task_state") or {}, left_out, [Path(path)])
 
 
 def _hubert_config(model, path):

@@ -40,7 +40,15 @@ def load_state(path):
 
 
 def refused_checkpoint(path, error):
-    """The InputError for a checkpoint that torch refused to unpickle."""
+    """The InputError for a file that torch refused to unpickle: code in it, or no checkpoint at all."""
+    with open(path, "rb") as f:
+        begin = f.read(200).lstrip()
+    if begin.startswith(b"version https://git-lfs"):
+        return InputError(f"{path}: a pointer of git-lfs, not the file itself; get it with: git lfs pull")
+    if begin[:1] in (b"<", b"{", b"["):
+        return InputError(f"{path}: {'a web page' if begin[:1] == b'<' else 'JSON'}, no checkpoint; download the file itself")
+    if begin[:2] not in (b"PK", b"\x80\x02"):
+        return InputError(f"{path}: not a checkpoint, or a damaged one; copy or download it again")
     found = re.search(r"(?:GLOBAL|global|function|class)\s+`?([\w.]+\.[\w.]+)", str(error))
     what = f"it holds {found.group(1)}, which could run code" if found else "it is not made of tensors and plain values only"
     return InputError(f"{path}: refused: {what}; nothing in it was run. Use a checkpoint that you trust, saved again without it")

@@ -35,9 +35,14 @@ class Pretrained:
     config: dict  # values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`
     normalise: bool  # whether waveforms are normalised before they go in
     weights: dict  # {name in HubertModel or Wav2Vec1Encoder: tensor}
-    speakers: list = field(default_factory=list)  # ids of the rows of its speaker table after the unknown one
+    task_state: dict = field(default_factory=dict)  # of a checkpoint of ours
     left_out: list = field(default_factory=list)  # names of parameters that are no part of the encoder: heads, quantisers
     files: list = field(default_factory=list)  # all that was read
+
+    @property
+    def speakers(self):
+        """Ids of the rows of its speaker table after the unknown one."""
+        return list(self.task_state.get("speakers") or [])
 
     @property
     def n_layers(self):

@@ -25,6 +25,7 @@ from ..evaluation import inference
 from ..models.emotion import EmotionHubertModel, resolve_backbone
 from ..pretrained.load import read_pretrained
 from ..training import processes
+from ..training.resuming import earlier_speakers
 from .common import SpeechTask, speaker_rows
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
         self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
+        self.state.add_factory("earlier_speakers", list)
         self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
         self.model_cfg, self.normalise, self._unseen = None, bool(cfg.normalize), {}
@@ -134,6 +136,7 @@ class EmotionFinetuningTask(SpeechTask):
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
             _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.label_scales
+            self.state.merge_state_dict({"earlier_speakers": earlier_speakers([], pretrained.task_state)})
         return model
 
     def _read_speakers(self, cfg, pretrained):

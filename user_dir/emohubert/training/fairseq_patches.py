@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import weakref
+from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
@@ -15,11 +16,11 @@ from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
 from ..core.device import has_bf16
-from ..core.errors import exit_on_input_error
+from ..core.errors import InputError, exit_on_input_error
 from ..core.files import make_folder
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
 from ..provenance import records
-from . import processes
+from . import processes, resuming
 from .processes import patch
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 def apply():
     """Apply every patch; harmless when repeated."""
     allow_checkpoint_classes()
-    patch(checkpoint_utils, "load_checkpoint_to_cpu", refusing_hostile_checkpoints)
+    patch(checkpoint_utils, "load_checkpoint_to_cpu", refusing_unfit_checkpoints)
+    patch(checkpoint_utils, "load_checkpoint", resuming.loading_what_is_there)
     patch(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
     patch(PathManager, "copy", copying_whole, static=True)
     patch(FrozenBatchSampler, "__init__", ending_workers_with_their_epoch)
@@ -39,12 +41,19 @@ def apply():
     patch(fairseq_utils, "call_main", processes.call_main)
 
 
-def refusing_hostile_checkpoints(load, path, *args, **kwargs):
-    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead."""
+def refusing_unfit_checkpoints(load, path, *args, **kwargs):
+    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead. A damaged file is a
+    traceback, and one of another training passes."""
     try:
-        return load(path, *args, **kwargs)
+        state = load(path, *args, **kwargs)
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        others = sorted(set(Path(path).parent.glob("checkpoint*.pt")) - {Path(path)}, key=lambda p: p.stat().st_mtime)
+        remedy = f"copy {others[-1].name} over it to go on from there" if others else "remove it to start anew"
+        raise InputError(f"{path}: not a checkpoint, or a damaged one ({' '.join(str(error).split())[:100]}); {remedy}") from error
+    resuming.check(state, path)
+    return state
 
 
 @exit_on_input_error
@@ -52,6 +61,7 @@ def preparing_output_folder(_, save_dir):
     """fairseq dies with a traceback where `checkpoint.save_dir` cannot be written; say so in one line, and log into that folder. Hydra would
     do the logging, but makes its folder before any plug-in is loaded (config/_run.yaml keeps it from that)."""
     folder = make_folder(save_dir)
+    resuming.only_here(folder)
     if HydraConfig.initialized() or torch.distributed.is_initialized():
         handler = logging.FileHandler(folder / "hydra_train.log")
         handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
@@ -95,6 +105,8 @@ def recording_what_is_seen(get, self, epoch, combine=True, load_dataset=True, **
     """fairseq keeps no list of what a model was trained on: write it beside the checkpoints once all data is there (see `records`)."""
     iterator = get(self, epoch, combine, load_dataset, **options)
     if load_dataset and self.is_data_parallel_master and hasattr(self.task, "label_folders"):
+        dataset = self.task.datasets[self.cfg.dataset.train_subset]
+        resuming.check_data(self.cfg.checkpoint.save_dir, dataset.split, dataset.seen)
         records.write_training(self.cfg, self.task)
     return iterator
 

@@ -1,0 +1,123 @@
+"""What a training goes on from: in its folder only as the training that it was, with the same data and settings."""
+
+import fcntl
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from ..core.errors import InputError, exit_on_input_error
+from ..core.files import make_folder, sha256
+from ..provenance import records
+
+_FIXED = ("optimization.lr", "common.seed", "task", "model", "criterion", "optimizer")
+"""Settings, and groups of them, that a training cannot change on its way."""
+_FREE = ("task.data", "task.feature_cache", "task.check_audio")
+"""Those that it can: what matters of the data is compared itself."""
+_AGAIN = "or choose another checkpoint.save_dir (model.init_from starts a training from this one's weights)"
+_locks = {}
+_trainer = None
+
+
+@exit_on_input_error
+def loading_what_is_there(load, cfg, trainer, **options):
+    """fairseq's `load_checkpoint` says nothing where a given file is missing, and ends with a traceback where it does not fit."""
+    global _trainer
+    for name in ("restore_file", "finetune_from_model", "continue_once"):
+        path = cfg.get(name)
+        if path and path != "checkpoint_last.pt" and not Path(path).exists():
+            raise InputError(f"checkpoint.{name}={path}: no such file; correct the path")
+    _trainer = trainer
+    try:
+        return load(cfg, trainer, **options)
+    except Exception as error:
+        if "ensure that the architectures match" not in str(error):
+            raise
+        raise InputError(f"{str(error).split(';')[0]}: it is of another architecture; give a checkpoint of this model") from error
+    finally:
+        _trainer = None
+
+
+def check(state, path):
+    """Raise InputError unless a training that is being started may go on from the state of a checkpoint file: one of its own folder must be
+    of the same training; of any other the speakers that it was trained on are kept in mind."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise InputError(f"{path}: not a checkpoint that fairseq wrote; give one that it did")
+    if _trainer is None:
+        return
+    task_state, own = state.get("task_state") or {}, getattr(_trainer.task, "state", None)
+    if Path(path).resolve().parent != Path(_trainer.cfg.checkpoint.save_dir).resolve():
+        if own is not None and "training_speakers" in task_state:
+            own.merge_state_dict({"earlier_speakers": earlier_speakers(getattr(own, "earlier_speakers", ()), task_state)})
+        return
+    before, now = ({**_flat(cfg), **{f"the task's {k}": v for k, v in s.items()}} for cfg, s in _sides(state, task_state, own))
+    changed = [name for name in now if name in before and before[name] != now[name] and not _moved(name, before[name], now[name])]
+    if changed:
+        more = f" ({len(changed)} differences in all)" if len(changed) > 1 else ""
+        what = f"{changed[0]} was {_short(before[changed[0]])} and is now {_short(now[changed[0]])}{more}"
+        raise InputError(f"{path}: is of a training with other settings: {what}; use those to go on, {_AGAIN}")
+
+
+def _sides(state, task_state, own):
+    """(configuration, state of the task) before and now, each as fairseq has them."""
+    yield OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True}), task_state
+    yield _trainer.cfg, own.state_dict if own is not None else {}
+
+
+def _flat(cfg):
+    """{name: value} of what is fixed in a configuration."""
+    found = {}
+    for name in _FIXED:
+        value = OmegaConf.select(cfg, name)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: None if value is None else str(value) for name, value in found.items() if name not in _FREE}
+
+
+def _moved(name, before, now):
+    """Whether a path only leads elsewhere to the same file, or to the same label files."""
+    if name not in ("task.label_dir", "model.init_from") or None in (before, now):
+        return False
+    return not Path(before).exists() or _content(Path(before)) == _content(Path(now))
+
+
+def _content(path):
+    files = [path] if path.is_file() else sorted(path.rglob("*.km"))
+    return [(file.name, sha256(file)) for file in files]
+
+
+def _short(value):
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def earlier_speakers(known, task_state):
+    """The speakers that a model has been trained on before this training: those `known` and those of another task's state."""
+    return sorted({*known, *task_state.get("earlier_speakers", ()), *task_state.get("training_speakers", ())})
+
+
+def check_data(folder, split, kept):
+    """Raise InputError if a folder's training has seen other utterances than a split's, of which `kept` are the indices."""
+    for path in sorted(Path(folder).glob(f"{split.name}-*{records.SUFFIX}")):
+        seen = records.read(path).utterances
+        paths, lengths = [split.paths[i] for i in kept], [int(split.n_samples[i]) for i in kept]
+        if (seen.paths, seen.n_samples) != (paths, lengths):
+            raise InputError(f"{folder}: its training has seen other data ({path.name}) than {split.tsv}; go on with that, {_AGAIN}")
+
+
+def only_here(folder):
+    """Make a training's folder this process's for as long as it lives; InputError if another has it."""
+    path = make_folder(folder) / ".lock"
+    if path in _locks:
+        return
+    try:
+        _locks[path] = open(path, "w")  # noqa: SIM115  kept open
+        fcntl.flock(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        del _locks[path]
+        raise InputError(
+            f"{folder}: another training is at work in this folder; wait for it, or choose another checkpoint.save_dir"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
