@@ -409,10 +409,27 @@ def test_what_cannot_be_compared_is_refused():
         scoring.compare(this, other)
     empty = some_classes()
     empty.emotions = ["-"] * 120
-    with pytest.raises(InputError, match="no common utterance has a reference"):
+    with pytest.raises(InputError, match="no common utterance of a known speaker has a reference"):
         scoring.compare(empty, empty)
 
 
 def test_confidence_is_of_the_decision_not_of_the_most_probable():
     made = ClassPredictions(["u"], ["s"], ["a"], ["b"], ["a", "b"], np.array([[0.6, 0.4]]))
     assert made.confidence.tolist() == [0.4]
+
+
+def test_unknown_speakers_are_nobody():
+    """Neither one person in per-speaker scores and intervals, nor a speaker in tests and counts; overall they count."""
+    speakers = ["a"] * 4 + ["b"] * 4 + ["<unk>"] * 4
+    emotions = ["x", "y"] * 6
+    predictions = from_probabilities([f"u{i}" for i in range(12)], speakers, emotions, ["x", "y"], np.tile([0.9, 0.1], (12, 1)))
+    scores = scoring.evaluate(predictions, repeats=50)
+    assert scores["n"] == 12 and scores["WA"] == 0.5
+    assert list(scores["per_speaker"]) == ["a", "b"] and scores["speakers"]["n"] == 2
+    other = from_probabilities(predictions.ids, speakers, emotions, ["x", "y"], np.tile([0.1, 0.9], (12, 1)))
+    found = scoring.compare(predictions, other, repeats=50)
+    assert found["speakers"] == 2 and found["tests"]["WA"]["speakers"] == 2
+    nobody = from_probabilities(predictions.ids, ["<unk>"] * 12, emotions, ["x", "y"], predictions.probabilities)
+    assert scoring.evaluate(nobody, repeats=50)["per_speaker"] == {}
+    with pytest.raises(InputError, match="known speaker"):
+        scoring.compare(nobody, nobody)

@@ -15,7 +15,7 @@ from ..core.device import autocast, check_precision, exact_arithmetic
 from ..core.errors import InputError
 from ..core.parallel import as_finished
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, by_speaker
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
@@ -159,7 +159,7 @@ def speaker_setting(task, split, added=(), normalised=False):
     embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids `added`. `inductive`: in neither; a
     speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
-    speakers, added = set(split.speakers or []), set(added)
+    speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
     trained, table = {*task.state.training_speakers, *task.state.earlier_speakers}, set(task.speakers) - added
     kinds = {
         "seen": len(speakers & trained),
@@ -169,5 +169,7 @@ def speaker_setting(task, split, added=(), normalised=False):
     }
     if normalised:
         kinds = {BY_AUDIO if kind == "inductive" else f"{kind} and normalised": n for kind, n in kinds.items()}
-    setting = ", ".join(f"{kind} ({n} speakers)" for kind, n in kinds.items() if n) or "no speakers"
+    known = [f"{kind} ({n} speakers)" for kind, n in kinds.items() if n]
+    unknown = (split.speakers or []).count(UNKNOWN_SPEAKER)
+    setting = ", ".join([*known, *[f"unknown speakers ({unknown} utterances)"] * bool(unknown)]) or "no speakers"
     return {"setting": setting, "speaker_embedding": task.speaker_embedding}

@@ -9,10 +9,12 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import make_folder, sha256, write_json
-from ..corpus.manifest import NO_EMOTION
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from . import metrics
 from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps, write_embeddings, write_predictions, write_table
 
+NOBODY = {UNKNOWN_SPEAKER, NO_EMOTION}
+"""Speakers who are none: utterances of unknown speakers count in overall scores and in groups, and for no speaker."""
 MOST_VALUES = 30
 """A metadata column with more values than this is named in `columns_left_out` instead of being broken down."""
 
@@ -47,12 +49,12 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
         return {"n": int(has_reference[rows].sum()), **more, **_nested(measures, lambda m: m.scores(rows))}
 
     def group(rows):
-        return scores(rows, speakers=len({predictions.speakers[i] for i in rows[has_reference[rows]]}))
+        return scores(rows, speakers=len({predictions.speakers[i] for i in rows[has_reference[rows]]} - NOBODY))
 
     def intervals(measure):
         return metrics.confidence_intervals([measure.parts(rows) for rows in speakers.values()], measure.score, repeats, seed)
 
-    speakers = {name: rows for name, rows in _groups(predictions.speakers).items() if has_reference[rows].any()}
+    speakers = {name: rows for name, rows in _speakers(predictions).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
     overall = scores(np.arange(len(predictions)))
     spread = _zipped(lambda s: dict(zip(("mean", "std", "n"), metrics.mean_std(s[1:]), strict=True)), overall, *per_speaker.values())
@@ -85,13 +87,13 @@ def compare(predictions, other, repeats=2000, seed=1):
     this, that = predictions.take(common), other.take([place[predictions.ids[i]] for i in common])
     _check_comparable(this, that)
     measures, other_measures = _measures(this), _measures(that)
-    groups, tests = list(_groups(this.speakers).values()), {}
+    groups, tests = list(_speakers(this).values()), {}
     for a, b in zip(measures, other_measures, strict=True):
         if scored := [rows for rows in groups if a.has_reference[rows].any()]:
             result = metrics.paired_comparison(*([m.parts(rows) for rows in scored] for m in (a, b)), a.score, repeats, seed)
             tests |= {name if a.name is None else f"{name}_{a.name}": values for name, values in result.items()}
     if not tests:
-        raise InputError("--compare: no common utterance has a reference; evaluate on a split with labels")
+        raise InputError("--compare: no common utterance of a known speaker has a reference; evaluate on a split with labels and speakers")
     scored = _has_reference(measures)
     left_out = {"only_this": len(predictions) - len(common), "only_other": len(other) - len(common)}
     return {
@@ -223,6 +225,11 @@ def _difference(groups):
         return {}
     (first, a), (second, b) = scored
     return {"first": first, "second": second, **_zipped(lambda pair: pair[0] - pair[1], a, b)}
+
+
+def _speakers(predictions):
+    """Speaker → rows; those whose speaker is not known are nobody's."""
+    return {name: rows for name, rows in _groups(predictions.speakers).items() if name not in NOBODY}
 
 
 def _groups(values):

@@ -7,7 +7,7 @@ from ..evaluation.metrics import mean_std
 from ..evaluation.results import OVER_SPEAKERS, as_systems
 from .collect import SYSTEMS, fits
 
-SETTINGS = ("seen", "transductive", "inductive", "adapted", "nearest", "calibrated")
+SETTINGS = ("seen", "transductive", "inductive", "adapted", "calibrated")
 """Settings in which test speakers are met, each with its colour in the picture."""
 _DRAWN = 1e6  # beyond this, and for NaN, there is no place on an axis
 
