@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Predict emotion for audio files, or for every audio file below folders, with one fine-tuned checkpoint.
 
+CKPT is a .pt file; without it the model in the package predicts, ser_small: angry, happy, neutral, sad, for non-commercial use. How far
+to trust it is said when it starts; give it more of each person with --speaker.
+
 Any format and rate that libsndfile reads; channels are averaged. A line per file, in the order given: the class and the
 probability of each class, or the dimensions. With --window a time line: a line per window, with start and end in seconds;
 windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model gets the
@@ -14,6 +17,8 @@ mixed with those of the average training speaker; without, everybody passes for 
 
 A file that cannot be read, or is shorter than one frame, is reported and skipped; exit status 2 at the end.
 
+  tools/predict.py recording.wav
+  tools/predict.py someone/ --speaker all
   tools/predict.py runs/ser_classification_base/checkpoint_best.pt recordings/ --format csv --output predictions.csv
   tools/predict.py runs/ser_regression_base/checkpoint_best.pt interview.mp3 --window 5 --hop 1
 """
@@ -28,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core import cli
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
+from emohubert.core.programs import shipped
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
 from emohubert.evaluation.predict_files import (
     FORMATS,
@@ -41,7 +47,7 @@ from emohubert.evaluation.predict_files import (
 )
 
 logger = logging.getLogger("emohubert.predict")
-FOLDER, ALL = "folder", "all"
+FOLDER, ALL, DEFAULT = "folder", "all", "ser_small"
 
 
 def predict(args, paths, out):
@@ -93,6 +99,16 @@ def predict(args, paths, out):
     return failed
 
 
+def choose_model(args):
+    """Where the first argument is no checkpoint, it is a path, and the model is the one in the package; `args` are changed."""
+    if args.checkpoint is not None and Path(args.checkpoint).suffix != ".pt" and args.checkpoint != DEFAULT:
+        args.paths.insert(0, args.checkpoint)
+        args.checkpoint = None
+    args.checkpoint = shipped(args.checkpoint or DEFAULT)
+    if args.checkpoint == shipped(DEFAULT):
+        logger.info("%s", args.checkpoint.with_name("about.txt").read_text(encoding="utf-8").strip())
+
+
 def stamp_of(args, paths):
     """What --output was made from."""
     names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision")
@@ -108,7 +124,7 @@ def stamp_of(args, paths):
 @cli.command
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint of the task emotion_finetuning")
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="checkpoint of the task emotion_finetuning (default: ser_small)")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="audio file, or folder")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json: one object a line")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
@@ -131,6 +147,7 @@ def main(argv=None):
     parser.add_precision()
     parser.add_overwrite()
     args = parser.parse_intermixed_args(argv)
+    choose_model(args)
     if args.workers < 0:
         raise InputError(f"--workers {args.workers}: give 0 or more")
     if args.speaker_vectors and args.speaker_id is None:

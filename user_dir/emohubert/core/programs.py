@@ -19,9 +19,11 @@ def folder_of(name):
 
 
 def shipped(path):
-    """The folder of a model that comes with the package, for its name (`small`); any other path as it is."""
+    """The folder or checkpoint of a model that comes with the package, for its name (`small`, `ser_small`); any other path as it is."""
     folder = _PACKAGE / "weights" / str(path)
-    return folder if str(path).isidentifier() and folder.is_dir() else path
+    if not str(path).isidentifier() or not folder.is_dir():
+        return path
+    return folder / "model.pt" if (folder / "model.pt").is_file() else folder
 
 
 def programs(folder):
