@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly
 from torch.nn import functional as F
 
-from emohubert.core.errors import InputError
-from emohubert.corpus import audio
+from emohubert.core.errors import InputError, WriteError
+from emohubert.corpus import audio, build
+from emohubert.corpus.manifest import Utterance
 
 HUBERT_LAYERS = [(10, 5)] + [(3, 2)] * 4 + [(2, 2)] * 2
 RATES = (8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000)
@@ -334,3 +335,80 @@ def test_threads_find_every_function_of_libsndfile_looked_up(tmp_path):
     files.append(f"{tmp_path}/d.tar:0:{files[0].stat().st_size}")
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", FUNCTIONS, *map(str, files)], cwd=root, check=True)
+
+
+# --- recordings that are not all there --------------------------------------------------------------------------------
+
+CONTAINERS = {
+    "wav": ("WAV", "PCM_16"),
+    "aiff": ("AIFF", "PCM_16"),
+    "w64": ("W64", "PCM_16"),
+    "sph": ("NIST", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def chirp(seconds=3.0):
+    t = np.arange(round(seconds * 16_000)) / 16_000
+    return 0.3 * np.sin(2 * np.pi * (200 + 300 * t) * t) + 0.01 * np.random.default_rng(0).standard_normal(len(t))
+
+
+def encoded(path, wave):
+    kind, subtype = CONTAINERS[path.suffix[1:]]
+    soundfile.write(path, wave, 16_000, format=kind, subtype=subtype)
+    return path
+
+
+@pytest.mark.parametrize("ending", CONTAINERS)
+def test_whole_files_pass_cut_ones_do_not_and_parts_are_slices(tmp_path, ending):
+    path = encoded(tmp_path / f"a.{ending}", chirp())
+    whole = audio.read(path)
+    assert audio.probe(path) == len(whole) and audio.content_of(path)[1] == len(whole)
+    for start, stop in ((1, 400), (7_001, 20_017), (30_000, 47_000)):
+        np.testing.assert_array_equal(audio.read(path, start, stop), whole[start:stop])
+    content = path.read_bytes()
+    for share in (0.4, 0.7, 0.95):
+        path.write_bytes(content[: round(share * len(content))])
+        for look in (audio.probe, audio.read, audio.content_of):
+            with pytest.raises(InputError, match=str(path)):
+                look(path)
+
+
+@pytest.mark.parametrize("ending", ["ogg", "opus", "mp3"])
+def test_two_streams_in_one_file_are_not_heard_in_part(tmp_path, ending):
+    path = encoded(tmp_path / f"a.{ending}", chirp())
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(InputError, match="several streams|joined"):
+        audio.probe(path)
+
+
+def test_headers_that_cannot_be_believed(tmp_path):
+    path = encoded(tmp_path / "a.wav", chirp(1.0))
+    content = bytearray(path.read_bytes())
+    for rate, message in ((2_000_000_000, "2000000000 Hz"), (5, "5 Hz")):
+        content[24:28] = rate.to_bytes(4, "little")
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            audio.read(path)
+    content[24:28], content[40:44] = (16_000).to_bytes(4, "little"), bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="32000 bytes follow"):
+        audio.probe(path)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(InputError, match="git lfs pull"):
+        audio.probe(path)
+
+
+def test_what_cannot_be_written_is_no_damage_of_what_is_read(tmp_path):
+    """A full disk must not empty a corpus with --skip-damaged."""
+    encoded(tmp_path / "a.wav", chirp())
+    target = tmp_path / "16k"
+    (target / "a.flac").mkdir(parents=True)  # in the way of the copy
+    entries = [Utterance("a.wav", 0, "x", "-", {}, {})]
+    with pytest.raises(WriteError, match="cannot be written"):
+        build.resample(tmp_path, target, entries, build.LeftOut(), skip_damaged=True)
+    assert sorted(p.name for p in target.iterdir()) == ["a.flac"]

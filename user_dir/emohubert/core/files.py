@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, WriteError
 
 
 def make_folder(path):
@@ -21,7 +21,7 @@ def make_folder(path):
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise InputError(f"{path}: cannot create this folder, or write to it ({error.strerror}); choose another output folder") from error
+        raise WriteError(f"{path}: cannot create this folder, or write to it ({error.strerror}); choose another output folder") from error
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def atomic(path, mode="w"):
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):  # not of another file, read meanwhile
-            raise InputError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
         raise
 
 
@@ -55,7 +55,7 @@ def require_space(folder, needed):
     """Raise InputError unless a folder's disk has so many bytes left."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free space or choose another disk")
+        raise WriteError(f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free space or choose another disk")
 
 
 def copy(source, path):

@@ -8,7 +8,6 @@ import io
 import math
 import os
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import soundfile
 
 from ..core.errors import InputError
+from . import containers
 
 SAMPLE_RATE = 16_000
 RECEPTIVE_FIELD = 400  # samples that one frame of the convolutional encoder sees (25 ms)
@@ -140,7 +140,7 @@ def content_of(path):
 
 
 def opened(path):
-    """A recording as a `soundfile.SoundFile`; InputError if it is missing, empty, not audio, or a WAV shorter than its header says."""
+    """A recording as a `soundfile.SoundFile`; InputError if it is missing, empty, not audio, or not all there (see `containers`)."""
     location = locate(path)
     if not os.path.isfile(location.file):
         raise InputError(f"{location.file}: no such audio file, or its folder is closed; restore it or remove it from the manifest")
@@ -152,6 +152,9 @@ def opened(path):
     try:
         found = soundfile.SoundFile(path if location.size is None else _stream(location))
     except soundfile.LibsndfileError as error:
+        with _stream(location) as f:
+            if f.read(20).startswith(b"version https://git-"):
+                raise InputError(f"{path}: a pointer of git-lfs, not the audio itself; get it with: git lfs pull") from None
         raise InputError(f"{path}: cannot be read as audio ({error.error_string}); restore it or remove it from the manifest") from error
     except TypeError as error:  # soundfile wants to be told the rate of a .raw file
         raise InputError(f"{path}: has no header that tells its sample rate; convert it to WAV or FLAC") from error
@@ -159,8 +162,8 @@ def opened(path):
         raise InputError(f"{location.file}: cannot be read ({error.strerror}); make it readable") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
-    if found.format in ("WAV", "WAVEX"):
-        _refuse_truncated_wav(path, location, found.frames)
+    with _stream(location) as f:
+        containers.check(f, location.stat()[0], found, path)
     return found
 
 
@@ -177,7 +180,7 @@ def _call_each_function_once():
 
 
 def _decode(f, start, stop, path):
-    skipped = start if f.format == "MP3" else 0
+    skipped = start if f.format in ("MP3", "OGG") else 0  # decoders that, after a seek, give other samples for a while
     try:
         f.seek(start - skipped)
         samples = f.read(stop - start + skipped, dtype="float32", always_2d=True)[skipped:]
@@ -202,24 +205,6 @@ def _read_resampled(f, start, stop, path):
     source = _decode(f, first * down, min(last * down, f.frames), path)
     resampled = resample_poly(source, up, down).astype(np.float32, copy=False)
     return resampled[start - first * up : stop - first * up]
-
-
-def _refuse_truncated_wav(path, location, frames):
-    """libsndfile quietly shortens a WAV whose data chunk is cut off, down to `frames`: look at the chunk's own size."""
-    with _stream(location) as f:
-        head = f.read(12)
-        if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-            return
-        size = location.stat()[0]
-        while len(chunk := f.read(8)) == 8:
-            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-            if name == b"data":
-                if length < 0x7FFF_0000 and f.tell() + length > size:  # streams write about 2³¹ or 2³² for "unknown"
-                    raise InputError(f"{path}: truncated WAV, {size - f.tell()} of {length} bytes of audio are there; restore it")
-                return
-            f.seek(length + length % 2, 1)
-    if frames == 0:
-        raise InputError(f"{path}: truncated WAV, its audio is not there; restore it")
 
 
 _call_each_function_once()

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from ..core.cli import Parser
-from ..core.errors import InputError
+from ..core.errors import InputError, WriteError
 from ..core.files import Stamp, atomic, make_folder, read_json
 from ..core.parallel import in_threads
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
@@ -224,6 +224,8 @@ def _each_file(entries, function, description, left_out, skip_damaged, workers):
     def attempt(u):
         try:
             return function(u)
+        except WriteError:
+            raise
         except InputError as error:
             return error
 

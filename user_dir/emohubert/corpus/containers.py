@@ -1,0 +1,109 @@
+"""Whether a recording is all there: what its container says of its length, against what is in the file.
+
+libsndfile shortens a cut file without a word, hears only the first of two streams, and guesses the length of an MP3 without a tag.
+"""
+
+import re
+import struct
+
+from ..core.errors import InputError
+
+RATES = (1_000, 768_000)
+"""Sample rates that a header may state; beyond them resampling would take any amount of memory."""
+_UNKNOWN_LENGTH = 1 << 62  # frames of a FLAC whose encoder did not know
+_BITRATES = {  # kbit/s of MPEG audio layer III by index, for version 1 and for 2 and 2.5
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
+
+
+def check(stream, size, found, path):
+    """Raise InputError unless a recording, an open SoundFile `found`, is all in its `size` bytes, which `stream` reads."""
+    if not RATES[0] <= found.samplerate <= RATES[1]:
+        raise InputError(f"{path}: its header says {found.samplerate} Hz; {RATES[0]} to {RATES[1]} are believed: correct the header")
+    if found.frames >= _UNKNOWN_LENGTH:
+        raise InputError(f"{path}: its header leaves the length open; encode it again")
+    kind = {"WAV": _wav, "WAVEX": _wav, "AIFF": _aiff, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}.get(found.format)
+    if kind is not None and (wrong := kind(stream, size, found)):
+        raise InputError(f"{path}: {wrong}")
+
+
+def _cut(there, wanted, kind):
+    return f"truncated {kind}, {max(there, 0)} of {wanted} bytes of audio are there; restore it" if there < wanted else None
+
+
+def _wav(stream, size, found):
+    head = stream.read(12)
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return None
+    while len(chunk := stream.read(8)) == 8:
+        name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
+        if name == b"data":
+            there = size - stream.tell()
+            if length == 0 and there > 1:
+                return (
+                    f"its header says that there is no audio, and {there} bytes follow: whoever wrote it was interrupted; repair the header"
+                )
+            return _cut(there, length, "WAV") if length < 0x7FFF_0000 else None  # streams write about 2³¹ or 2³² for "unknown"
+        stream.seek(length + length % 2, 1)
+    return "truncated WAV, its audio is not there; restore it" if found.frames == 0 else None
+
+
+def _aiff(stream, size, found):
+    return _cut(size - 8, struct.unpack(">I", stream.read(8)[4:])[0], "AIFF")
+
+
+def _w64(stream, size, found):
+    return _cut(size, struct.unpack("<Q", stream.read(24)[16:])[0], "W64")
+
+
+def _nist(stream, size, found):
+    header = stream.read(1024).decode("latin-1")
+    fields = {name: int(value) for name, value in re.findall(r"(sample_count|sample_n_bytes|channel_count) -i (\d+)", header)}
+    if len(fields) < 3 or "coding -s" in header and "pcm" not in header:
+        return None
+    start = int(header.split("\n")[1])
+    return _cut(size - start, fields["sample_count"] * fields["sample_n_bytes"] * fields["channel_count"], "SPHERE")
+
+
+def _au(stream, size, found):
+    _, start, length = struct.unpack(">4sII", stream.read(12))
+    return _cut(size - start, length, "AU") if length < 0xFFFF_FFFF else None
+
+
+def _ogg(stream, size, found):
+    """Page by page: the last one of the stream ends it, and no other stream begins after it."""
+    ended = False
+    while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
+        if ended:
+            return "several streams one after another, of which only the first would be heard; decode it to WAV or FLAC"
+        lengths = stream.read(page[26])
+        ended = stream.seek(sum(lengths), 1) <= size and bool(page[5] & 4)
+    return None if ended else "truncated, its stream has no end; restore it"
+
+
+def _mp3(stream, size, found):
+    """Frame by frame: as many samples as libsndfile expects."""
+    head = stream.read(10)
+    tag = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)) + 10 if head[:3] == b"ID3" else 0
+    stream.seek(tag)
+    data, at, samples, per_frame = stream.read(), 0, 0, 0
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        version, layer = data[at + 1] >> 3 & 3, data[at + 1] >> 1 & 3
+        index, rate, padded = data[at + 2] >> 4, data[at + 2] >> 2 & 3, data[at + 2] >> 1 & 1
+        if data[at + 1] < 0xE0 or version == 1 or layer != 1 or index in (0, 15) or rate == 3:
+            at += 1
+            continue
+        first = version == 3
+        length = (144 if first else 72) * _BITRATES[first][index] * 1000 // _MP3_RATES[version][rate] + padded
+        if at + length > len(data):
+            break
+        per_frame = 1152 if first else 576
+        samples, at = samples + per_frame, at + length
+    tagged = b"Xing" in data[:300] or b"Info" in data[:300]
+    if per_frame and not (0 if tagged else -per_frame) <= samples - found.frames <= _PADDING * per_frame:
+        what = f"{found.frames} samples by its header, {samples} by its frames"
+        return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"
+    return None
