@@ -237,7 +237,7 @@ stage_results() {
         rows+=("${row%%=*}=$OUT/${row#*=}")
         [[ ! -d $OUT/${row#*=}_normalised ]] || NORMALISED=1 rows+=("${row%%=*}, normalised=$OUT/${row#*=}_normalised")
     done
-    tool results "${rows[@]}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" "${RESULTS[@]}" --out "$OUT/results"
+    tool results "${rows[@]}" --paired "${1%%=*}" --title "$title; $MANIFESTS, $(setting)" "${paper[@]}" "${RESULTS[@]}" --out "$OUT/results"
     echo "results: $OUT/results.md"
     [[ -z $NORMALISED ]] || AUDIT_ALLOW+=,adapted # by the test speakers' unlabelled audio
     allowed=$AUDIT_ALLOW${ALLOW:+,$ALLOW}${TRANSDUCTIVE:+,transductive}

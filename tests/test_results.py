@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 from scripts import ROOT, run
 
 from emohubert.core.errors import InputError
@@ -70,3 +72,25 @@ def test_the_mean_over_speakers_stands_where_the_paper_has_it(tmp_path):
         assert run("tools/results.py", row, "--paper", papers / f"{paper}.tsv", "--out", tmp_path / "table") == 0
         table = [line.split("|")[1:-1] for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|")]
         assert [c.strip() for c in table[2][4:]] == cells
+
+
+def test_differences_speaker_by_speaker(tmp_path, capsys):
+    """Against scipy's paired t-test; a speaker's score is the mean over runs, speakers that only one system has do not count."""
+    rng, scores = np.random.default_rng(0), {}
+    for system in ("a", "b"):
+        for seed in (1, 2):
+            per_speaker = {f"s{i}": {"n": 5, "UA": float(rng.uniform(0.2, 0.9)), "WA": 0.5} for i in range(6)}
+            per_speaker |= {f"only {system}": {"n": 5, "UA": 0.0, "WA": 0.0}}
+            folder = tmp_path / f"{system}{seed}"
+            folder.mkdir()
+            (folder / "metrics.json").write_text(json.dumps({"n": 30, "UA": 0.5, "WA": 0.5, "setting": "x", "per_speaker": per_speaker}))
+            scores.setdefault(system, []).append([100 * per_speaker[f"s{i}"]["UA"] for i in range(6)])
+    rows = [f"{system}={tmp_path}/{system}{seed}" for system in ("a", "b") for seed in (1, 2)]
+    assert run("tools/results.py", *rows, "--paired", "a", "--out", tmp_path / "table") == 0
+    expected = ttest_rel(np.mean(scores["b"], 0), np.mean(scores["a"], 0))
+    low, high = expected.confidence_interval(0.95)
+    change = np.mean(scores["b"], 0) - np.mean(scores["a"], 0)
+    cells = [c.strip() for c in (tmp_path / "table.md").read_text().splitlines()[-1].split("|")[1:-1]]
+    assert cells == ["b", "6", f"{change.mean():+.3g}", f"{low:+.3g} to {high:+.3g}", f"{(change > 0).sum()} of 6"]
+    assert run("tools/results.py", *rows, "--paired", "c", "--out", tmp_path / "table") == 2
+    assert "there are a, b" in capsys.readouterr().err

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.evaluation.results import OVER_SPEAKERS, add_losses, of_folds, read_published, read_results, write_results
+from emohubert.evaluation.results import OVER_SPEAKERS, add_losses, of_folds, paired, read_published, read_results, write_results
 
 
 def pairs(texts):
@@ -41,12 +41,15 @@ def main(argv=None):
         default=[],
         help="folder of the system's pretraining: show its validation loss",
     )
+    parser.add_argument("--paired", metavar="NAME", help="show the other systems' differences from this one, speaker by speaker")
     args = parser.parse_args(argv)
     rows, pretrained = pairs(args.rows), pairs(args.pretraining)
     published = read_published(args.paper)
     over_speakers = any(column.endswith(OVER_SPEAKERS) for row in published.values() for column in row)
-    systems = add_losses(read_results(of_folds(rows), over_speakers=over_speakers), pretrained)
-    print("\n".join(write_results(args.out, systems, args.title, published=published)))
+    folders = of_folds(rows)
+    systems = add_losses(read_results(folders, over_speakers=over_speakers), pretrained)
+    more = paired(folders, args.paired) if args.paired else []
+    print("\n".join(write_results(args.out, systems, args.title, published=published, more=more)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from ..core.errors import InputError
 from ..core.files import make_folder, read_json, write_json, write_lines
 from ..corpus.manifest import read_table
@@ -10,6 +12,8 @@ from .metrics import mean_std
 
 OVER_SPEAKERS = " over speakers"
 """Ending of a score's name: its mean over speakers, where the name without the ending is of all utterances."""
+POOLED = ", folds pooled"
+"""Ending of a system's name: the predictions of all folds as one set."""
 
 
 def read_results(rows, macro_f1=False, over_speakers=False):
@@ -59,7 +63,7 @@ def of_folds(rows):
             raise InputError(f"{folder}: no metrics.json and no runs in results.json; give the output of tools/evaluate.py or run_folds.py")
         found += [(name, folder / run["folder"]) for run in runs]
         seeds = dict.fromkeys(run["seed"] for run in runs)
-        found += [(f"{name}, folds pooled", p) for seed in seeds if (p := folder / "pooled" / f"seed{seed}").is_dir()]
+        found += [(f"{name}{POOLED}", p) for seed in seeds if (p := folder / "pooled" / f"seed{seed}").is_dir()]
     return found
 
 
@@ -76,6 +80,30 @@ def add_losses(systems, pretrained):
     return systems
 
 
+def paired(rows, reference):
+    """Lines of a table: how each system differs from the `reference` for the speakers that both were tested on. `rows`: as from `of_folds`. A
+    speaker's score is UA in percent, or CCC over dimensions, as a mean over runs; the interval is Student's for the mean difference."""
+    from scipy.stats import t
+
+    known = {}
+    for name, folder in rows:
+        for speaker, scores in read_json(Path(folder) / "metrics.json")["per_speaker"].items():
+            ccc = [values["ccc"] for values in scores.get("dims", {}).values()]
+            score = 100 * scores["UA"] if "UA" in scores else np.mean([np.nan if v is None else v for v in ccc])
+            known.setdefault(name, {}).setdefault(speaker, []).append(score)
+    if reference not in known:
+        raise InputError(f"--paired {reference}: no system of that name; there are {', '.join(known)}")
+    means, cells = {name: {s: np.mean(v) for s, v in of.items()} for name, of in known.items()}, []
+    for name in (n for n in means if n != reference and not n.endswith(POOLED)):
+        pairs = [(score, means[reference][s]) for s, score in means[name].items() if s in means[reference]]
+        difference = np.array([a - b for a, b in pairs if np.isfinite(a - b)])
+        if (n := len(difference)) > 1:
+            reach = t.ppf(0.975, n - 1) * difference.std(ddof=1) / n**0.5
+            low, high, mean = (f"{difference.mean() + x:+.3g}" for x in (-reach, reach, 0))
+            cells.append([name, str(n), mean, f"{low} to {high}", f"{(difference > 0).sum()} of {n}"])
+    return markdown_table(["system", "speakers", f"difference from {reference}", "95 % interval", "better for"], cells) if cells else []
+
+
 def read_published(path):
     """Published numbers to stand beside ours: system → {column: text}, {} for no path. From a TSV with the columns `system`, scores named
     as in our tables, and `source`; InputError for another file."""
@@ -88,10 +116,10 @@ def read_published(path):
     return {name: {column: values[i] for column, values in table.items()} for i, name in enumerate(table["system"])}
 
 
-def write_results(path, systems, title, notes=(), published=None, **details):
+def write_results(path, systems, title, notes=(), published=None, more=(), **details):
     """Write `path.md` and `path.json`; returns the table's lines. `path` is without an ending, `systems` are of `as_systems`; `title`
     should say the protocol, `notes` are sentences below it, `published` (of `read_published`) gives columns with the paper's numbers,
-    `details` is what else the JSON file is to hold."""
+    `more` are lines of another table, `details` is what else the JSON file is to hold."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
     for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):
@@ -100,6 +128,7 @@ def write_results(path, systems, title, notes=(), published=None, **details):
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
         cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
         lines += ["", *markdown_table(header, cells)]
+    lines += ["", *more] * bool(more)
     used = [published[s["name"]] for s in systems if s["name"] in published]
     notes = [*notes, *(f"paper: {source}" for source in dict.fromkeys(row["source"] for row in used))]
     content = {"title": title, "notes": notes, "systems": systems, **({"published": used} if used else {}), **details}
