@@ -113,6 +113,20 @@ def test_the_table_is_of_the_weights_that_the_epoch_began_with(corpus, normalise
 
 
 @pytest.mark.slow
+def test_with_a_frozen_encoder_the_table_is_computed_once_and_right(corpus, tmp_path):
+    frozen = ("model.freeze=all", "model.pooling=mean_std", f"checkpoint.save_dir={tmp_path}", *OPTIONS)
+    run = finetune(corpus, "classification", *frozen)
+    assert run.returncode == 0, run.stdout[-3000:]
+    task, model = load_trained(tmp_path / "checkpoint_last.pt")
+    split = read_split(corpus / "manifest", "train")
+    _, vectors = predict_split(task, model, split)
+    own = np.array(split.speakers) == task.voices[1]
+    average = AverageSpeaker.of([vectors[np.array(split.speakers) == s] for s in task.voices])
+    assert int(model.normalisation.epoch) == 3
+    np.testing.assert_allclose(model.normalisation.table[:, 2], np.stack(average.statistics(vectors[own])), atol=1e-4)
+
+
+@pytest.mark.slow
 def test_statistics_of_a_model_in_half_precision(corpus, normalised):
     """As training on a GPU takes them: the model is in bf16, the table stays in float32."""
     task, model = load_trained(normalised)

@@ -248,12 +248,21 @@ class EmotionFinetuningTask(SpeechTask):
 
     def begin_epoch(self, epoch, model):
         """Renew the training speakers' statistics with the weights that the epoch starts from (fairseq calls this)."""
-        if model.normalisation is not None and int(model.normalisation.epoch) != epoch:
-            model.normalisation.fit(self._pooled("train", self.voices, model), epoch)
+        normalisation = model.normalisation
+        if normalisation is not None and int(normalisation.epoch) != epoch:
+            if int(normalisation.epoch) and self._vectors_stay:
+                normalisation.epoch.fill_(epoch)
+            else:
+                normalisation.fit(self._pooled("train", self.voices, model), epoch)
+
+    @property
+    def _vectors_stay(self):
+        """Whether pooled vectors are the same in every epoch: those of cached features, by a pooling without parameters."""
+        return getattr(self.datasets["train"].features, "are_few", False)
 
     def begin_valid_epoch(self, epoch, model):
         """Statistics of the other speakers, from all of their audio in the split (fairseq calls this)."""
-        if self._unseen:
+        if self._unseen and not (self._vectors_stay and model.normalisation.others is not None):
             model.normalisation.add([x for name, ids in self._unseen.items() for x in self._pooled(name, ids, model)])
 
     def _pooled(self, name, speakers, model):
