@@ -13,6 +13,7 @@ poolings than a mean it holds to first order. Embeddings are kept as rows of the
 import numpy as np
 import torch
 
+from ..core.cli import logger
 from ..core.errors import InputError
 from ..core.files import sha256
 from ..corpus.manifest import by_speaker
@@ -44,6 +45,8 @@ def adapt(checkpoint, train, split, **options):
     if not found:
         raise InputError(f"{split.tsv}: no utterance of its new speakers has a frame; give longer recordings")
     offsets = np.stack([average.mean - average.statistics(x)[0] for x in found.values()])[:, : conditioning.embedding.embedding_dim]
+    lengths = np.linalg.norm(offsets, axis=1).mean(), float(conditioning.mean_norm())
+    logger.info("offsets of length %.2f on average; the training speakers' learned embeddings are of length %.2f", *lengths)
     counts = np.array([len(x) for x in found.values()])
     return NewSpeakers(SpeakerVectors(list(found), rows_of(conditioning, offsets), counts), sha256(checkpoint))
 
