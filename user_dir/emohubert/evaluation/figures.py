@@ -26,6 +26,7 @@ BOOKKEEPING = re.compile(
 )
 SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
 _GRID = "#E6E6E6"
+_BELOW = {"loc": "outside lower center", "borderaxespad": 0}  # where legends are
 
 
 def file_name(text):
@@ -36,11 +37,6 @@ def file_name(text):
 def style_of(i, **more):
     """Colour and marker of the i-th of several series."""
     return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], **more}
-
-
-def _legend(figure, *entries, ncols, **options):
-    """A legend below everything."""
-    figure.legend(*entries, loc="outside lower center", borderaxespad=0, ncols=ncols, **options)
 
 
 def confusion(path, counts, classes):
@@ -93,7 +89,7 @@ def bars(path, values, overall, label):
             axes.axvline(overall, color="black", linestyle="--", linewidth=1.5, label=f"all utterances {overall:.3f}", zorder=3)
         axes.set(xlabel=label, title=f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
         if axes.get_legend_handles_labels()[0]:
-            _legend(figure, ncols=2)
+            figure.legend(ncols=2, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -123,7 +119,7 @@ def thresholds(path, sweeps):
             axes.grid(color=_GRID)
         panels[0].set_title("Deciding for a class at a threshold")
         panels[-1].set_xlabel("threshold on its probability")
-        _legend(figure, *panels[0].get_legend_handles_labels(), ncols=4)
+        figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -176,7 +172,7 @@ def embedding_map(path, projected, values, name, what="Utterances"):
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
-            _legend(figure, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale)
+            figure.legend(ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale, **_BELOW)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
         axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
         return save_figure(figure, path)
@@ -207,7 +203,7 @@ def changes(path, groups, label, title):
             if i % columns == 0:
                 axes.set_ylabel(label)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
-        _legend(figure, *panels[0, 0].get_legend_handles_labels(), ncols=3)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -237,7 +233,7 @@ def training(path, curves):
         panels[0].set_title("Training")
         panels[-1].set_xlabel("update")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, labels.values(), labels.keys(), ncols=3)
+        figure.legend(labels.values(), labels.keys(), ncols=3, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -250,20 +246,14 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
     directory = make_folder(directory)
     for path in directory.glob("*.png"):
         path.unlink()
-    if isinstance(predictions, ClassPredictions):
-        _draw_classes(directory, predictions, scores)
-    else:
+    if not isinstance(predictions, ClassPredictions):
         _draw_dimensions(directory, predictions, scores)
+    elif scores["n"]:
+        confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
+        bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
+        thresholds(directory / "thresholds.png", sweeps(predictions))
     if embeddings is not None and len(predictions) > 2:
         _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)
-
-
-def _draw_classes(directory, predictions, scores):
-    if not scores["n"]:
-        return
-    confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
-    bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
-    thresholds(directory / "thresholds.png", sweeps(predictions))
 
 
 def _draw_dimensions(directory, predictions, scores):
