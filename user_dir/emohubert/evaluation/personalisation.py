@@ -62,11 +62,8 @@ def _scores(x, normalised, targets, speakers, speaker, n, seed):
     others = rng.permutation(sorted(set(speakers) - {speaker}))
     unheard = np.flatnonzero(np.isin(speakers, others[:n]))
     heard = np.concatenate([np.flatnonzero(np.isin(speakers, others[: n - 1])), half])
-    return [_score(z[train], targets[train], z[test], targets[test]) for z, train in ((x, unheard), (normalised, unheard), (x, heard))]
-
-
-def _score(x, y, z, expected):
-    return (ccc if y.dtype.kind == "f" else unweighted_accuracy)(expected, baseline.machine(x, y).predict(z))
+    score, settings = ccc if targets.dtype.kind == "f" else unweighted_accuracy, ((x, unheard), (normalised, unheard), (x, heard))
+    return [score(targets[test], baseline.machine(z[train], targets[train]).predict(z[test])) for z, train in settings]
 
 
 def _correlation(a, b):

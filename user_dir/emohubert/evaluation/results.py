@@ -46,6 +46,14 @@ def as_systems(runs):
     return list(systems.values())
 
 
+def by_scores(systems):
+    """Systems in groups with the same scores: list of (names of the scores, systems)."""
+    groups = {}
+    for system in systems:
+        groups.setdefault(tuple(system["scores"]), []).append(system)
+    return list(groups.items())
+
+
 def of_folds(rows):
     """Rows (name, folder with a metrics.json), from rows where a folder may also be the output of tools/run_folds.py. That stands for its
     runs, and, with several folds, for what is pooled over them. InputError for any other folder."""
@@ -94,8 +102,7 @@ def write_results(path, systems, title, notes=(), published=None, **details):
     `details` is what else the JSON file is to hold."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
-    for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):
-        of_kind = [s for s in systems if tuple(s["scores"]) == kind]
+    for kind, of_kind in by_scores(systems):
         beside = [score for score in kind if any(published.get(s["name"], {}).get(score) for s in of_kind)]
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
         cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]

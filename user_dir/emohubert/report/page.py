@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
 from ..evaluation.metrics import class_scores
-from ..evaluation.results import spread
+from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
 from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
@@ -43,7 +43,7 @@ def _render(run, stamp):
     import yaml
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    filters = (number, signed, interval, count, cell, spread, systems.by_scores, fingerprint)
+    filters = (number, signed, interval, count, cell, spread, by_scores, fingerprint)
     environment.filters |= {f.__name__: f for f in filters}
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
