@@ -2,8 +2,7 @@
 
 import numpy as np
 
-BUCKETS = 50
-"""Equal-count length buckets (Chen & Rudnicky 2023 shuffle within as many)."""
+BUCKETS = 50  # equal-count length buckets (Chen & Rudnicky 2023 shuffle within as many)
 
 
 def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, buckets=BUCKETS):

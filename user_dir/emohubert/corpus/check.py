@@ -19,6 +19,7 @@ from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_co
 
 LEAKS = {"speaker": "speakers", "session": "sessions", "audio": "recordings"}
 """Kinds of leaks, and what is shared."""
+"""Kinds of leaks, and what is shared."""
 _NAMED = 3  # examples in a message
 
 
@@ -102,9 +103,8 @@ def summary(split):
 
 
 def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
-    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport. `label_dirs`: folders with frame labels of
-    the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`. Without `decode` only headers are read, and audio
-    is compared by its path."""
+    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport. `label_dirs`: folders with, or above, frame
+    labels of the first. `allow`: leaks that are no failure, a kind or `kind:split`. Without `decode`: by headers and paths only."""
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))
         for given, directory in enumerate({Path(d).resolve(): Path(d) for d in directories}.values())

@@ -117,8 +117,7 @@ def read_column(path):
 
 
 def read_table(path, column=list):
-    """A TSV file with a header, as {name: list of str, or what `column` makes of it}. InputError if it is empty, or columns differ in
-    length or share a name."""
+    """A TSV file with a header: {name: `column` of its texts}. InputError if it is empty, or columns differ in length or share a name."""
     names, *lines = read_column(path) or [""]
     names = names.split("\t")
     if names == [""] and not lines:
@@ -217,12 +216,8 @@ def write_splits(directory, root, splits):
             raise InputError(f"{directory / name}.tsv: the split would be empty; choose other options or look into the corpus folder")
         _write_split(directory, root, name, utterances)
     train = splits.get("train") or next(iter(splits.values()))
-    counted = {
-        "emo": Counter(u.emotion for u in train if u.emotion != NO_EMOTION),
-        "spk": Counter(u.speaker for u in train if u.speaker != UNKNOWN_SPEAKER),
-    }
-    for kind, counts in counted.items():
-        if counts:
+    for kind, symbols, unknown in (("emo", [u.emotion for u in train], NO_EMOTION), ("spk", [u.speaker for u in train], UNKNOWN_SPEAKER)):
+        if counts := Counter(s for s in symbols if s != unknown):
             write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in sorted(counts.items())])
 
 
@@ -256,9 +251,8 @@ def table_lines(names, rows):
 
 
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, left_out=None):
-    """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`. `folds`: name ("": the output folder itself) →
-    {split → list of Utterance}. `everything`: the utterances of `all.*`. `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason
-    → list of paths."""
+    """Write a corpus: one manifest directory, or one per fold, and `corpus.json`. `folds`: name ("": the output folder itself) → {split →
+    list of Utterance}. `everything`: those of `all.*`. `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason → paths."""
     directory, root = make_folder(directory), Path(root).resolve()
     (directory / "corpus.json").unlink(missing_ok=True)
     for name, splits in folds.items():

@@ -14,7 +14,9 @@ PROTOCOLS = {
     "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
 }
 """Protocols that `protocol_splits` knows."""
+"""Protocols that `protocol_splits` knows."""
 SHARES = np.array([0.6, 0.2, 0.2])
+"""Of train, valid and test in a random split."""
 """Of train, valid and test in a random split."""
 
 

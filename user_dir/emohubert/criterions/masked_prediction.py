@@ -28,8 +28,7 @@ class MaskedPredictionConfig(FairseqDataclass):
 @register_criterion("masked_prediction", dataclass=MaskedPredictionConfig)
 class MaskedPrediction(FairseqCriterion):
     """The sum over frames; fairseq divides by the sample size, the number of frames with a loss, whatever the number of label sets. Every
-    term is a sum over utterances: the penalty on the features of an utterance counts once per frame with a loss, as in fairseq for a single
-    utterance."""
+    term is a sum over utterances: the penalty on an utterance's features counts once per frame with a loss, as in fairseq for one alone."""
 
     def __init__(self, task, pred_masked_weight=1.0, pred_nomask_weight=0.0, features_pen_weight=10.0, label_weights=None):
         super().__init__(task)

@@ -17,10 +17,8 @@ from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
-MOST_COLOURED = 16
-"""A map colours at most this many groups, the largest ones; the others are grey, and the legend says so."""
-MOST_MAPPED = 2000
-"""A map shows at most this many utterances, drawn with the seed; its title says so."""
+MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
+MOST_MAPPED = 2000  # a map shows at most this many utterances, drawn with the seed; its title says so
 BOOKKEEPING = re.compile(
     r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
 )
@@ -76,10 +74,9 @@ def bars(path, values, overall, label):
         axes.barh(np.arange(n), scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
         shown = range(n) if named else (0, n - 1)
         axes.set_yticks(shown, [short(defined[i][1]) for i in shown])
-        axes.set_ylabel("" if named else f"{n} speakers, sorted")
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.7, max(n, 1) - 0.3)
         highest = max(1.0, scores.max(initial=1.0)) if label.startswith(("UA", "CCC")) else None
+        axes.set(ylabel="" if named else f"{n} speakers, sorted", ylim=(-0.7, max(n, 1) - 0.3))
         axes.set_xlim(min(0.0, 1.1 * scores.min(initial=0.0)), highest)
         if n:
             mean, std = scores.mean(), scores.std()
@@ -125,8 +122,7 @@ def thresholds(path, sweeps):
 
 def project(embeddings, method, seed=1):
     """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes). `method` is
-    `pca`, or `tsne` started from it, on one thread, so that a seed gives the same map. The seed also chooses the utterances where there are
-    more than `MOST_MAPPED`."""
+    `pca`, or `tsne` started from it, on one thread, so that a seed, which also chooses among too many utterances, gives the same map."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -13,8 +13,7 @@ OVER_SPEAKERS = " over speakers"
 
 
 def read_results(rows, macro_f1=False, over_speakers=False):
-    """`as_systems` of (name, folder with a metrics.json): UA and WA in percent, with `macro_f1` that too, and CCC per dimension, with
-    `over_speakers` also as a mean over speakers."""
+    """`as_systems` of (name, folder with a metrics.json): UA and WA (and macro F1) in percent, CCC per dimension (and over speakers)."""
 
     def scored(name, folder):
         path = Path(folder) / "metrics.json"
@@ -97,9 +96,8 @@ def read_published(path):
 
 
 def write_results(path, systems, title, notes=(), published=None, **details):
-    """Write `path.md` and `path.json`; returns the table's lines. `path` is without an ending, `systems` are of `as_systems`; `title`
-    should say the protocol, `notes` are sentences below it, `published` (of `read_published`) gives columns with the paper's numbers,
-    `details` is what else the JSON file is to hold."""
+    """Write `path.md` and `path.json`; returns the table's lines. `systems`: of `as_systems`; `title`: should say the protocol; `notes`:
+    sentences below it; `published`: of `read_published`, for columns with the paper's numbers; `details`: what else the JSON file holds."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
     for kind, of_kind in by_scores(systems):

@@ -29,14 +29,13 @@ DEFAULTS = {
 """What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
 FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 """Keys whose default is the only value that the encoder honours."""
-_CHOICES = {
+_CHOICES = {  # keys with some supported values: theirs → fairseq's
     "hidden_act": {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"},
     "feat_extract_norm": {"group": "default", "layer": "layer_norm"},
     "conv_bias": {True: True, False: False},
     "do_stable_layer_norm": {True: True, False: False},
     **{name: {DEFAULTS[name]: None} for name in FIXED},
 }
-"""Keys with some supported values: theirs → fairseq's."""
 _SIZES = {
     "hidden_size": "encoder_embed_dim", "num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads",
     "intermediate_size": "encoder_ffn_embed_dim",
@@ -201,8 +200,7 @@ def _normalisation(folder, extractor_mode):
 
 def write_folder(pretrained, folder, half=False):
     """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads, in float32 or `half` precision.
-    Returns the names of parameters that are left out: prediction heads, speakers. InputError: the encoder sees speakers, or it is one
-    that the format cannot express."""
+    Returns the names of parameters that are left out: heads, speakers. InputError: the format cannot express the encoder or speakers."""
     from safetensors.torch import save
 
     pretrained.require_transformer()

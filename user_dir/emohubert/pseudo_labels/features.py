@@ -107,9 +107,8 @@ class MfccFeatures:
 
 class EncoderFeatures:
     """Layers (1-based) of a pretrained encoder, a FrozenEncoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
-    `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone. `workers`: threads that read audio, and on a
-    CPU run the model; default: one for each core. `max_chunk_seconds`: longer recordings are cut. `padded`: padded batches instead of one
-    piece per thread; by default on a GPU only."""
+    `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone. `workers`: threads (default: one a core) that
+    read and on a CPU run the model. `max_chunk_seconds`: longer recordings are cut. `padded`: in batches (default: on a GPU only)."""
 
     hop = audio.HOP
 

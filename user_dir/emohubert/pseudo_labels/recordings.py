@@ -37,9 +37,8 @@ def warn_of_short(split, hop):
 
 
 def choose_recordings(names, frames, budget, seed):
-    """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is. The choice and its order depend on
-    the names (such as paths) and the seed only, not on the order of the recordings. Those without frames are left out. Returns a list of
-    indices, ordered by name."""
+    """Recordings to fit on, a list of indices, ordered by name: all with frames if these are within the budget, otherwise a random part.
+    The choice and its order depend on the names (such as paths) and the seed only, not on the order of the recordings."""
     ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
     if frames.sum() <= budget:
         return ordered

@@ -14,8 +14,7 @@ from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-MOST_PICTURES = 30 * 2**20
-"""Bytes of figures in a page; figures beyond are named instead."""
+MOST_PICTURES = 30 * 2**20  # bytes of figures in a page; figures beyond are named instead
 FACTS = """task._name task.data task.labels task.target model._name model.init_from model.speaker_position model.pooling model.head
 model.freeze criterion._name optimization.lr optimization.max_update optimization.max_epoch checkpoint.best_checkpoint_metric common.seed"""
 """Keys of a configuration that are shown unfolded."""

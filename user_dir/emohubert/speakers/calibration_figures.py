@@ -23,11 +23,9 @@ def before_after(path, rows, measure):
         axes.scatter(before, y, s=26 if named else 8, facecolor="white", edgecolor="black", zorder=4, label="before")
         shown = y if named else y[[0, -1]]
         axes.set_yticks(shown, [short(speakers[i]) for i in shown])
-        axes.set_ylabel("" if named else f"{len(y)} speakers, sorted by gain")
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.7, len(y) - 0.3)
         axes.grid(axis="x", color="#E6E6E6")
-        axes.set_xlabel(short(measure, 30))
+        axes.set(xlabel=short(measure, 30), ylabel="" if named else f"{len(y)} speakers, sorted by gain", ylim=(-0.7, len(y) - 0.3))
         axes.set_title(f"Before and after: {before.mean():.3f} → {after.mean():.3f} over speakers")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
         return save_figure(figure, path)

@@ -29,8 +29,7 @@ from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
 from ..speakers import MATCHES
 from .neighbours import cosine, numbers_of_neighbours, ranking
 
-_CONSTANT = 1e-7
-"""Predictions that vary by less than this share of their mean, the resolution of float32, are constant."""
+_CONSTANT = 1e-7  # predictions that vary by less than this share of their mean, the resolution of float32, are constant
 
 
 def matched(predictions, match, target, base=None):
@@ -96,8 +95,7 @@ class Calibration:
 
 
 def label_statistics(speakers, labels):
-    """Of labels (n, dims), NaN where there is none: (ids of speakers with two or more in every dimension, their means and standard
-    deviations (speakers, 2 × dims), π₀ (dims), zero here)."""
+    """Of labels (n, dims), NaN: none: (speakers with several in each dimension, their means and deviations (speakers, 2 × dims), zeros)."""
     import pandas as pd
 
     groups = pd.DataFrame(labels).groupby(np.asarray(speakers))

@@ -190,16 +190,14 @@ class EmotionFinetuningTask(SpeechTask):
             raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
 
-    def _augmentation(self):
-        """What `task.augment_*` asks for; None for nothing."""
-        options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
-        return Augmentation(**options, prefix="task.augment_") or None
-
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
         cfg = self.model_cfg
         width = cfg.backbone["encoder_embed_dim"]
+        if training:
+            options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
+            transform = Augmentation(**options, prefix="task.augment_") or None
         return UtteranceLabelledSpeech(
             split,
             self.targets(split) if targets is None else targets,
@@ -212,7 +210,7 @@ class EmotionFinetuningTask(SpeechTask):
             max_samples=self.cfg.max_sample_size if training else None,
             min_samples=self.cfg.min_sample_size if training else RECEPTIVE_FIELD,
             speaker_features=self._speaker_features(split),
-            transform=self._augmentation() if training else transform,
+            transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
         )
 

@@ -10,8 +10,7 @@ from ..core.errors import InputError
 
 
 def read_training_config(path):
-    """The configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; of a resumed training, the last; {} without one.
-    InputError: the file cannot be read."""
+    """The (last) configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; {} without one. InputError: unreadable."""
     import yaml
 
     written = [line for line in _lines(path) if "[fairseq_cli.train][INFO] - {" in line]
