@@ -61,9 +61,7 @@ class Parser(argparse.ArgumentParser):
     called = None  # how the program was called, where that is not by its path
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("prog", self.called)
-        kwargs.setdefault("formatter_class", _Help)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"prog": self.called, "formatter_class": _Help, **kwargs})
 
     def error(self, message):
         """Say what is wrong with the usage, and exit."""
@@ -106,9 +104,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        if action.default in (None, False) or action.required:
-            return action.help
-        return super()._get_help_string(action)
+        return action.help if action.default in (None, False) or action.required else super()._get_help_string(action)
 
 
 def print_problems(report, complete):

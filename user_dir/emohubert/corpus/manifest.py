@@ -42,8 +42,6 @@ class Utterance:
 class Strings(Sequence):
     """A list of str that cannot be changed. It is one array: workers that read it share it, where they would copy a list of str."""
 
-    __hash__ = None
-
     def __init__(self, values):
         self._array = np.array(values, dtype=np.dtypes.StringDType())
 
@@ -85,9 +83,7 @@ class Split:
     @property
     def ids(self):
         """The utterances' ids: the column `id` of `.meta.tsv`, or the paths without their endings."""
-        if self.meta and "id" in self.meta:
-            return self.meta["id"]
-        return [_id_of(p) for p in self.paths]
+        return self.meta["id"] if self.meta and "id" in self.meta else [_id_of(p) for p in self.paths]
 
     def audio(self, index):
         """Full path of an utterance's file."""

@@ -108,8 +108,7 @@ def _choose_speakers(group, seed, parts):
         order += [((i + start) / len(members), s) for i, s in enumerate(members)]
     order = [s for _, s in sorted(order)]
     size = max(1, round(len(order) / 5))
-    chosen = [set(order[i * size : (i + 1) * size]) for i in range(parts)]
-    return [set(order[parts * size :]), *chosen]
+    return [set(order[parts * size :]), *(set(order[i * size : (i + 1) * size]) for i in range(parts))]
 
 
 def speakers_of(utterances, speakers):

@@ -186,8 +186,7 @@ def gather(x, criterion):
         x = x[:0]
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    most = int(max(sizes))
-    padded = torch.cat([x.detach(), x.new_zeros(most - len(x), *x.shape[1:])])
+    padded = torch.cat([x.detach(), x.new_zeros(int(max(sizes)) - len(x), *x.shape[1:])])
     parts = [torch.zeros_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
     parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]

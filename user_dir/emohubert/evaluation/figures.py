@@ -139,8 +139,7 @@ def project(embeddings, method, seed=1):
             explained = np.nan_to_num(pca.explained_variance_ratio_)
             return places, chosen, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
         perplexity = min(30.0, (len(points) - 1) / 3)
-        start = places / (places[:, 0].std() or 1.0) * 1e-4
-        tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
+        tsne = TSNE(perplexity=perplexity, init=places / (places[:, 0].std() or 1.0) * 1e-4, random_state=seed, n_jobs=1)
         return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
 
 
@@ -231,9 +230,6 @@ def training(path, curves):
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figure.legend(labels.values(), labels.keys(), ncols=3, **_BELOW)
         return save_figure(figure, path)
-
-
-# --- of an evaluation -------------------------------------------------------------------------------------------------
 
 
 def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):

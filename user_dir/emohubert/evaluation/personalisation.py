@@ -35,8 +35,7 @@ def study(x, targets, speakers, counts=None, seed=1, workers=1):
     numeric = targets.dtype.kind == "f"
     counts = counts or sorted({int(n) for n in np.geomspace(2, len(ids) - 1, 5).round()})
     jobs, z = [(s, n) for s in ids for n in counts], baseline.normalised(x, speakers)
-    run = delayed(_scores)
-    found = (run(x, z, targets, speakers, s, n, [seed, ids.index(s)]) for s, n in jobs)
+    found = (delayed(_scores)(x, z, targets, speakers, s, n, [seed, ids.index(s)]) for s, n in jobs)
     found = progress(Parallel(n_jobs=workers, return_as="generator")(found), "support vector machines", total=len(jobs), unit="× 3")
     scores = {setting: defaultdict(list) for setting in SETTINGS}
     for (s, _), values in zip(jobs, found, strict=True):

@@ -281,5 +281,4 @@ class SpeakerHubertModel(HubertModel):
 
 def _mean_square(z, own):
     """Mean square of each utterance's own features. z: (batch, channels, frames), own: (batch, frames) → (batch,)."""
-    squares = z.float().pow(2).mean(dim=1) * own
-    return squares.sum(dim=1) / own.sum(dim=1).clamp(min=1)
+    return (z.float().pow(2).mean(dim=1) * own).sum(dim=1) / own.sum(dim=1).clamp(min=1)

@@ -142,16 +142,13 @@ def _encoder_weights(path, family, extractor_mode):
     """({fairseq's name: float32 tensor}, names left out)."""
     patterns = [(re.compile(pattern), name) for pattern, name in [*_NAMES, (_CONV_NORM, _CONV_NORMS[extractor_mode])]]
     tensors = _tensors(path)
-    with_head = any(name.startswith(f"{family}.") for name in tensors)
-    prefix = f"{family}." if with_head else ""
+    prefix = f"{family}." if any(name.startswith(f"{family}.") for name in tensors) else ""  # with a head, or without
     weights, left_out = {}, []
     for name, read in tensors.items():
         if not name.startswith(prefix):
             left_out.append(name)
             continue
-        own = name.removeprefix(prefix)
-        renamed = _renamed(own, patterns)
-        if renamed is None:
+        if (renamed := _renamed(name.removeprefix(prefix), patterns)) is None:
             raise InputError(f"{path}: this encoder has no place for the parameter {name}; use a plain HuBERT or wav2vec 2.0")
         tensor = read()
         if not tensor.is_floating_point():
@@ -221,8 +218,7 @@ def write_folder(pretrained, folder, half=False):
     patterns = [(re.compile(pattern), name) for pattern, name in (_inverse(*pair) for pair in [*_NAMES, (_CONV_NORM, norms)])]
     weights, left_out = {}, list(pretrained.left_out)
     for name, tensor in pretrained.weights.items():
-        theirs = _renamed(name, patterns)
-        if theirs is None:
+        if (theirs := _renamed(name, patterns)) is None:
             left_out.append(name)
         else:
             weights[theirs] = (tensor.half() if half else tensor.float()).contiguous()

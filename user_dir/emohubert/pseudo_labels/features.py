@@ -95,8 +95,7 @@ class MfccFeatures:
         path, total = split.audio(piece.utterance), int(split.n_samples[piece.utterance])
         for first in range(0, piece.last, self._chunk):
             last = min(first + self._chunk, piece.last)
-            whole = (first, last) == (0, piece.last)
-            stop = total if whole else (last - 1) * self.hop + audio.RECEPTIVE_FIELD
+            stop = total if (first, last) == (0, piece.last) else (last - 1) * self.hop + audio.RECEPTIVE_FIELD
             waveform = torch.from_numpy(audio.read(path, first * self.hop, stop, total))
             parts.append(torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=audio.SAMPLE_RATE, use_energy=False))
         cepstra = torch.cat(parts).T  # (13, frames)

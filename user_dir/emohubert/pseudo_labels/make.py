@@ -89,8 +89,6 @@ class LabelMaker:
                 self._make_pieces(s, size)
         logger.info("pseudo-labels: %d sets of %s in %.1f s", len(self.sets), ", ".join(self.splits), time.perf_counter() - start)
 
-    # --- what is to be made -------------------------------------------------------------------------------------------
-
     def _set(self, name, clusters, settings, model=None):
         folder = make_folder(self.out / name / f"km{clusters}")
         for unfinished in folder.glob(".*.tmp"):
@@ -131,8 +129,6 @@ class LabelMaker:
             logger.info(what, len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()))
         return chosen
 
-    # --- fitting ------------------------------------------------------------------------------------------------------
-
     def _fit(self):
         wanting = []
         for s in self.sets:
@@ -168,8 +164,6 @@ class LabelMaker:
         self._memory = {name: np.empty((int(frames.sum()), self.features.widths[name]), dtype=np.float32) for name in sorted(names)}
         durations = collect(self.features, split, self.sample, self._memory)
         work_through(durations, f"{split.name}: features to fit on", split.n_samples[self.sample])
-
-    # --- labelling ----------------------------------------------------------------------------------------------------
 
     def _label_settings(self, s, split):
         return {"fit": s.fit_stamp.settings, "audio": self._audio[split.name], **self.features.settings}
@@ -221,8 +215,6 @@ class LabelMaker:
         audible = audio.n_frames(split.n_samples[window], self.features.hop) > 0
         rest = np.array([i for i in window[audible] if i not in known], dtype=np.int64)
         yield from self.features.extract(split, rest, lambda piece, features: label(piece.utterance, piece.first, features), names)
-
-    # --- acoustic pieces ----------------------------------------------------------------------------------------------
 
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""

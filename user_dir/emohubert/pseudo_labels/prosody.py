@@ -53,8 +53,7 @@ def descriptors(waveform):
 
 def _of_windows(windows):
     hann = torch.hann_window(_WINDOW, periodic=False)
-    centred = windows - windows.mean(1, keepdim=True)
-    power = torch.fft.rfft(centred * hann, n=_FFT).abs().square()  # (frames, bins)
+    power = torch.fft.rfft((windows - windows.mean(1, keepdim=True)) * hann, n=_FFT).abs().square()  # (frames, bins)
     hertz = torch.arange(power.size(1)) * (audio.SAMPLE_RATE / _FFT)
     decibels = 10 * torch.log10(power + _FLOOR)
 

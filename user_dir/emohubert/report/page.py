@@ -27,8 +27,7 @@ def write(folder, overwrite=False):
     path = run.folder / REPORT
     folders = {*(e.folder for e in run.evaluations), *((run.folder / name).parent for name in run.results)}
     pictures = sorted((str(p), sha256(p)) for folder in folders for p in _pictures(folder))
-    sources = [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]
-    stamp = fingerprint([run.inputs, run.unread, pictures, sources])
+    stamp = fingerprint([run.inputs, run.unread, pictures, [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]])
     if not overwrite and path.is_file() and f'content="{stamp}"' in path.read_text(encoding="utf-8", errors="replace")[:4000]:
         return path, run, False
     make_folder(run.folder)

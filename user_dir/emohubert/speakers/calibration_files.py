@@ -154,9 +154,6 @@ def origin_of(predictions):
     return {key: known[key] for key in _ORIGIN if key in known}
 
 
-# --- both kinds of predictions ----------------------------------------------------------------------------------------
-
-
 def names_of(predictions):
     """Names of the classes or dimensions."""
     return predictions.classes if isinstance(predictions, ClassPredictions) else predictions.dims

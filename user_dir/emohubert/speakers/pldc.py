@@ -146,10 +146,11 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
     order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
     losses, usual = _losses_of_predictions(fitted, targets, predictions) if predictions else _losses_of_labels(fitted, targets)
-    gain, best = _leave_one_out(losses, usual)
+    rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
+    gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
     guard = Guard("predictions" if predictions else "labels", float(gain.mean()) if len(gain) else 0.0, float(error), len(gain))
-    return replace(fitted, k=k or ks[best], applied=always or guard.helps), guard
+    return replace(fitted, k=k or ks[losses.sum(1).round(12).argmin()], applied=always or guard.helps), guard
 
 
 def _losses_of_labels(fitted, targets):
@@ -177,14 +178,6 @@ def _losses_of_predictions(fitted, targets, predictions):
     after = np.array([[-score(matched(values, fitted.match, t[row], fitted.base)) for row, values, score in known] for t in targets])
     defined = np.isfinite(before) & np.isfinite(after).all(0)
     return after[:, defined], before[defined]
-
-
-def _leave_one_out(losses, usual):
-    """Gains of speakers over `usual` (speakers), each with the k that is best for all others, and the index of the best k for all.
-    `losses`: (ks, speakers); sums are rounded, so that equals are equal."""
-    rest = (losses.sum(1, keepdims=True) - losses).round(12)
-    gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
-    return gain, int(losses.sum(1).round(12).argmin())
 
 
 # --- one utterance at a time ------------------------------------------------------------------------------------------

@@ -169,8 +169,7 @@ class EmotionFinetuningTask(SpeechTask):
         if len(new):
             found = _mfcc_vectors(split, new)
             rows |= dict(zip(found.ids, standardise(found.vectors, training), strict=True))
-        nobody = np.zeros(MFCC_COEFFICIENTS)
-        return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
+        return np.stack([rows.get(s, np.zeros(MFCC_COEFFICIENTS)) for s in split.speakers]).astype(np.float32)
 
     def targets(self, split):
         """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value. InputError: the

@@ -88,9 +88,6 @@ def first_alone(function):
     return result
 
 
-# --- starting ----------------------------------------------------------------------------------------------------------
-
-
 @exit_on_input_error
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
@@ -180,9 +177,6 @@ def _end_now(status):
     sys.stderr.flush()
     logging.shutdown()
     os._exit(status)
-
-
-# --- running -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
