@@ -108,8 +108,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def print_problems(report, complete):
-    """The end of a check (a CheckReport or AuditReport): print its notes, allowed leaks and problems; InputError if there are any.
-    `complete`: where all problems are, a phrase for when they are too many to be printed."""
+    """Print the end of a check (CheckReport, AuditReport); InputError if it has problems. `complete`: where all are, if too many."""
     for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {leak.message}" for leak in report.leaks if leak.allowed)):
         print(line)
     problems = report.problems

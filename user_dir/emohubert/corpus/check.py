@@ -174,8 +174,7 @@ def _list_errors(split):
             where = f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already"
             yield f"{where} ({len(again)} such lines); remove them from the list and its sidecars"
             break
-    short = np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)
-    if len(short):
+    if len(short := np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)):
         what = f"{split.n_samples[short[0]]} samples are not enough for a frame ({RECEPTIVE_FIELD})"
         yield f"{split.where(short[0])}: {what}; {len(short)} such lines; remove them"
 

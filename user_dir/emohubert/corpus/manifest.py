@@ -178,8 +178,7 @@ def splits_of(directory):
 def manifest_directories(directory):
     """`directory` itself if it holds splits, and its `fold*` folders that do, in order; InputError if there is none."""
     folds = sorted((d for d in Path(directory).glob("fold*") if d.is_dir()), key=lambda path: natural(path.name))
-    found = [d for d in (Path(directory), *folds) if splits_of(d)]
-    if not found:
+    if not (found := [d for d in (Path(directory), *folds) if splits_of(d)]):
         raise InputError(f"{directory}: holds no {{split}}.tsv, nor does any fold*/ in it; make it with manifests/NAME.py")
     return found
 
@@ -307,18 +306,18 @@ def _column_sidecar(split, suffix):
 def _dimensions(split):
     table = _sidecar(split, "dim")
     for name, column in (table or {}).items():
-        table[name] = np.array([_number(text) for text in column])
+        table[name] = np.array([as_number(text) for text in column])
         if np.isinf(table[name]).any():
             bad = int(np.argmax(np.isinf(table[name])))
             raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)")
     return table
 
 
-def _number(text):
+def as_number(text):
     """A float, infinite where the text is none."""
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return float("inf")
 
 

@@ -191,20 +191,17 @@ def changes(path, groups, label, title):
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
                 axes.plot(places, value, **style_of(k, label=short(score, 24), markersize=5, linewidth=1.6))
             axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set_xlim(-0.5, len(conditions) - 0.5)
+            axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel=label if i % columns == 0 else "")
             axes.set_title(short(group, 30), fontsize=10)
             axes.grid(color=_GRID, axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            if i % columns == 0:
-                axes.set_ylabel(label)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, **_BELOW)
         return save_figure(figure, path)
 
 
 def training(path, curves):
-    """The curves of `curves.read_training_log` over updates: the loss, then scores of validation data, then other measures, four at most.
-    None in place of the path where there is nothing to draw."""
+    """Curves of `curves.read_training_log` over updates: loss, validation scores, other measures, four at most; None: nothing to draw."""
     names = [n for n in curves if not BOOKKEEPING.match(n)]
     validated = [n for n in names if set(curves[n]) - {"train"}]
     names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]

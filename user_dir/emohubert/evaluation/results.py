@@ -71,12 +71,10 @@ def of_folds(rows):
 
 
 def add_losses(systems, pretrained):
-    """`as_systems` with the best validation loss of their pretraining, in bits, as another score; `pretrained`: (name, folder of a
-    training). InputError: no validation loss in a folder's log."""
+    """`as_systems` with the best validation loss of `pretrained`, (name, folder of a training), in bits; InputError: none was logged."""
     for name, folder in pretrained:
         curves = read_training_log(Path(folder) / "hydra_train.log").get("loss", {})
-        losses = [values for split, (_, values) in curves.items() if split != "train"]
-        if not losses:
+        if not (losses := [values for split, (_, values) in curves.items() if split != "train"]):
             raise InputError(f"{folder}/hydra_train.log: no validation loss in it; give the folder of a pretraining with validation")
         for system in (s for s in systems if s["name"] == name):
             system["scores"].setdefault("validation loss", []).append(float(min(losses[0])))

@@ -87,8 +87,7 @@ def read_folder(folder):
     if family not in FAMILIES:
         raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
     config = _architecture(path, {**DEFAULTS, **options})
-    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
+    if (file := next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)) is None:
         raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
     weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})

@@ -156,9 +156,7 @@ class EncoderFeatures:
 
     def _forward(self, split, batch, waveforms, layers):
         lengths = [len(w) for w in waveforms]
-        source = torch.zeros(len(batch), max(lengths))
-        for row, waveform in zip(source, waveforms, strict=True):
-            row[: len(waveform)] = torch.from_numpy(waveform)
+        source = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
         speakers = [split.speakers[p.utterance] for p in batch] if split.speakers else None
         with autocast(self.encoder.device, self.precision):
             features, _ = self.encoder.features(source, lengths, sorted(layers.values()), speakers)

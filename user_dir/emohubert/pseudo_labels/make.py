@@ -250,7 +250,6 @@ class LabelMaker:
 def _split_names(directory, splits):
     if splits:
         return list(dict.fromkeys(splits))
-    names = [s for s in splits_of(directory) if s in ("train", "valid", "test")]
-    if not names:
+    if not (names := [s for s in splits_of(directory) if s in ("train", "valid", "test")]):
         raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
     return names

@@ -103,8 +103,7 @@ def features(waveform, absolute=False):
     x = descriptors(waveform)
     relative = x[:, 0] - x[:, 0].quantile(0.9)
     f0 = torch.where(relative > _SILENCE, x[:, 1], 0)
-    voiced = f0.nonzero()[:, 0]
-    if len(voiced):
+    if len(voiced := f0.nonzero()[:, 0]):
         between = np.interp(np.arange(len(f0)), voiced, f0[voiced])  # constant before the first voiced frame and after the last
         f0 = torch.from_numpy(between).float() - (_REFERENCE if absolute else f0[voiced].median())
     x[:, 0] = x[:, 0] - _FULL_SCALE if absolute else relative.clamp(min=-60)

@@ -22,15 +22,13 @@ def audio_fingerprint(split, indices=None):
             size, changed = audio.locate(split.audio(i)).stat()
         except OSError as error:
             raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
-        speaker = split.speakers[i] if split.speakers else None
-        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, speaker])
+        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, split.speakers[i] if split.speakers else None])
     return fingerprint(rows)
 
 
 def warn_of_short(split, hop):
     """Log which recordings are under one frame."""
-    short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
-    if len(short):
+    if len(short := np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)):
         names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
         what = f"{len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line"
         logger.warning("%s: %s: %s", split.tsv, what, names)

@@ -86,8 +86,7 @@ def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 <
     stamp.clear()
     width = shards[0].features.shape[1]
     lengths = np.concatenate([shard.lengths for shard in shards])
-    chosen = choose_recordings(list(range(len(lengths))), lengths, max_memory // (4 * width), seed)
-    if not chosen:
+    if not (chosen := choose_recordings(list(range(len(lengths))), lengths, max_memory // (4 * width), seed)):
         raise InputError(f"{folder}: no recording of “{split}” has a frame and fits into --max-memory; allow more memory")
     wanted, utterances = set(chosen), (values for shard in shards for values in shard.utterances())
     frames = np.concatenate([values for number, values in enumerate(utterances) if number in wanted])

@@ -35,8 +35,7 @@ def draw(directory, corpus, metadata, vectors):
     labelled = list(zip(corpus.table["emotion"], corpus.table[place].replace("", "elsewhere"), strict=True))
     paths.append(classes(directory / "classes.png", labelled, "" if place == "split" else place))
     several = {c: list(v.values()) for c, v in metadata.items() if len(set(v.values())) > 1}
-    columns = {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}  # and no names
-    if columns:
+    if columns := {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}:  # and no names
         paths.append(demographics(directory / "demographics.png", columns, corpus.known["speaker"].nunique()))
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))

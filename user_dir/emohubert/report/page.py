@@ -41,8 +41,7 @@ def _render(run, stamp):
     import yaml
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    filters = (number, signed, interval, count, cell, spread, by_scores, fingerprint)
-    environment.filters |= {f.__name__: f for f in filters}
+    environment.filters |= {f.__name__: f for f in (number, signed, interval, count, cell, spread, by_scores, fingerprint)}
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)

@@ -8,8 +8,7 @@ from ..core.plotting import COLOURS, MOST_LABELLED, WIDTH, new_figure, save_figu
 def before_after(path, rows, measure):
     """A PNG of each speaker's score before and after, sorted by the gain, the worse ones marked; returns its path. `rows` are those of one
     `measure` in `calibration_files.speaker_table`; speakers whose score is not defined are left out."""
-    scores = [(row[4] - row[3], row[0], row[3], row[4]) for row in rows if np.isfinite(row[3:5]).all()]
-    if not scores:
+    if not (scores := [(row[4] - row[3], row[0], row[3], row[4]) for row in rows if np.isfinite(row[3:5]).all()]):
         return None
     gains, speakers, before, after = zip(*sorted(scores), strict=True)
     before, after, worse, y = np.array(before), np.array(after), np.array(gains) < -1e-9, np.arange(len(gains))

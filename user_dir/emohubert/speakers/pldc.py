@@ -91,9 +91,6 @@ class Calibration:
         return matched(predictions, self.match, target, self.base)
 
 
-# --- fitting ----------------------------------------------------------------------------------------------------------
-
-
 def label_statistics(speakers, labels):
     """Of labels (n, dims), NaN: none: (speakers with several in each dimension, their means and deviations (speakers, 2 × dims), zeros)."""
     import pandas as pd
@@ -135,8 +132,7 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
     kind = "classes" if match == "prior" else "dimensions"
     ids, values, base = class_frequencies(speakers, labels, names) if kind == "classes" else label_statistics(speakers, labels)
     row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
-    kept = [name for name in vectors.ids if name in row]
-    if not kept:
+    if not (kept := [name for name in vectors.ids if name in row]):
         needed = "a label" if kind == "classes" else "two labels"
         raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
     fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
@@ -180,9 +176,6 @@ def _losses_of_predictions(fitted, targets, predictions):
     return after[:, defined], before[defined]
 
 
-# --- one utterance at a time ------------------------------------------------------------------------------------------
-
-
 class RunningSpeaker:
     """A speaker whose utterances come one at a time: each is calibrated by all received so far, itself included."""
 
@@ -207,9 +200,6 @@ def check_calibration(calibration, task, model, where):
     width = calibration.speakers.vectors.shape[1]
     if width != model.pooling.width:
         raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def save(path, calibration):

@@ -57,8 +57,7 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory. Its state (classes and their counts, speakers, those whose labels were learned from, scales of dimensions)
-    is kept in checkpoints as plain values."""
+    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, scales."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -155,9 +154,8 @@ class EmotionFinetuningTask(SpeechTask):
             self.state.merge_state_dict({"training_voices": voices})
 
     def _speaker_features(self, split):
-        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them. A training speaker's
-        are those of the training audio; another speaker's those of the speaker's audio in this split. Without a speaker sidecar everybody
-        is the average training speaker (zero)."""
+        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them: of training speakers in
+        the training audio, of others in this split. Without a speaker sidecar everybody is the average training speaker (zero)."""
         if str(self.model_cfg.head_speaker) != "mfcc":
             return None
         if split.speakers is None:
@@ -183,8 +181,7 @@ class EmotionFinetuningTask(SpeechTask):
         if split.emotions is None:
             raise InputError(f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes")
         table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
-        unknown = next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)
-        if unknown is not None:
+        if (unknown := next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)) is not None:
             what = f"the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt ({', '.join(self.classes)})"
             raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
