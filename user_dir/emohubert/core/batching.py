@@ -2,8 +2,7 @@
 
 import numpy as np
 
-BUCKETS = 50
-"""Equal-count length buckets (Chen & Rudnicky 2023 shuffle within as many)."""
+BUCKETS = 50  # equal-count length buckets (Chen & Rudnicky 2023 shuffle within as many)
 
 
 def by_length(lengths, budget=None, max_utterances=None, multiple=1, rng=None, buckets=BUCKETS):
@@ -42,9 +41,7 @@ def divided(lengths, parts, budget=None, max_utterances=None, multiple=1, rng=No
     batches = by_length(lengths, *limits, multiple, rng)
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
-    if parts == 1:
-        return batches
-    return [part for batch in batches for part in cut(lengths, batch, parts, max_utterances)]
+    return batches if parts == 1 else [part for batch in batches for part in cut(lengths, batch, parts, max_utterances)]
 
 
 def cut(lengths, batch, parts, max_utterances=None):

@@ -61,9 +61,7 @@ class Parser(argparse.ArgumentParser):
     called = None  # how the program was called, where that is not by its path
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("prog", self.called)
-        kwargs.setdefault("formatter_class", _Help)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"prog": self.called, "formatter_class": _Help, **kwargs})
 
     def error(self, message):
         """Say what is wrong with the usage, and exit."""
@@ -106,14 +104,11 @@ class Parser(argparse.ArgumentParser):
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        if action.default in (None, False) or action.required:
-            return action.help
-        return super()._get_help_string(action)
+        return action.help if action.default in (None, False) or action.required else super()._get_help_string(action)
 
 
 def print_problems(report, complete):
-    """The end of a check (a CheckReport or AuditReport): print its notes, allowed leaks and problems; InputError if there are any.
-    `complete`: where all problems are, a phrase for when they are too many to be printed."""
+    """Print the end of a check (CheckReport, AuditReport); InputError if it has problems. `complete`: where all are, if too many."""
     for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {leak.message}" for leak in report.leaks if leak.allowed)):
         print(line)
     problems = report.problems

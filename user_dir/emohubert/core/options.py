@@ -19,7 +19,6 @@ class Registry(dict):
     of the environment variable EMOHUBERT_USER_DIR is imported for what it registers."""
 
     def __init__(self, option):
-        super().__init__()
         self.option = option
 
     def register(self, name):

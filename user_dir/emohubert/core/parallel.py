@@ -21,8 +21,7 @@ def pool(workers):
 
 
 def as_finished(function, jobs, workers=None, budget=None):
-    """Yield `function(job)` for each (job, size) of `jobs`, in the order of finishing, from several threads (default: one a core).
-    `budget`: most size of the jobs that run at once; a larger job runs alone."""
+    """Yield `function(job)` of each (job, size) as threads (default: one a core) end it. `budget`: most size at once; more runs alone."""
     workers = workers or cores()
     waiting, running = deque(jobs), {}
     try:

@@ -19,8 +19,7 @@ STYLE = {
 }  # fmt: skip
 WIDTH = 5.4  # inches
 DPI = 150
-MOST_LABELLED = 40
-"""More bars than this get no names: they are sorted, and the lowest and highest are named."""
+MOST_LABELLED = 40  # more bars than this get no names: they are sorted, and the lowest and highest are named
 
 
 def short(text, most=14):

@@ -19,6 +19,7 @@ from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_co
 
 LEAKS = {"speaker": "speakers", "session": "sessions", "audio": "recordings"}
 """Kinds of leaks, and what is shared."""
+"""Kinds of leaks, and what is shared."""
 _NAMED = 3  # examples in a message
 
 
@@ -102,9 +103,8 @@ def summary(split):
 
 
 def check(directories, label_dirs=(), allow=(), decode=True, workers=4):
-    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport. `label_dirs`: folders with frame labels of
-    the first, or above them. `allow`: leaks that are no failure, a kind or `kind:split`. Without `decode` only headers are read, and audio
-    is compared by its path."""
+    """Check manifest directories, or corpus folders with fold*/ in them; returns a CheckReport. `label_dirs`: folders with, or above, frame
+    labels of the first. `allow`: leaks that are no failure, a kind or `kind:split`. Without `decode`: by headers and paths only."""
     members = [
         Member(given, "" if found == directory else found.name, found, read_corpus(found))
         for given, directory in enumerate({Path(d).resolve(): Path(d) for d in directories}.values())
@@ -174,8 +174,7 @@ def _list_errors(split):
             where = f"{split.where(again[0])}: the {what} {names[again[0]]} is in line {first[names[again[0]]] + 2} already"
             yield f"{where} ({len(again)} such lines); remove them from the list and its sidecars"
             break
-    short = np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)
-    if len(short):
+    if len(short := np.flatnonzero(split.n_samples < RECEPTIVE_FIELD)):
         what = f"{split.n_samples[short[0]]} samples are not enough for a frame ({RECEPTIVE_FIELD})"
         yield f"{split.where(short[0])}: {what}; {len(short)} such lines; remove them"
 

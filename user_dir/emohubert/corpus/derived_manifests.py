@@ -13,8 +13,7 @@ from ..core.parallel import in_threads
 from .audio import locate
 from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, Utterance, manifest_directories, read_split, splits_of, table_lines, write_splits
 
-STAGED = "staged.json"
-"""Says where the manifest directory of a local copy comes from."""
+STAGED = "staged.json"  # says where the manifest directory of a local copy comes from
 
 
 def write_unlabelled(directory, out, parts):

@@ -96,18 +96,14 @@ def _state(f):
 
 def state_hop(folder, hop):
     """Write the hop of the `.km` files of a folder beside them, unless it stands there."""
-    path, content = _hop_file(Path(folder) / "train.km"), {"sample_rate": SAMPLE_RATE, "hop": hop}
+    path, content = Path(folder) / "frames.km.json", {"sample_rate": SAMPLE_RATE, "hop": hop}
     if not path.is_file() or read_json(path) != content:
         write_json(path, content)
 
 
-def _hop_file(path):
-    return path.with_name(f"frames{path.suffix}.json")
-
-
 def _hop(path, counts, n_samples):
     """The label hop, stated or found; InputError if a line does not fit its audio."""
-    stated = _hop_file(path)
+    stated = path.with_name(f"frames{path.suffix}.json")
     if stated.is_file():
         content = read_json(stated)
         hop = next((hop for hop in LABEL_HOPS if content == {"sample_rate": SAMPLE_RATE, "hop": hop}), None)

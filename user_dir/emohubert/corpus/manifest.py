@@ -42,8 +42,6 @@ class Utterance:
 class Strings(Sequence):
     """A list of str that cannot be changed. It is one array: workers that read it share it, where they would copy a list of str."""
 
-    __hash__ = None
-
     def __init__(self, values):
         self._array = np.array(values, dtype=np.dtypes.StringDType())
 
@@ -85,9 +83,7 @@ class Split:
     @property
     def ids(self):
         """The utterances' ids: the column `id` of `.meta.tsv`, or the paths without their endings."""
-        if self.meta and "id" in self.meta:
-            return self.meta["id"]
-        return [_id_of(p) for p in self.paths]
+        return self.meta["id"] if self.meta and "id" in self.meta else [_id_of(p) for p in self.paths]
 
     def audio(self, index):
         """Full path of an utterance's file."""
@@ -117,8 +113,7 @@ def read_column(path):
 
 
 def read_table(path, column=list):
-    """A TSV file with a header, as {name: list of str, or what `column` makes of it}. InputError if it is empty, or columns differ in
-    length or share a name."""
+    """A TSV file with a header: {name: `column` of its texts}. InputError if it is empty, or columns differ in length or share a name."""
     names, *lines = read_column(path) or [""]
     names = names.split("\t")
     if names == [""] and not lines:
@@ -183,8 +178,7 @@ def splits_of(directory):
 def manifest_directories(directory):
     """`directory` itself if it holds splits, and its `fold*` folders that do, in order; InputError if there is none."""
     folds = sorted((d for d in Path(directory).glob("fold*") if d.is_dir()), key=lambda path: natural(path.name))
-    found = [d for d in (Path(directory), *folds) if splits_of(d)]
-    if not found:
+    if not (found := [d for d in (Path(directory), *folds) if splits_of(d)]):
         raise InputError(f"{directory}: holds no {{split}}.tsv, nor does any fold*/ in it; make it with manifests/NAME.py")
     return found
 
@@ -217,12 +211,8 @@ def write_splits(directory, root, splits):
             raise InputError(f"{directory / name}.tsv: the split would be empty; choose other options or look into the corpus folder")
         _write_split(directory, root, name, utterances)
     train = splits.get("train") or next(iter(splits.values()))
-    counted = {
-        "emo": Counter(u.emotion for u in train if u.emotion != NO_EMOTION),
-        "spk": Counter(u.speaker for u in train if u.speaker != UNKNOWN_SPEAKER),
-    }
-    for kind, counts in counted.items():
-        if counts:
+    for kind, symbols, unknown in (("emo", [u.emotion for u in train], NO_EMOTION), ("spk", [u.speaker for u in train], UNKNOWN_SPEAKER)):
+        if counts := Counter(s for s in symbols if s != unknown):
             write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in sorted(counts.items())])
 
 
@@ -256,9 +246,8 @@ def table_lines(names, rows):
 
 
 def write_corpus(directory, corpus, root, folds, everything=None, options=None, scales=None, left_out=None):
-    """Write a whole corpus: one manifest directory, or one per fold, and `corpus.json`. `folds`: name ("": the output folder itself) →
-    {split → list of Utterance}. `everything`: the utterances of `all.*`. `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason
-    → list of paths."""
+    """Write a corpus: one manifest directory, or one per fold, and `corpus.json`. `folds`: name ("": the output folder itself) → {split →
+    list of Utterance}. `everything`: those of `all.*`. `scales`: dimension → {"min": …, "max": …, …}. `left_out`: reason → paths."""
     directory, root = make_folder(directory), Path(root).resolve()
     (directory / "corpus.json").unlink(missing_ok=True)
     for name, splits in folds.items():
@@ -317,18 +306,18 @@ def _column_sidecar(split, suffix):
 def _dimensions(split):
     table = _sidecar(split, "dim")
     for name, column in (table or {}).items():
-        table[name] = np.array([_number(text) for text in column])
+        table[name] = np.array([as_number(text) for text in column])
         if np.isinf(table[name]).any():
             bad = int(np.argmax(np.isinf(table[name])))
             raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)")
     return table
 
 
-def _number(text):
+def as_number(text):
     """A float, infinite where the text is none."""
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         return float("inf")
 
 

@@ -14,7 +14,9 @@ PROTOCOLS = {
     "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
 }
 """Protocols that `protocol_splits` knows."""
+"""Protocols that `protocol_splits` knows."""
 SHARES = np.array([0.6, 0.2, 0.2])
+"""Of train, valid and test in a random split."""
 """Of train, valid and test in a random split."""
 
 
@@ -106,8 +108,7 @@ def _choose_speakers(group, seed, parts):
         order += [((i + start) / len(members), s) for i, s in enumerate(members)]
     order = [s for _, s in sorted(order)]
     size = max(1, round(len(order) / 5))
-    chosen = [set(order[i * size : (i + 1) * size]) for i in range(parts)]
-    return [set(order[parts * size :]), *chosen]
+    return [set(order[parts * size :]), *(set(order[i * size : (i + 1) * size]) for i in range(parts))]
 
 
 def speakers_of(utterances, speakers):

@@ -231,8 +231,7 @@ def _glottal_pulses(f0, jitter, rng):
     """Derivative of Rosenberg's glottal flow (1971, pulse C), as differences of samples against aliasing, and the flow itself (0..1)."""
     cycles = np.cumsum(f0) / SAMPLE_RATE
     per_cycle = rng.standard_normal((2, int(cycles[-1]) + 2))
-    index = cycles.astype(int)
-    cycles = np.cumsum(f0 * (1 + jitter * per_cycle[0][index])) / SAMPLE_RATE
+    cycles = np.cumsum(f0 * (1 + jitter * per_cycle[0][cycles.astype(int)])) / SAMPLE_RATE
     phase = cycles % 1
     opening, closing = 0.42, 0.18
     falling = np.where(phase < opening + closing, np.cos(np.pi / 2 * (phase - opening) / closing), 0)

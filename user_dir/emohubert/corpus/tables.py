@@ -28,8 +28,7 @@ def read_delimited(path):
     if len(lines) < 2:
         raise InputError(f"{path}: lists nothing; the first line must name the columns, one line per utterance must follow")
     columns = lines[0][1]
-    twice = next((name for name, n in Counter(columns).items() if n > 1), None)
-    if twice is not None:
+    if (twice := next((name for name, n in Counter(columns).items() if n > 1), None)) is not None:
         raise InputError(f"{path}:1: the column “{twice}” is there twice; rename one")
     for number, row in lines[1:]:
         if len(row) != len(columns):

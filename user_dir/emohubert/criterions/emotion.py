@@ -165,14 +165,8 @@ class EmotionRegression(_OfUtterances):
     @classmethod
     def scores(cls, size):
         """The CCC of every dimension, and their mean."""
-
-        def found(sums):
-            return metrics.moment_scores(sums.reshape(-1, 6))["ccc"]
-
-        return {
-            "ccc": lambda sums: found(sums).mean(),
-            **{f"ccc_{name}": lambda sums, d=d: found(sums)[d] for d, name in enumerate(cls.names)},
-        }
+        rows = {"ccc": slice(None), **{f"ccc_{name}": row for row, name in enumerate(cls.names)}}
+        return {name: lambda sums, row=row: metrics.moment_scores(sums.reshape(-1, 6)[row])["ccc"].mean() for name, row in rows.items()}
 
 
 def ccc(x, y):
@@ -192,8 +186,7 @@ def gather(x, criterion):
         x = x[:0]
     sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(distributed.get_world_size())]
     distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    most = int(max(sizes))
-    padded = torch.cat([x.detach(), x.new_zeros(most - len(x), *x.shape[1:])])
+    padded = torch.cat([x.detach(), x.new_zeros(int(max(sizes)) - len(x), *x.shape[1:])])
     parts = [torch.zeros_like(padded) for _ in sizes]
     distributed.all_gather(parts, padded)
     parts = [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]

@@ -28,15 +28,15 @@ class MaskedPredictionConfig(FairseqDataclass):
 @register_criterion("masked_prediction", dataclass=MaskedPredictionConfig)
 class MaskedPrediction(FairseqCriterion):
     """The sum over frames; fairseq divides by the sample size, the number of frames with a loss, whatever the number of label sets. Every
-    term is a sum over utterances: the penalty on the features of an utterance counts once per frame with a loss, as in fairseq for a single
-    utterance."""
+    term is a sum over utterances: the penalty on an utterance's features counts once per frame with a loss, as in fairseq for one alone."""
 
     def __init__(self, task, pred_masked_weight=1.0, pred_nomask_weight=0.0, features_pen_weight=10.0, label_weights=None):
         super().__init__(task)
         self.weights = {"masked": pred_masked_weight, "unmasked": pred_nomask_weight}
         self.features_pen_weight = features_pen_weight
         sets = task.label_sets
-        self.unigram = [None if s.counts is None else _log_frequencies(s.counts) for s in sets]
+        counts = [None if s.counts is None else torch.tensor(s.counts, dtype=torch.double).clamp(min=1) for s in sets]
+        self.unigram = [None if c is None else torch.log(c / c.sum()) for c in counts]  # logarithms of how frequent labels are
         self.label_weights = list(label_weights or [1.0] * len(sets))
         if len(self.label_weights) != len(sets):
             raise InputError(f"criterion.label_weights has {len(self.label_weights)} values for {len(sets)} label sets; give one each")
@@ -103,12 +103,6 @@ def _statistics(name, loss, logits, targets):
         f"correct_{name}": ((predicted == targets) & labelled).sum(),
         f"codes_{name}": torch.zeros(logits.size(-1), dtype=torch.double, device=logits.device).index_add_(0, predicted, labelled.double()),
     }
-
-
-def _log_frequencies(counts):
-    """Logarithms of how frequent each label is, (classes,); one that does not occur counts as once."""
-    counts = torch.tensor(counts, dtype=torch.double).clamp(min=1)
-    return torch.log(counts / counts.sum())
 
 
 def _perplexity(counts):

@@ -51,8 +51,7 @@ def make_noise(kind, n, rng):
         spectrum[0] = 0
         return np.fft.irfft(spectrum, size)[:n]
     if kind == "babble":
-        talk = sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in _talkers())
-        return np.resize(talk, n)
+        return np.resize(sum(np.roll(voice, int(rng.integers(len(voice)))) for voice in _talkers()), n)
     raise InputError(f"no noise is called “{kind}”; choose from {', '.join(NOISES)}")
 
 

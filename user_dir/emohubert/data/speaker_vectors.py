@@ -47,8 +47,7 @@ def from_utterances(speakers, embeddings):
 
 
 def standardise(values, training):
-    """Values (n, width) minus the mean, over the standard deviation, of the training speakers' vectors (SpeakerVectors). A dimension that
-    is constant over the training speakers is only centred."""
+    """Values (n, width) minus mean, over standard deviation, of the training SpeakerVectors; a dimension constant there is only centred."""
     std = training.vectors.std(0)
     return (np.asarray(values, dtype=np.float64) - training.vectors.mean(0)) / np.where(std > 0, std, 1.0)
 

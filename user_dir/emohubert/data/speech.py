@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from fairseq.data import FairseqDataset
+from torch.utils.data import default_collate
 
 from ..core.batching import divided
 from ..core.errors import InputError
@@ -14,8 +15,7 @@ from .masking import rng_for
 
 logger = logging.getLogger(__name__)
 
-MOST_HEADERS = 20_000
-"""Audio headers read before training starts; in a larger corpus, as many chosen at random."""
+MOST_HEADERS = 20_000  # audio headers read before training starts; in a larger corpus, as many chosen at random
 
 
 class SpeechDataset(FairseqDataset):
@@ -62,8 +62,7 @@ class SpeechDataset(FairseqDataset):
         self.set_epoch(1)
 
     def check_audio(self):
-        """Read the headers of the audio files (in a very large corpus, of some): InputError for a file that is missing, unreadable,
-        truncated, or of another length than the manifest says."""
+        """Read the headers of the audio files, in a very large corpus of some; InputError as from `Split.check_header`."""
         chosen = self.kept
         if len(chosen) > MOST_HEADERS:
             chosen = np.sort(np.random.default_rng(self.seed).choice(chosen, MOST_HEADERS, replace=False))
@@ -127,13 +126,8 @@ class SpeechDataset(FairseqDataset):
         net_input = {key: torch.nn.utils.rnn.pad_sequence([item[key] for item in items], batch_first=True), "lengths": lengths}
         if "mask" in items[0]:
             net_input["mask_indices"] = pad_frames([item["mask"] for item in items], audio.n_frames(max(lengths)), False)
-        if "channels" in items[0]:
-            net_input["mask_channel_indices"] = torch.from_numpy(np.stack([item["channels"] for item in items]))
-        for name in ("speaker", "voice"):
-            if name in items[0]:
-                net_input[name] = torch.tensor([item[name] for item in items])
-        if "speaker_features" in items[0]:
-            net_input["speaker_features"] = torch.stack([item["speaker_features"] for item in items])
+        others = {"channels": "mask_channel_indices", **{name: name for name in ("speaker", "voice", "speaker_features")}}
+        net_input |= {name: default_collate([item[key] for item in items]) for key, name in others.items() if key in items[0]}
         ids = torch.tensor([item["id"] for item in items])
         return {"id": ids, "nsentences": len(items), "ntokens": sum(lengths), "net_input": net_input}
 

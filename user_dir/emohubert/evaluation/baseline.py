@@ -35,8 +35,7 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
     """
     out = make_folder(out)
     folders = [d for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()]
-    folds = [{name: labelled(d, name, target) for name in (train, test)} for d in folders]
-    if not folds:
+    if not (folds := [{name: labelled(d, name, target) for name in (train, test)} for d in folders]):
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
     features = vectors([split for fold in folds for split in fold.values()], out, checkpoint, layers, workers or cores())
     rows = []

@@ -17,15 +17,14 @@ from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
-MOST_COLOURED = 16
-"""A map colours at most this many groups, the largest ones; the others are grey, and the legend says so."""
-MOST_MAPPED = 2000
-"""A map shows at most this many utterances, drawn with the seed; its title says so."""
+MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
+MOST_MAPPED = 2000  # a map shows at most this many utterances, drawn with the seed; its title says so
 BOOKKEEPING = re.compile(
     r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
 )
 SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
 _GRID = "#E6E6E6"
+_BELOW = {"loc": "outside lower center", "borderaxespad": 0}  # where legends are
 
 
 def file_name(text):
@@ -36,11 +35,6 @@ def file_name(text):
 def style_of(i, **more):
     """Colour and marker of the i-th of several series."""
     return {"color": COLOURS[i % 8], "marker": MARKERS[(i + i // 8) % 8], **more}
-
-
-def _legend(figure, *entries, ncols, **options):
-    """A legend below everything."""
-    figure.legend(*entries, loc="outside lower center", borderaxespad=0, ncols=ncols, **options)
 
 
 def confusion(path, counts, classes):
@@ -80,10 +74,9 @@ def bars(path, values, overall, label):
         axes.barh(np.arange(n), scores, height=0.72 if named else 1.0, color=COLOURS[0], zorder=2)
         shown = range(n) if named else (0, n - 1)
         axes.set_yticks(shown, [short(defined[i][1]) for i in shown])
-        axes.set_ylabel("" if named else f"{n} speakers, sorted")
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(-0.7, max(n, 1) - 0.3)
         highest = max(1.0, scores.max(initial=1.0)) if label.startswith(("UA", "CCC")) else None
+        axes.set(ylabel="" if named else f"{n} speakers, sorted", ylim=(-0.7, max(n, 1) - 0.3))
         axes.set_xlim(min(0.0, 1.1 * scores.min(initial=0.0)), highest)
         if n:
             mean, std = scores.mean(), scores.std()
@@ -93,7 +86,7 @@ def bars(path, values, overall, label):
             axes.axvline(overall, color="black", linestyle="--", linewidth=1.5, label=f"all utterances {overall:.3f}", zorder=3)
         axes.set(xlabel=label, title=f"{label} per speaker" + (f" ({missing} without one)" if missing else ""))
         if axes.get_legend_handles_labels()[0]:
-            _legend(figure, ncols=2)
+            figure.legend(ncols=2, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -123,14 +116,13 @@ def thresholds(path, sweeps):
             axes.grid(color=_GRID)
         panels[0].set_title("Deciding for a class at a threshold")
         panels[-1].set_xlabel("threshold on its probability")
-        _legend(figure, *panels[0].get_legend_handles_labels(), ncols=4)
+        figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_BELOW)
         return save_figure(figure, path)
 
 
 def project(embeddings, method, seed=1):
     """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes). `method` is
-    `pca`, or `tsne` started from it, on one thread, so that a seed gives the same map. The seed also chooses the utterances where there are
-    more than `MOST_MAPPED`."""
+    `pca`, or `tsne` started from it, on one thread, so that a seed, which also chooses among too many utterances, gives the same map."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -147,8 +139,7 @@ def project(embeddings, method, seed=1):
             explained = np.nan_to_num(pca.explained_variance_ratio_)
             return places, chosen, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
         perplexity = min(30.0, (len(points) - 1) / 3)
-        start = places / (places[:, 0].std() or 1.0) * 1e-4
-        tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
+        tsne = TSNE(perplexity=perplexity, init=places / (places[:, 0].std() or 1.0) * 1e-4, random_state=seed, n_jobs=1)
         return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
 
 
@@ -176,7 +167,7 @@ def embedding_map(path, projected, values, name, what="Utterances"):
             if others.any():
                 axes.scatter([], [], s=size, color=GREY, label=f"{len(sizes) - len(largest)} others")
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
-            _legend(figure, ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale)
+            figure.legend(ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale, **_BELOW)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
         axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
         return save_figure(figure, path)
@@ -200,20 +191,17 @@ def changes(path, groups, label, title):
                 axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
                 axes.plot(places, value, **style_of(k, label=short(score, 24), markersize=5, linewidth=1.6))
             axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set_xlim(-0.5, len(conditions) - 0.5)
+            axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel=label if i % columns == 0 else "")
             axes.set_title(short(group, 30), fontsize=10)
             axes.grid(color=_GRID, axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            if i % columns == 0:
-                axes.set_ylabel(label)
         figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
-        _legend(figure, *panels[0, 0].get_legend_handles_labels(), ncols=3)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, **_BELOW)
         return save_figure(figure, path)
 
 
 def training(path, curves):
-    """The curves of `curves.read_training_log` over updates: the loss, then scores of validation data, then other measures, four at most.
-    None in place of the path where there is nothing to draw."""
+    """Curves of `curves.read_training_log` over updates: loss, validation scores, other measures, four at most; None: nothing to draw."""
     names = [n for n in curves if not BOOKKEEPING.match(n)]
     validated = [n for n in names if set(curves[n]) - {"train"}]
     names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]
@@ -237,11 +225,8 @@ def training(path, curves):
         panels[0].set_title("Training")
         panels[-1].set_xlabel("update")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(figure, labels.values(), labels.keys(), ncols=3)
+        figure.legend(labels.values(), labels.keys(), ncols=3, **_BELOW)
         return save_figure(figure, path)
-
-
-# --- of an evaluation -------------------------------------------------------------------------------------------------
 
 
 def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
@@ -250,20 +235,14 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
     directory = make_folder(directory)
     for path in directory.glob("*.png"):
         path.unlink()
-    if isinstance(predictions, ClassPredictions):
-        _draw_classes(directory, predictions, scores)
-    else:
+    if not isinstance(predictions, ClassPredictions):
         _draw_dimensions(directory, predictions, scores)
+    elif scores["n"]:
+        confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
+        bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
+        thresholds(directory / "thresholds.png", sweeps(predictions))
     if embeddings is not None and len(predictions) > 2:
         _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)
-
-
-def _draw_classes(directory, predictions, scores):
-    if not scores["n"]:
-        return
-    confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
-    bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
-    thresholds(directory / "thresholds.png", sweeps(predictions))
 
 
 def _draw_dimensions(directory, predictions, scores):

@@ -6,8 +6,7 @@ processes add up, and a bootstrap over speakers resamples. A score that is not d
 
 import numpy as np
 
-EXACT_SPEAKERS = 14
-"""Up to this many speakers the permutation test enumerates every assignment (2¹⁴) instead of drawing some."""
+EXACT_SPEAKERS = 14  # up to this many speakers the permutation test enumerates every assignment (2¹⁴) instead of drawing some
 LEVEL = 0.95
 """Of confidence intervals."""
 
@@ -150,9 +149,8 @@ def _correlation(xx, yy, xy):
 
 
 def bootstrap(parts, score, repeats=2000, seed=1):
-    """Scores of speakers drawn with replacement: {name: (draws)}. Utterances of one speaker are not independent: resampling them would make
-    intervals too narrow (Bisani & Ney 2004). `parts`: (speakers, …) tables that add up, confusion matrices or moments; `score`: function of
-    summed parts (draws, …) → {name: (draws)}."""
+    """Scores of speakers drawn with replacement: {name: (draws)}; intervals from dependent utterances would be too narrow (Bisani & Ney
+    2004). `parts`: (speakers, …) confusion matrices or moments, which add up; `score`: summed parts (draws, …) → {name: (draws)}."""
     parts = np.asarray(parts, dtype=np.float64)
     return score(np.tensordot(_drawn(np.random.default_rng(seed), len(parts), repeats), parts, axes=1))
 

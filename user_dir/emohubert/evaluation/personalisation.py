@@ -35,8 +35,7 @@ def study(x, targets, speakers, counts=None, seed=1, workers=1):
     numeric = targets.dtype.kind == "f"
     counts = counts or sorted({int(n) for n in np.geomspace(2, len(ids) - 1, 5).round()})
     jobs, z = [(s, n) for s in ids for n in counts], baseline.normalised(x, speakers)
-    run = delayed(_scores)
-    found = (run(x, z, targets, speakers, s, n, [seed, ids.index(s)]) for s, n in jobs)
+    found = (delayed(_scores)(x, z, targets, speakers, s, n, [seed, ids.index(s)]) for s, n in jobs)
     found = progress(Parallel(n_jobs=workers, return_as="generator")(found), "support vector machines", total=len(jobs), unit="× 3")
     scores = {setting: defaultdict(list) for setting in SETTINGS}
     for (s, _), values in zip(jobs, found, strict=True):
@@ -62,11 +61,8 @@ def _scores(x, normalised, targets, speakers, speaker, n, seed):
     others = rng.permutation(sorted(set(speakers) - {speaker}))
     unheard = np.flatnonzero(np.isin(speakers, others[:n]))
     heard = np.concatenate([np.flatnonzero(np.isin(speakers, others[: n - 1])), half])
-    return [_score(z[train], targets[train], z[test], targets[test]) for z, train in ((x, unheard), (normalised, unheard), (x, heard))]
-
-
-def _score(x, y, z, expected):
-    return (ccc if y.dtype.kind == "f" else unweighted_accuracy)(expected, baseline.machine(x, y).predict(z))
+    score, settings = ccc if targets.dtype.kind == "f" else unweighted_accuracy, ((x, unheard), (normalised, unheard), (x, heard))
+    return [score(targets[test], baseline.machine(z[train], targets[train]).predict(z[test])) for z, train in settings]
 
 
 def _correlation(a, b):

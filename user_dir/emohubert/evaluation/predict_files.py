@@ -85,7 +85,14 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
     Yields:
         A FilePrediction for every file, also for one that cannot be predicted; up to a few hundred files out of order (see `in_order`).
     """
-    measure = functools.partial(_measure, _cutter(window, hop, longest))
+    cut = _cutter(window, hop, longest)
+
+    def measure(index, path):
+        try:
+            return FilePrediction(index, path, cut(path, audio.probe(path)))
+        except InputError as error:
+            return FilePrediction(index, path, error=error)
+
     predict = functools.partial(_predict, task, model, in_blocks=window is not None, embeddings=embeddings, speaker=speaker, **options)
     for first in range(0, len(paths), _FILES):
         group, parts = [], 0
@@ -122,14 +129,6 @@ def _cutter(window, hop, longest):
         return windows(n_samples, window, hop)
 
     return cut
-
-
-def _measure(cut, index, path):
-    """The FilePrediction of a file before it is predicted: its spans, or an error."""
-    try:
-        return FilePrediction(index, path, cut(path, audio.probe(path)))
-    except InputError as error:
-        return FilePrediction(index, path, error=error)
 
 
 def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
@@ -197,9 +196,8 @@ def in_order(predictions):
 
 
 def one_by_one(predictions, speaker_of, new_speaker):
-    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order; a window of
-    a time line counts as an utterance. `speaker_of`: path → name of the speaker. `new_speaker`: makes a function, for each speaker, from a
-    part's embedding (width) and values to other values."""
+    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order; windows of
+    a time line are utterances. `speaker_of`: path → speaker. `new_speaker`: makes a speaker's function (embedding, values) → values."""
     speakers, heard = defaultdict(new_speaker), Counter()
     for prediction in predictions:
         if prediction.error is None:

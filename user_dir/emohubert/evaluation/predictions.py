@@ -209,9 +209,6 @@ class Embeddings:
     speakers: list
     values: np.ndarray
 
-    def __len__(self):
-        return len(self.ids)
-
 
 def write_embeddings(path, ids, speakers, values):
     """Write `embeddings.npz` atomically: `ids`, `speakers` (unicode arrays) and `embeddings` (float32, n × d)."""

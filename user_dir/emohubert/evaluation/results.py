@@ -17,8 +17,7 @@ POOLED = ", folds pooled"
 
 
 def read_results(rows, macro_f1=False, over_speakers=False):
-    """`as_systems` of (name, folder with a metrics.json): UA and WA in percent, with `macro_f1` that too, and CCC per dimension, with
-    `over_speakers` also as a mean over speakers."""
+    """`as_systems` of (name, folder with a metrics.json): UA and WA (and macro F1) in percent, CCC per dimension (and over speakers)."""
 
     def scored(name, folder):
         path = Path(folder) / "metrics.json"
@@ -50,6 +49,14 @@ def as_systems(runs):
     return list(systems.values())
 
 
+def by_scores(systems):
+    """Systems in groups with the same scores: list of (names of the scores, systems)."""
+    groups = {}
+    for system in systems:
+        groups.setdefault(tuple(system["scores"]), []).append(system)
+    return list(groups.items())
+
+
 def of_folds(rows):
     """Rows (name, folder with a metrics.json), from rows where a folder may also be the output of tools/run_folds.py. That stands for its
     runs, and, with several folds, for what is pooled over them. InputError for any other folder."""
@@ -68,12 +75,10 @@ def of_folds(rows):
 
 
 def add_losses(systems, pretrained):
-    """`as_systems` with the best validation loss of their pretraining, in bits, as another score; `pretrained`: (name, folder of a
-    training). InputError: no validation loss in a folder's log."""
+    """`as_systems` with the best validation loss of `pretrained`, (name, folder of a training), in bits; InputError: none was logged."""
     for name, folder in pretrained:
         curves = read_training_log(Path(folder) / "hydra_train.log").get("loss", {})
-        losses = [values for split, (_, values) in curves.items() if split != "train"]
-        if not losses:
+        if not (losses := [values for split, (_, values) in curves.items() if split != "train"]):
             raise InputError(f"{folder}/hydra_train.log: no validation loss in it; give the folder of a pretraining with validation")
         for system in (s for s in systems if s["name"] == name):
             system["scores"].setdefault("validation loss", []).append(float(min(losses[0])))
@@ -117,13 +122,12 @@ def read_published(path):
 
 
 def write_results(path, systems, title, notes=(), published=None, more=(), **details):
-    """Write `path.md` and `path.json`; returns the table's lines. `path` is without an ending, `systems` are of `as_systems`; `title`
-    should say the protocol, `notes` are sentences below it, `published` (of `read_published`) gives columns with the paper's numbers,
-    `more` are lines of another table, `details` is what else the JSON file is to hold."""
+    """Write `path.md` and `path.json`; returns the table's lines. `systems`: of `as_systems`; `title`: should say the protocol; `notes`:
+    sentences below it; `published`: of `read_published`, for columns with the paper's numbers; `more`: lines of another table; `details`:
+    what else the JSON file holds."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
-    for kind in dict.fromkeys(tuple(s["scores"]) for s in systems):
-        of_kind = [s for s in systems if tuple(s["scores"]) == kind]
+    for kind, of_kind in by_scores(systems):
         beside = [score for score in kind if any(published.get(s["name"], {}).get(score) for s in of_kind)]
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
         cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]

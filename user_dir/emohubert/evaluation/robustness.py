@@ -22,13 +22,7 @@ from .results import markdown_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
 """Scores of classes and how they are called; for dimensions it is the CCC of each."""
-DEFAULTS = {
-    "snr": (30.0, 20.0, 10.0, 0.0),
-    "t60": (0.3, 0.6, 1.2),
-    "cutoff": (4000.0, 2000.0, 1000.0),
-    "clip": (0.01, 0.1, 0.3),
-    "seconds": (2.0, 1.0, 0.5),
-}
+DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 2000, 1000), "clip": (0.01, 0.1, 0.3), "seconds": (2, 1, 0.5)}
 """Conditions from mild to severe, see `conditions`."""
 
 

@@ -97,14 +97,6 @@ def _check_for_wav2vec1(cfg, pretrained):
             raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")
 
 
-def _make_backbone(config, speakers):
-    """The encoder of a configuration from `resolve_backbone`."""
-    config = {k: v for k, v in config.items() if k != "normalize"}
-    if config.get("_name") == WAV2VEC1:
-        return Wav2Vec1Encoder(config)
-    return SpeakerHubertModel(encoder_config(config), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
-
-
 @register_model("emotion_hubert", dataclass=EmotionHubertConfig)
 class EmotionHubertModel(BaseFairseqModel):
     """A pretrained encoder, a pooling and a head, by an EmotionHubertConfig with `backbone` filled in. `outputs`: classes or dimensions;
@@ -112,8 +104,11 @@ class EmotionHubertModel(BaseFairseqModel):
 
     def __init__(self, cfg, outputs, speakers=(), voices=0):
         super().__init__()
-        self.cfg = cfg
-        self.backbone = _make_backbone(cfg.backbone, speakers)
+        self.cfg, config = cfg, {k: v for k, v in cfg.backbone.items() if k != "normalize"}
+        if config.get("_name") == WAV2VEC1:
+            self.backbone = Wav2Vec1Encoder(config)
+        else:
+            self.backbone = SpeakerHubertModel(encoder_config(config), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
         self.layers = self.backbone.n_layers
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
         self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
@@ -154,9 +149,8 @@ class EmotionHubertModel(BaseFairseqModel):
         return None if self.frame_head is not None or (k == 2 and self.layer_weights is not None) else k
 
     def encode(self, source, lengths, **given):
-        """What the trained part starts from: f = E(x, speaker), or all its layers where they are weighted. Arguments as for `forward`.
-        Returns (features (batch, frames, width), or with `layer_weighting` (batch, frames, layers, width); (batch, frames) bool: those that
-        are pooled)."""
+        """What the trained part starts from, given as for `forward`: (f = E(x, speaker), (batch, frames, width), or with `layer_weighting`
+        all layers, (batch, frames, layers, width); which frames are pooled, (batch, frames) bool)."""
         if self.layer_weights is not None:
             layers, own = self.backbone.layer_features(source, lengths, range(1, self.layers + 1), **given)
             e = self.backbone.vectors_of(given.get("speaker"), len(source), given.get("speaker_vectors"))

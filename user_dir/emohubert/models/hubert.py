@@ -97,9 +97,8 @@ def _group_norm_of_each(norm, x, lengths):
 
 @register_model("speaker_hubert", dataclass=SpeakerHubertConfig)
 class SpeakerHubertModel(HubertModel):
-    """fairseq's HuBERT with speaker conditioning and exact batches, by a SpeakerHubertConfig; parameter names are fairseq's. `task_cfg`:
-    anything with `sample_rate`. `dictionaries`: a FrameLabelSet per label set; empty for an encoder without prediction heads. `speakers`:
-    ids of the speakers in the table."""
+    """fairseq's HuBERT with speaker conditioning and exact batches, by a SpeakerHubertConfig; parameter names are fairseq's. `task_cfg` has
+    `sample_rate`. `dictionaries`: a FrameLabelSet per label set; none: no prediction heads. `speakers`: ids in the order of the table."""
 
     def __init__(self, cfg, task_cfg, dictionaries, speakers=()):
         layers = parse_conv_layers(cfg.conv_feature_layers)
@@ -199,9 +198,8 @@ class SpeakerHubertModel(HubertModel):
         }
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, speaker=None, speaker_vectors=None):
-        """Outputs of several Transformer layers in one pass; arguments as for `forward`. `layers` are 1-based; the last comes without a
-        pre-norm model's final LayerNorm, as from fairseq's `extract_features(output_layer=…)`. Returns ({layer: (batch, frames, width)},
-        (batch, frames) bool: an utterance's own frames)."""
+        """Outputs of Transformer `layers` (1-based) in one pass, otherwise as `forward`: ({layer: (batch, frames, width)}, (batch, frames)
+        bool: own frames). The last is without a pre-norm model's final LayerNorm, as fairseq's `extract_features(output_layer=…)`."""
         z, own, padding = self.convolve(source, lengths)
         x = self.with_masks(self.project(z), mask_indices, mask_channel_indices)
         speaker_conditioning = self.speaker_conditioning
@@ -283,5 +281,4 @@ class SpeakerHubertModel(HubertModel):
 
 def _mean_square(z, own):
     """Mean square of each utterance's own features. z: (batch, channels, frames), own: (batch, frames) → (batch,)."""
-    squares = z.float().pow(2).mean(dim=1) * own
-    return squares.sum(dim=1) / own.sum(dim=1).clamp(min=1)
+    return (z.float().pow(2).mean(dim=1) * own).sum(dim=1) / own.sum(dim=1).clamp(min=1)

@@ -11,8 +11,7 @@ POOLINGS = Registry("model.pooling")
 
 
 class Pooling(nn.Module):
-    """A pooling: `forward(x, own)` takes x (batch, frames, width) and own (batch, frames) bool, True for an utterance's own frames,
-    and returns (batch, `self.width`)."""
+    """A pooling: `forward(x, own)` of x (batch, frames, width) and own (batch, frames) bool, not padding, gives (batch, `self.width`)."""
 
     few_frames = None
     """1: of the frames nothing but the mean counts; 2: nothing but mean and standard deviation. Cached features are then so few frames."""

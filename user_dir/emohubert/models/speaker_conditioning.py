@@ -110,9 +110,8 @@ class Film(SpeakerConditioning):
 
 
 class SpeakerAtHead(nn.Module):
-    """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report). The dense layer starts at
-    zero: training starts at the head without a speaker. With `n_speakers`, vectors are learned, in a table whose row 0 is the unknown
-    speaker, and zero."""
+    """What is known of the speaker, through a dense layer, added to the utterance vector (the CREMA-D report). The layer starts at
+    zero, training at the head without a speaker. With `n_speakers`, vectors are learned; row 0, the unknown speaker's, is zero."""
 
     def __init__(self, width, size, n_speakers=None):
         super().__init__()

@@ -34,8 +34,7 @@ class AverageSpeaker:
     def of(cls, groups, pseudo_count=PSEUDO_COUNT):
         """From the pooled vectors of training speakers, arrays (utterances, width); InputError if none of them has two utterances."""
         groups = [np.asarray(x, dtype=np.float64) for x in groups if len(x)]
-        freedom = sum(len(x) - 1 for x in groups)
-        if not freedom:
+        if not (freedom := sum(len(x) - 1 for x in groups)):
             raise InputError("no training speaker has two utterances to normalise by; give the whole training split, with its speakers")
         variance = sum(((x - x.mean(0)) ** 2).sum(0) for x in groups) / freedom
         return cls(np.mean([x.mean(0) for x in groups], axis=0), variance, pseudo_count)

@@ -90,8 +90,7 @@ class Wav2Vec1Encoder(nn.Module):
         self.alignment = nn.Conv1d(self.width, self.width, kernel_size=4, stride=2)
 
     def start_from(self, pretrained):
-        """Load the weights of a checkpoint; an alignment that it lacks stays random. Returns the LoadReport, also logged. InputError:
-        weights are missing, or have other names or shapes than their architecture."""
+        """Load a checkpoint's weights; an alignment that it lacks stays random. Returns the LoadReport, also logged. InputError: no fit."""
         own, source = self.state_dict(), pretrained.weights
         new = [n for n in own if n.startswith("alignment.") and n not in source]
         wrong = [n for n, w in own.items() if n not in new and (n not in source or source[n].shape != w.shape)]

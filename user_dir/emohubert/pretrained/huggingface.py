@@ -29,14 +29,13 @@ DEFAULTS = {
 """What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
 FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 """Keys whose default is the only value that the encoder honours."""
-_CHOICES = {
+_CHOICES = {  # keys with some supported values: theirs → fairseq's
     "hidden_act": {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"},
     "feat_extract_norm": {"group": "default", "layer": "layer_norm"},
     "conv_bias": {True: True, False: False},
     "do_stable_layer_norm": {True: True, False: False},
     **{name: {DEFAULTS[name]: None} for name in FIXED},
 }
-"""Keys with some supported values: theirs → fairseq's."""
 _SIZES = {
     "hidden_size": "encoder_embed_dim", "num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads",
     "intermediate_size": "encoder_ffn_embed_dim",
@@ -88,8 +87,7 @@ def read_folder(folder):
     if family not in FAMILIES:
         raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
     config = _architecture(path, {**DEFAULTS, **options})
-    file = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
+    if (file := next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)) is None:
         raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
     weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
@@ -143,16 +141,13 @@ def _encoder_weights(path, family, extractor_mode):
     """({fairseq's name: float32 tensor}, names left out)."""
     patterns = [(re.compile(pattern), name) for pattern, name in [*_NAMES, (_CONV_NORM, _CONV_NORMS[extractor_mode])]]
     tensors = _tensors(path)
-    with_head = any(name.startswith(f"{family}.") for name in tensors)
-    prefix = f"{family}." if with_head else ""
+    prefix = f"{family}." if any(name.startswith(f"{family}.") for name in tensors) else ""  # with a head, or without
     weights, left_out = {}, []
     for name, read in tensors.items():
         if not name.startswith(prefix):
             left_out.append(name)
             continue
-        own = name.removeprefix(prefix)
-        renamed = _renamed(own, patterns)
-        if renamed is None:
+        if (renamed := _renamed(name.removeprefix(prefix), patterns)) is None:
             raise InputError(f"{path}: this encoder has no place for the parameter {name}; use a plain HuBERT or wav2vec 2.0")
         tensor = read()
         if not tensor.is_floating_point():
@@ -201,8 +196,7 @@ def _normalisation(folder, extractor_mode):
 
 def write_folder(pretrained, folder, half=False):
     """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads, in float32 or `half` precision.
-    Returns the names of parameters that are left out: prediction heads, speakers. InputError: the encoder sees speakers, or it is one
-    that the format cannot express."""
+    Returns the names of parameters that are left out: heads, speakers. InputError: the format cannot express the encoder or speakers."""
     from safetensors.torch import save
 
     pretrained.require_transformer()
@@ -223,8 +217,7 @@ def write_folder(pretrained, folder, half=False):
     patterns = [(re.compile(pattern), name) for pattern, name in (_inverse(*pair) for pair in [*_NAMES, (_CONV_NORM, norms)])]
     weights, left_out = {}, list(pretrained.left_out)
     for name, tensor in pretrained.weights.items():
-        theirs = _renamed(name, patterns)
-        if theirs is None:
+        if (theirs := _renamed(name, patterns)) is None:
             left_out.append(name)
         else:
             weights[theirs] = (tensor.half() if half else tensor.float()).contiguous()

@@ -20,9 +20,13 @@ def load_file(path):
         raise InputError(f"{path}: {'a folder, not a checkpoint file' if path.is_dir() else 'no such checkpoint'}; correct the path")
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: weights without their architecture; give the folder that also holds its config.json")
+    from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
+
     allow_checkpoint_classes()
+    # what fairseq of 2019, the time of wav2vec 1, kept of running means; rebuilding them runs no code
+    meters = [(meter, f"fairseq.meters.{meter.__name__}") for meter in (AverageMeter, TimeMeter, StopwatchMeter)]
     try:
-        with torch.serialization.safe_globals(_meters()):
+        with torch.serialization.safe_globals(meters):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
@@ -62,11 +66,3 @@ def allow_checkpoint_classes():
     from fairseq.data.dictionary import Dictionary
 
     torch.serialization.add_safe_globals([Dictionary, argparse.Namespace])
-
-
-@functools.cache
-def _meters():
-    """What fairseq of 2019, the time of wav2vec 1, kept of running means in its checkpoints; rebuilding them runs no code."""
-    from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
-
-    return [(meter, f"fairseq.meters.{meter.__name__}") for meter in (AverageMeter, TimeMeter, StopwatchMeter)]

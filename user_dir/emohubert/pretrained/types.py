@@ -94,8 +94,7 @@ def mismatch(wrong, own, source):
 
 
 def parse_layers(text, name="conv_feature_layers"):
-    """The (channels, kernel, stride) of `[(512,10,5)] + [(512,3,2)] * 4`, which fairseq evaluates, without evaluating it. InputError:
-    anything else; `name` is that of the option."""
+    """Each (channels, kernel, stride) of `[(512,10,5)] + [(512,3,2)] * 4`, not evaluated. InputError, for an option `name`: other text."""
     triple = r"\(\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)"
     layers = []
     for term in text.split("+"):
@@ -107,8 +106,7 @@ def parse_layers(text, name="conv_feature_layers"):
 
 
 def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
-    """Read the convolutions of `conv_feature_layers`, as `parse_layers` does. InputError: anything else, or convolutions that do not give a
-    frame of `window` samples every `hop`."""
+    """`parse_layers` of `conv_feature_layers`; InputError also where these do not give a frame of `window` samples every `hop`."""
     layers = parse_layers(text)
     found_window, found_hop = 1, 1
     for _, kernel, stride in layers:

@@ -19,9 +19,8 @@ ENCODER = ("feature_extractor.", "feature_aggregator.", "alignment.")  # what ma
 
 
 def read_config(options, path):
-    """The architecture of a wav2vec 1, a dict of plain values, from the options of fairseq's model or of an emotion model's backbone. Its
-    `encoder_embed_dim` is the width that is masked, as in HuBERT's. InputError: an option has a value whose results the encoder would not
-    reproduce."""
+    """The architecture of a wav2vec 1, a dict of plain values, from the options of fairseq's model or of an emotion model's backbone; its
+    `encoder_embed_dim` is the width that is masked, as in HuBERT's. InputError: an option whose results the encoder would not reproduce."""
     defaults = Wav2VecConfig()  # older checkpoints lack what came later
     values = {name: getattr(defaults, name) if options.get(name) is None else options[name] for name in (*_PARTS, *_ONLY)}
     values = {name: getattr(value, "value", value) for name, value in values.items()}

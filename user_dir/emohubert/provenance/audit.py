@@ -67,10 +67,8 @@ def check_allowed(item):
     if item == f"audio:{SELECTION}":
         raise ValueError("a checkpoint that was chosen by the evaluated recordings is never allowed")
     if item not in (*BUNDLES, UNKNOWN) and (kind not in LEAKS or (colon and where not in MEANING and not role_of_split(where))):
-        known, more = (
-            ", ".join((*BUNDLES, UNKNOWN, *LEAKS)),
-            f"a role ({', '.join(MEANING)}), or an evaluated split, as in speaker:test_seen",
-        )
+        known = ", ".join((*BUNDLES, UNKNOWN, *LEAKS))
+        more = f"a role ({', '.join(MEANING)}), or an evaluated split, as in speaker:test_seen"
         raise ValueError(f"“{item}” is not one of {known}, the last three alone or with {more}")
 
 

@@ -89,8 +89,7 @@ def beside(path):
 
 def write(path, role, split=None, indices=None, sources=(), **facts):
     """Write a record, unless exactly this one is there; returns its path. `path`: of the record, or a folder, where a name with the
-    fingerprint in it is chosen. `split`: a `manifest.Split`, or None for a record without utterances. `indices`: which utterances of it, in
-    order. `facts`: JSON values."""
+    fingerprint in it is chosen. `split`: a `manifest.Split`, or None: no utterances; `indices`: which, in order; `facts`: JSON values."""
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
         return _write(path, facts, [], role)
@@ -149,7 +148,9 @@ def read(path):
 
 def write_training(cfg, task):
     """Record every split that a training has loaded, in `checkpoint.save_dir` (`cfg`: fairseq's, `task`: with its datasets)."""
-    sources = [source("checkpoint", path) for path in _started_from(cfg)]
+    begun = [cfg.model.get("init_from"), cfg.checkpoint.get("finetune_from_model"), cfg.checkpoint.get("continue_once")]
+    begun += [cfg.checkpoint.restore_file] * (cfg.checkpoint.restore_file != "checkpoint_last.pt")  # the training's own
+    sources = [source("checkpoint", path) for path in dict.fromkeys(str(shipped(path)) for path in begun if path)]
     sources += [source("labels", folder) for folder in task.label_folders]
     scheduler = (cfg.get("lr_scheduler") or {}).get("_name")
     facts = {
@@ -163,17 +164,8 @@ def write_training(cfg, task):
         write(cfg.checkpoint.save_dir, roles.get(name, WATCHED), dataset.split, dataset.seen, sources, **facts)
 
 
-def _started_from(cfg):
-    """Checkpoints that weights come from, other than the training's own."""
-    found = [cfg.model.get("init_from"), cfg.checkpoint.get("finetune_from_model"), cfg.checkpoint.get("continue_once")]
-    if cfg.checkpoint.restore_file != "checkpoint_last.pt":
-        found.append(cfg.checkpoint.restore_file)
-    return list(dict.fromkeys(str(shipped(path)) for path in found if path))
-
-
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):
-    """Record what was predicted by a checkpoint, as `predictions.seen`: utterances `ids` of the split, in its order. `vectors`: file of
-    embeddings of new speakers, or None."""
+    """Record utterances `ids` of a split, predicted by a checkpoint, as `predictions.seen`; `vectors`: file of new speakers, or None."""
     sources = [source("checkpoint", checkpoint), *([source("vectors", vectors)] if vectors else [])]
     return write(Path(folder) / f"predictions{SUFFIX}", EVALUATION, split, _indices(split, ids), sources)
 
@@ -186,8 +178,7 @@ def _indices(split, ids):
 def write_calibration(folder, predictions, split, ids, used):
     """Record the training utterances `ids` that a file of predictions was calibrated with, as `calibration.seen`. `used`: other files of
     evaluations that were used: embeddings, predictions of training speakers."""
-    folders = [path.parent for path in map(Path, (predictions, *used))]
-    sources = [source("predictions", folder) for folder in dict.fromkeys(folders)]
+    sources = [source("predictions", folder) for folder in dict.fromkeys(Path(path).parent for path in (predictions, *used))]
     return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)
 
 

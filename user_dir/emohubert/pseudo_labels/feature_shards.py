@@ -31,8 +31,7 @@ def shard_path(folder, split, rank, nshard, ending):
 
 class FeatureShard:
     """A shard on disk, checked: the `path` of its `.npy`, `features` (frames, width) float32, memory-mapped, `lengths`, the frames of each
-    utterance, and a `description` of the features, None if the file does not come from us. InputError where a file is missing, damaged, or
-    does not belong to the other."""
+    utterance, and a `description` of the features, None in others' files. InputError: a file is missing, damaged, or of another shard."""
 
     def __init__(self, folder, split, rank, nshard):
         self.path = reading = shard_path(folder, split, rank, nshard, "npy")

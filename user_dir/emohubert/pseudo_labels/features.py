@@ -95,8 +95,7 @@ class MfccFeatures:
         path, total = split.audio(piece.utterance), int(split.n_samples[piece.utterance])
         for first in range(0, piece.last, self._chunk):
             last = min(first + self._chunk, piece.last)
-            whole = (first, last) == (0, piece.last)
-            stop = total if whole else (last - 1) * self.hop + audio.RECEPTIVE_FIELD
+            stop = total if (first, last) == (0, piece.last) else (last - 1) * self.hop + audio.RECEPTIVE_FIELD
             waveform = torch.from_numpy(audio.read(path, first * self.hop, stop, total))
             parts.append(torchaudio.compliance.kaldi.mfcc(waveform[None], sample_frequency=audio.SAMPLE_RATE, use_energy=False))
         cepstra = torch.cat(parts).T  # (13, frames)
@@ -107,9 +106,8 @@ class MfccFeatures:
 
 class EncoderFeatures:
     """Layers (1-based) of a pretrained encoder, a FrozenEncoder, 50 frames a second: what fairseq's `dump_hubert_feature.py` gives for each.
-    `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone. `workers`: threads that read audio, and on a
-    CPU run the model; default: one for each core. `max_chunk_seconds`: longer recordings are cut. `padded`: padded batches instead of one
-    piece per thread; by default on a GPU only."""
+    `batch_seconds`: audio in the model at once, padding counted; a longer piece goes alone. `workers`: threads (default: one a core) that
+    read and on a CPU run the model. `max_chunk_seconds`: longer recordings are cut. `padded`: in batches (default: on a GPU only)."""
 
     hop = audio.HOP
 
@@ -158,9 +156,7 @@ class EncoderFeatures:
 
     def _forward(self, split, batch, waveforms, layers):
         lengths = [len(w) for w in waveforms]
-        source = torch.zeros(len(batch), max(lengths))
-        for row, waveform in zip(source, waveforms, strict=True):
-            row[: len(waveform)] = torch.from_numpy(waveform)
+        source = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waveforms], batch_first=True)
         speakers = [split.speakers[p.utterance] for p in batch] if split.speakers else None
         with autocast(self.encoder.device, self.precision):
             features, _ = self.encoder.features(source, lengths, sorted(layers.values()), speakers)

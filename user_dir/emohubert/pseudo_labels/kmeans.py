@@ -46,8 +46,7 @@ class Assigner:
             return nearest
         margin = scores.scatter_(1, nearest[:, None], float("inf")).amin(1) - best
         limit = self._rounding * (norms * self._radius + self._offset)
-        close = torch.nonzero(~(margin > limit))[:, 0]
-        if len(close):
+        if len(close := torch.nonzero(~(margin > limit))[:, 0]):
             scores[close, nearest[close]] = best[close]
             rows, candidates = torch.nonzero(~(scores[close] > (best + limit)[close][:, None]), as_tuple=True)
             nearest[close] = self._compare_exactly(block[close].double(), rows, candidates)
@@ -163,8 +162,7 @@ def _fill_empty(data, centroids, labels, sums):
     distances = data.distances(centroids, labels)
     farthest = iter(torch.argsort(distances, descending=True, stable=True).tolist())
     for cluster in empty:
-        row = next((r for r in farthest if sizes[labels[r]] > 1 and distances[r] > 0), None)
-        if row is None:
+        if (row := next((r for r in farthest if sizes[labels[r]] > 1 and distances[r] > 0), None)) is None:
             raise InputError(f"fewer than {len(centroids)} distinct frames; ask for fewer clusters or give more audio")
         frame = data.take(torch.tensor([row]))[0].double()
         sums[labels[row]] -= frame

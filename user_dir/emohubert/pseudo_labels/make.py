@@ -89,8 +89,6 @@ class LabelMaker:
                 self._make_pieces(s, size)
         logger.info("pseudo-labels: %d sets of %s in %.1f s", len(self.sets), ", ".join(self.splits), time.perf_counter() - start)
 
-    # --- what is to be made -------------------------------------------------------------------------------------------
-
     def _set(self, name, clusters, settings, model=None):
         folder = make_folder(self.out / name / f"km{clusters}")
         for unfinished in folder.glob(".*.tmp"):
@@ -131,8 +129,6 @@ class LabelMaker:
             logger.info(what, len(chosen), len(split), split.name, int(frames[chosen].sum()), int(frames.sum()))
         return chosen
 
-    # --- fitting ------------------------------------------------------------------------------------------------------
-
     def _fit(self):
         wanting = []
         for s in self.sets:
@@ -168,8 +164,6 @@ class LabelMaker:
         self._memory = {name: np.empty((int(frames.sum()), self.features.widths[name]), dtype=np.float32) for name in sorted(names)}
         durations = collect(self.features, split, self.sample, self._memory)
         work_through(durations, f"{split.name}: features to fit on", split.n_samples[self.sample])
-
-    # --- labelling ----------------------------------------------------------------------------------------------------
 
     def _label_settings(self, s, split):
         return {"fit": s.fit_stamp.settings, "audio": self._audio[split.name], **self.features.settings}
@@ -222,8 +216,6 @@ class LabelMaker:
         rest = np.array([i for i in window[audible] if i not in known], dtype=np.int64)
         yield from self.features.extract(split, rest, lambda piece, features: label(piece.utterance, piece.first, features), names)
 
-    # --- acoustic pieces ----------------------------------------------------------------------------------------------
-
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
@@ -258,7 +250,6 @@ class LabelMaker:
 def _split_names(directory, splits):
     if splits:
         return list(dict.fromkeys(splits))
-    names = [s for s in splits_of(directory) if s in ("train", "valid", "test")]
-    if not names:
+    if not (names := [s for s in splits_of(directory) if s in ("train", "valid", "test")]):
         raise InputError(f"{directory}: holds none of train.tsv, valid.tsv and test.tsv; name the splits with --splits")
     return names

@@ -20,6 +20,7 @@ each smoothed over 5 frames, and its change from 5 frames before to 5 frames aft
 
 import math
 
+import numpy as np
 import torch
 
 from ..corpus import audio
@@ -52,8 +53,7 @@ def descriptors(waveform):
 
 def _of_windows(windows):
     hann = torch.hann_window(_WINDOW, periodic=False)
-    centred = windows - windows.mean(1, keepdim=True)
-    power = torch.fft.rfft(centred * hann, n=_FFT).abs().square()  # (frames, bins)
+    power = torch.fft.rfft((windows - windows.mean(1, keepdim=True)) * hann, n=_FFT).abs().square()  # (frames, bins)
     hertz = torch.arange(power.size(1)) * (audio.SAMPLE_RATE / _FFT)
     decibels = 10 * torch.log10(power + _FLOOR)
 
@@ -103,9 +103,9 @@ def features(waveform, absolute=False):
     x = descriptors(waveform)
     relative = x[:, 0] - x[:, 0].quantile(0.9)
     f0 = torch.where(relative > _SILENCE, x[:, 1], 0)
-    voiced = f0.nonzero()[:, 0]
-    if len(voiced):
-        f0 = _interpolated(f0, voiced) - (_REFERENCE if absolute else f0[voiced].median())
+    if len(voiced := f0.nonzero()[:, 0]):
+        between = np.interp(np.arange(len(f0)), voiced, f0[voiced])  # constant before the first voiced frame and after the last
+        f0 = torch.from_numpy(between).float() - (_REFERENCE if absolute else f0[voiced].median())
     x[:, 0] = x[:, 0] - _FULL_SCALE if absolute else relative.clamp(min=-60)
     x[:, 1] = f0.clamp(-2, 2) if absolute else f0.clamp(-1, 1)
     smooth = _extended(x, 2).unfold(0, 5, 1).mean(2)
@@ -116,16 +116,6 @@ def features(waveform, absolute=False):
 def _extended(x, frames):
     """The first and the last row repeated."""
     return torch.cat([x[:1].expand(frames, -1), x, x[-1:].expand(frames, -1)])
-
-
-def _interpolated(f0, voiced):
-    """F0 linear between voiced frames (their indices: `voiced`) and constant outside them."""
-    at = torch.arange(len(f0))
-    after = torch.searchsorted(voiced, at).clamp(max=len(voiced) - 1)
-    before = (torch.searchsorted(voiced, at, right=True) - 1).clamp(min=0)
-    start, end = voiced[before], voiced[after]
-    share = torch.where(end > start, (at - start) / (end - start).clamp(min=1), 0)
-    return f0[start] + share * (f0[end] - f0[start])
 
 
 class ProsodyFeatures(MfccFeatures):

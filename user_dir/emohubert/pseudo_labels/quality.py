@@ -75,8 +75,7 @@ def association(counts):
     their cluster (`majority`: if there were one cluster); the normalised mutual information is I / mean(H(cluster), H(class));
     `mutual_information` and `entropy` (of the classes) are in bits."""
     counts = np.asarray(counts)
-    total = counts.sum()
-    if not total:
+    if not (total := counts.sum()):
         return dict.fromkeys(("purity", "majority", "mutual_information", "entropy", "nmi"))
     clusters, classes = entropy(counts.sum(1), base=2), entropy(counts.sum(0), base=2)
     information = max(float(mutual_info_score(None, None, contingency=counts)), 0.0) / np.log(2)

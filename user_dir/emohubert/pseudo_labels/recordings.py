@@ -22,24 +22,21 @@ def audio_fingerprint(split, indices=None):
             size, changed = audio.locate(split.audio(i)).stat()
         except OSError as error:
             raise InputError(f"{split.audio(i)}: no such audio file; restore it or remove it from {split.tsv}") from error
-        speaker = split.speakers[i] if split.speakers else None
-        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, speaker])
+        rows.append([split.paths[i], int(split.n_samples[i]), size, changed, split.speakers[i] if split.speakers else None])
     return fingerprint(rows)
 
 
 def warn_of_short(split, hop):
     """Log which recordings are under one frame."""
-    short = np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)
-    if len(short):
+    if len(short := np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)):
         names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
         what = f"{len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line"
         logger.warning("%s: %s: %s", split.tsv, what, names)
 
 
 def choose_recordings(names, frames, budget, seed):
-    """Recordings to fit on: all if their frames are within the budget, otherwise a random part that is. The choice and its order depend on
-    the names (such as paths) and the seed only, not on the order of the recordings. Those without frames are left out. Returns a list of
-    indices, ordered by name."""
+    """Recordings to fit on, a list of indices, ordered by name: all with frames if these are within the budget, otherwise a random part.
+    The choice and its order depend on the names (such as paths) and the seed only, not on the order of the recordings."""
     ordered = sorted(np.flatnonzero(frames).tolist(), key=lambda i: (names[i], i))
     if frames.sum() <= budget:
         return ordered

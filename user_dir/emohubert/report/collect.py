@@ -28,13 +28,12 @@ SYSTEMS = {"systems": [{"name": str, "setting?": [str], "scores": {"*": [NUMBER]
 COMPARISON = {"tests": {"*": dict}, "left_out": dict}
 _CHANGE = {"value": NUMBER, "change": NUMBER, "change_ci": (list, float)}
 _ROBUSTNESS = {"conditions": [{"name": str, "scores": {"*": _CHANGE}}]}
-_FILES = {
+_FILES = {  # name of a file → attribute of RunFolder that holds it, and its shape
     r"corpus\.json": ("corpora", dict),
     r"check_manifest.*\.json": ("checks", _CHECK),
     r"audit\.json": ("audits", _AUDIT),
     r"(results|comparison|robustness|summary)\.json": ("results", (dict, list)),
 }
-"""Name of a file → attribute of RunFolder that holds it, and its shape."""
 
 
 @dataclass
@@ -97,8 +96,7 @@ class TrainingFolder:
 @dataclass
 class RunFolder:
     """What was found below a run's folder, in natural order of the paths; names are paths relative to it. `corpora`, `checks`, `audits` and
-    `results` are name → content of the files in `_FILES`; `unread` is name → why it could not be read, `inputs` name → SHA-256 of
-    everything that was read."""
+    `results` are name → content of the files in `_FILES`, `unread` name → why it was not read, `inputs` name → SHA-256 of what was."""
 
     folder: Path
     evaluations: list = field(default_factory=list)

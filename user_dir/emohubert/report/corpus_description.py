@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -86,15 +87,6 @@ def _numbers(values):
     return {s: "" if v == "" else int(float(v)) if float(v).is_integer() else float(v) for s, v in values.items()}
 
 
-def _counts(column):
-    return {value: int(n) for value, n in column.value_counts().sort_index().items()}
-
-
-def _split_counts(column):
-    """Of a column of `places`, in which an utterance may be in several splits; in the order of the splits."""
-    return {name: int(n) for name, n in column[column != ""].str.split("+").explode().value_counts(sort=False).items()}
-
-
 def speaker_table(corpus, metadata):
     """A row for each known speaker: utterances, seconds, utterances of each class (`n_CLASS`), means of dimensions, metadata."""
     groups, classes = corpus.known.groupby("speaker"), pd.crosstab(corpus.known["speaker"], corpus.known["emotion"]).add_prefix("n_")
@@ -117,14 +109,15 @@ def summary(corpus, metadata):
     """Counts of the whole corpus, JSON values with a `title`, as reports show them."""
     table, seconds = corpus.table, corpus.table["seconds"]
     known = {name: Counter("unknown" if v == "" else str(v) for v in values.values()) for name, values in metadata.items()}
+    found = {place: (names.split("+") for names in table[place] if names) for place in corpus.places}  # an utterance may be in several
     lengths = seconds.agg({"shortest": "min", "median": "median", "longest": "max"}).round(3)
     return {
         "title": f"The corpus {corpus.name}",
         "utterances": len(table),
         "hours": round(float(seconds.sum()) / 3600, 4),
         "seconds": lengths.to_dict(),
-        "classes": _counts(table["emotion"]),
-        "splits": {place: _split_counts(table[place]) for place in corpus.places},
+        "classes": dict(sorted(Counter(table["emotion"]).items())),
+        "splits": {place: Counter(chain.from_iterable(splits)) for place, splits in found.items()},
         "speakers": corpus.known["speaker"].nunique(),
         "utterances of unknown speakers": len(table) - len(corpus.known),
         **{f"speakers by {name}": dict(sorted(counts.items())) for name, counts in known.items() if len(counts) <= MOST_VALUES},

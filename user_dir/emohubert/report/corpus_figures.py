@@ -35,8 +35,7 @@ def draw(directory, corpus, metadata, vectors):
     labelled = list(zip(corpus.table["emotion"], corpus.table[place].replace("", "elsewhere"), strict=True))
     paths.append(classes(directory / "classes.png", labelled, "" if place == "split" else place))
     several = {c: list(v.values()) for c, v in metadata.items() if len(set(v.values())) > 1}
-    columns = {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}  # and no names
-    if columns:
+    if columns := {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}:  # and no names
         paths.append(demographics(directory / "demographics.png", columns, corpus.known["speaker"].nunique()))
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
@@ -66,8 +65,7 @@ def lengths(path, seconds):
         low, median, high = np.percentile(seconds, [5, 50, 95])
         axes.axvline(median, color="black", linestyle="--", linewidth=1.5, label=f"median {median:.2f} s")
         axes.axvspan(low, high, color=COLOURS[1], alpha=0.25, linewidth=0, zorder=0, label=f"nine in ten: {low:.2f}–{high:.2f} s")
-        axes.set(xlabel="seconds", ylabel="utterances")
-        axes.set_title(f"Length of {len(seconds)} clips, {seconds.sum() / 3600:.2f} hours")
+        axes.set(xlabel="seconds", ylabel="utterances", title=f"Length of {len(seconds)} clips, {seconds.sum() / 3600:.2f} hours")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(shown) < len(seconds):
             axes.plot([], [], " ", label=f"not shown: {len(seconds) - len(shown)} longer, up to {seconds.max():.2f} s")
@@ -92,9 +90,8 @@ def classes(path, labelled, fold=""):
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
-        axes.set(xlabel="utterances")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_title(f"Classes of {len(labelled)} utterances" + (f", splits of {fold}" if fold else ""))
+        axes.set(xlabel="utterances", title=f"Classes of {len(labelled)} utterances" + (f", splits of {fold}" if fold else ""))
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=columns)
         return save_figure(figure, path)
 

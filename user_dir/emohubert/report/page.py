@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
 from ..evaluation.metrics import class_scores
-from ..evaluation.results import spread
+from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
 from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
@@ -14,8 +14,7 @@ from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-MOST_PICTURES = 30 * 2**20
-"""Bytes of figures in a page; figures beyond are named instead."""
+MOST_PICTURES = 30 * 2**20  # bytes of figures in a page; figures beyond are named instead
 FACTS = """task._name task.data task.labels task.target model._name model.init_from model.speaker_position model.pooling model.head
 model.freeze criterion._name optimization.lr optimization.max_update optimization.max_epoch checkpoint.best_checkpoint_metric common.seed"""
 """Keys of a configuration that are shown unfolded."""
@@ -28,8 +27,7 @@ def write(folder, overwrite=False):
     path = run.folder / REPORT
     folders = {*(e.folder for e in run.evaluations), *((run.folder / name).parent for name in run.results)}
     pictures = sorted((str(p), sha256(p)) for folder in folders for p in _pictures(folder))
-    sources = [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]
-    stamp = fingerprint([run.inputs, run.unread, pictures, sources])
+    stamp = fingerprint([run.inputs, run.unread, pictures, [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]])
     if not overwrite and path.is_file() and f'content="{stamp}"' in path.read_text(encoding="utf-8", errors="replace")[:4000]:
         return path, run, False
     make_folder(run.folder)
@@ -43,8 +41,7 @@ def _render(run, stamp):
     import yaml
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
-    filters = (number, signed, interval, count, cell, spread, systems.by_scores, fingerprint)
-    environment.filters |= {f.__name__: f for f in filters}
+    environment.filters |= {f.__name__: f for f in (number, signed, interval, count, cell, spread, by_scores, fingerprint)}
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)

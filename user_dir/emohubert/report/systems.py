@@ -4,7 +4,7 @@ import math
 import re
 
 from ..evaluation.metrics import mean_std
-from ..evaluation.results import OVER_SPEAKERS, as_systems
+from ..evaluation.results import OVER_SPEAKERS, as_systems, by_scores
 from .collect import SYSTEMS, fits
 
 SETTINGS = ("seen", "transductive", "inductive", "adapted", "calibrated")
@@ -24,14 +24,6 @@ def compared(run):
     ]
     systems = as_systems((*about, {score: value for score, (value, _) in headline.items()}) for *about, headline in runs)
     return [{"systems": systems}] if systems else []
-
-
-def by_scores(systems):
-    """Systems in groups with the same scores: list of (names of the scores, systems)."""
-    groups = {}
-    for system in systems:
-        groups.setdefault(tuple(system["scores"]), []).append(system)
-    return list(groups.items())
 
 
 def plots(run, systems):

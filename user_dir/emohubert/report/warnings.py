@@ -11,8 +11,7 @@ from .table_cells import count, number
 
 LEVELS = ("problem", "warning", "note")
 FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
-UNIGRAM_MARGIN = 0.05
-"""By how many bits per frame a masked-prediction loss must be below the labels' unigram entropy."""
+UNIGRAM_MARGIN = 0.05  # by how many bits per frame a masked-prediction loss must be below the labels' unigram entropy
 
 
 @dataclass(frozen=True)

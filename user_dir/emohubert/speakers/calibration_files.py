@@ -67,8 +67,7 @@ def predictions_of_training(path, predictions, split):
 
 def fit(split, embeddings, predictions, match, k=None, known=None, always=False, where="training embeddings"):
     """(Calibration, Guard) for a model from its training split, with `.spk` and `.dim` or `.emo`, and Embeddings of (at least) that split, of
-    the file `where`. Of the predictions, which are to be calibrated, only what they are of is used. `known`: of `predictions_of_training`;
-    the rest as for `pldc.fit`."""
+    the file `where`, for predictions of this kind. `known`: of `predictions_of_training`; the rest as for `pldc.fit`."""
     names = names_of(predictions)
     if (match == "prior") != isinstance(predictions, ClassPredictions):
         kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
@@ -92,9 +91,8 @@ def calibrate(calibration, vectors, predictions):
 
 def save(directory, calibration, guard, embeddings, predictions, split=None, repeats=2000, seed=1, where="embeddings", origin=None):
     """Calibrate predictions by what `fit` returned, evaluate before and after, and write FILES and figures to a folder; returns the content
-    of `calibration.json`. `embeddings`: those of the predicted utterances, of the file `where`. `split`: the manifest split of the
-    predictions, for its metadata columns. `repeats`, `seed`: of the bootstrap over speakers. `origin`: see `origin_of`; goes into both
-    files of scores."""
+    of `calibration.json`. `embeddings`: those of the predicted utterances, of the file `where`. `split`: that of the predictions, for its
+    metadata columns. `repeats`, `seed`: of the bootstrap over speakers. `origin`: see `origin_of`; goes into both files of scores."""
     vectors, origin = vectors_of(embeddings, predictions.ids, predictions.speakers, where), origin or {}
     speakers, width = set(predictions.speakers) - {UNKNOWN_SPEAKER}, calibration.speakers.vectors.shape[1]
     if without := sorted(speakers - set(vectors.ids)):
@@ -154,9 +152,6 @@ def origin_of(predictions):
     path = Path(predictions).with_name("metrics.json")
     known = read_json(path) if path.is_file() else {}
     return {key: known[key] for key in _ORIGIN if key in known}
-
-
-# --- both kinds of predictions ----------------------------------------------------------------------------------------
 
 
 def names_of(predictions):

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-_DECIMALS = 12
-"""Similarities are compared after rounding, so that the order of summation cannot decide between equals."""
+_DECIMALS = 12  # similarities are compared after rounding, so that the order of summation cannot decide between equals
 
 
 def cosine(vectors, training):

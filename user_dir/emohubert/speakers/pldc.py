@@ -29,8 +29,7 @@ from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
 from ..speakers import MATCHES
 from .neighbours import cosine, numbers_of_neighbours, ranking
 
-_CONSTANT = 1e-7
-"""Predictions that vary by less than this share of their mean, the resolution of float32, are constant."""
+_CONSTANT = 1e-7  # predictions that vary by less than this share of their mean, the resolution of float32, are constant
 
 
 def matched(predictions, match, target, base=None):
@@ -92,12 +91,8 @@ class Calibration:
         return matched(predictions, self.match, target, self.base)
 
 
-# --- fitting ----------------------------------------------------------------------------------------------------------
-
-
 def label_statistics(speakers, labels):
-    """Of labels (n, dims), NaN where there is none: (ids of speakers with two or more in every dimension, their means and standard
-    deviations (speakers, 2 × dims), π₀ (dims), zero here)."""
+    """Of labels (n, dims), NaN: none: (speakers with several in each dimension, their means and deviations (speakers, 2 × dims), zeros)."""
     import pandas as pd
 
     groups = pd.DataFrame(labels).groupby(np.asarray(speakers))
@@ -137,8 +132,7 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
     kind = "classes" if match == "prior" else "dimensions"
     ids, values, base = class_frequencies(speakers, labels, names) if kind == "classes" else label_statistics(speakers, labels)
     row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
-    kept = [name for name in vectors.ids if name in row]
-    if not kept:
+    if not (kept := [name for name in vectors.ids if name in row]):
         needed = "a label" if kind == "classes" else "two labels"
         raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
     fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
@@ -148,10 +142,11 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
     order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
     losses, usual = _losses_of_predictions(fitted, targets, predictions) if predictions else _losses_of_labels(fitted, targets)
-    gain, best = _leave_one_out(losses, usual)
+    rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
+    gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
     error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
     guard = Guard("predictions" if predictions else "labels", float(gain.mean()) if len(gain) else 0.0, float(error), len(gain))
-    return replace(fitted, k=k or ks[best], applied=always or guard.helps), guard
+    return replace(fitted, k=k or ks[losses.sum(1).round(12).argmin()], applied=always or guard.helps), guard
 
 
 def _losses_of_labels(fitted, targets):
@@ -181,17 +176,6 @@ def _losses_of_predictions(fitted, targets, predictions):
     return after[:, defined], before[defined]
 
 
-def _leave_one_out(losses, usual):
-    """Gains of speakers over `usual` (speakers), each with the k that is best for all others, and the index of the best k for all.
-    `losses`: (ks, speakers); sums are rounded, so that equals are equal."""
-    rest = (losses.sum(1, keepdims=True) - losses).round(12)
-    gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
-    return gain, int(losses.sum(1).round(12).argmin())
-
-
-# --- one utterance at a time ------------------------------------------------------------------------------------------
-
-
 class RunningSpeaker:
     """A speaker whose utterances come one at a time: each is calibrated by all received so far, itself included."""
 
@@ -216,9 +200,6 @@ def check_calibration(calibration, task, model, where):
     width = calibration.speakers.vectors.shape[1]
     if width != model.pooling.width:
         raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def save(path, calibration):

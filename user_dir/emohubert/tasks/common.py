@@ -44,11 +44,9 @@ class SpeechTask(FairseqTask):
 
     def get_batch_iterator(self, dataset, *args, num_shards=1, epoch=1, **options):
         """fairseq's iterator; what an update learns from depends neither on the number of processes nor on accumulation. Every batch is
-        divided among processes and passes of `optimization.update_freq` (see `batching.divided`) and the parts stay together; fairseq would
-        shuffle them, and by their number."""
+        divided among processes and passes of `optimization.update_freq` (see `batching.divided`), and the parts are not shuffled."""
         update_freq = self.cfg.update_freq
-        passes = update_freq[min(epoch, len(update_freq)) - 1] if dataset.training else 1
-        dataset.parts = num_shards * passes
+        dataset.parts = num_shards * (update_freq[min(epoch, len(update_freq)) - 1] if dataset.training else 1)
         iterator = super().get_batch_iterator(dataset, *args, num_shards=num_shards, epoch=epoch, **options)
         iterator.disable_shuffling, iterator.shuffle = True, False
         return iterator

@@ -57,8 +57,7 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory. Its state (classes and their counts, speakers, those whose labels were learned from, scales of dimensions)
-    is kept in checkpoints as plain values."""
+    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, scales."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -155,9 +154,8 @@ class EmotionFinetuningTask(SpeechTask):
             self.state.merge_state_dict({"training_voices": voices})
 
     def _speaker_features(self, split):
-        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them. A training speaker's
-        are those of the training audio; another speaker's those of the speaker's audio in this split. Without a speaker sidecar everybody
-        is the average training speaker (zero)."""
+        """Scaled mean MFCCs of each utterance's speaker, float32 (n, 13), or None where the head does not use them: of training speakers in
+        the training audio, of others in this split. Without a speaker sidecar everybody is the average training speaker (zero)."""
         if str(self.model_cfg.head_speaker) != "mfcc":
             return None
         if split.speakers is None:
@@ -169,8 +167,7 @@ class EmotionFinetuningTask(SpeechTask):
         if len(new):
             found = _mfcc_vectors(split, new)
             rows |= dict(zip(found.ids, standardise(found.vectors, training), strict=True))
-        nobody = np.zeros(MFCC_COEFFICIENTS)
-        return np.stack([rows.get(s, nobody) for s in split.speakers]).astype(np.float32)
+        return np.stack([rows.get(s, np.zeros(MFCC_COEFFICIENTS)) for s in split.speakers]).astype(np.float32)
 
     def targets(self, split):
         """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value. InputError: the
@@ -184,22 +181,19 @@ class EmotionFinetuningTask(SpeechTask):
         if split.emotions is None:
             raise InputError(f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes")
         table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
-        unknown = next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)
-        if unknown is not None:
+        if (unknown := next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)) is not None:
             what = f"the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt ({', '.join(self.classes)})"
             raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
-
-    def _augmentation(self):
-        """What `task.augment_*` asks for; None for nothing."""
-        options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
-        return Augmentation(**options, prefix="task.augment_") or None
 
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
         cfg = self.model_cfg
         width = cfg.backbone["encoder_embed_dim"]
+        if training:
+            options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
+            transform = Augmentation(**options, prefix="task.augment_") or None
         return UtteranceLabelledSpeech(
             split,
             self.targets(split) if targets is None else targets,
@@ -212,7 +206,7 @@ class EmotionFinetuningTask(SpeechTask):
             max_samples=self.cfg.max_sample_size if training else None,
             min_samples=self.cfg.min_sample_size if training else RECEPTIVE_FIELD,
             speaker_features=self._speaker_features(split),
-            transform=self._augmentation() if training else transform,
+            transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
         )
 

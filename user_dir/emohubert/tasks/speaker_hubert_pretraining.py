@@ -38,14 +38,6 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     update_freq: List[int] = II("optimization.update_freq")
 
 
-def label_file(label_dir, name, file):
-    """A file of a label set: `file` is "train.{}" or "dict.{}.txt"; `name` an ending, or a folder in `label_dir` (see `task.labels`)."""
-    folder = Path(label_dir)
-    if (folder / name).is_dir():
-        return folder / name / file.format("km")
-    return folder / file.format(name)
-
-
 @register_task("speaker_hubert_pretraining", dataclass=SpeakerHubertPretrainingConfig)
 class SpeakerHubertPretrainingTask(SpeechTask):
     """Reads a manifest directory and label files. Its state (labels' symbols, speakers) is kept in checkpoints as plain lists."""
@@ -69,7 +61,9 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         return list(dict.fromkeys(self._label_file(s.name, "dict.{}.txt").parent for s in self.label_sets))
 
     def _label_file(self, name, file):
-        return label_file(self.cfg.label_dir or self.cfg.data, name, file)
+        """A file of a label set: `file` is "train.{}" or "dict.{}.txt"; `name` an ending, or a folder (see `task.labels`)."""
+        folder = Path(self.cfg.label_dir or self.cfg.data)
+        return folder / name / file.format("km") if (folder / name).is_dir() else folder / file.format(name)
 
     def _read_label_dictionaries(self):
         if not self.cfg.labels:

@@ -31,8 +31,7 @@ def selection(state):
     """How far a checkpoint (from `load_state`) was trained and why it was kept: `epoch`, `update`, and `selected`, a phrase for reports."""
     cfg, extra = OmegaConf.create(state["cfg"], flags={"allow_objects": True}), state.get("extra_state") or {}
     position = extra.get("train_iterator") or {}
-    done = position.get("iterations_in_epoch", 0) == 0
-    epoch = position.get("epoch", 1) - done
+    epoch = position.get("epoch", 1) - (position.get("iterations_in_epoch", 0) == 0)
     updates = (state.get("optimizer_history") or [{}])[-1].get("num_updates")
     metric, value, best = cfg.checkpoint.best_checkpoint_metric, extra.get("val_loss"), extra.get("best")
     if value is None:

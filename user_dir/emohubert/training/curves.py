@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
+from ..corpus.manifest import as_number
 
 
 def read_training_config(path):
-    """The configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; of a resumed training, the last; {} without one.
-    InputError: the file cannot be read."""
+    """The (last) configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; {} without one. InputError: unreadable."""
     import yaml
 
     written = [line for line in _lines(path) if "[fairseq_cli.train][INFO] - {" in line]
@@ -77,14 +77,6 @@ def _log_row(line):
         stats = dict(part.rsplit(" ", 1) for part in found[2].strip().split(" | ") if " " in part)
     else:
         return None
-    values = {name: number for name, text in stats.items() if (number := _to_number(text)) is not None}
+    values = {name: number for name, text in stats.items() if np.isfinite(number := as_number(text))}
     update = values.pop("num_updates", None)
     return None if update is None else (split, int(update), values)
-
-
-def _to_number(text):
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return None
-    return value if np.isfinite(value) else None

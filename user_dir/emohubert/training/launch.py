@@ -158,13 +158,9 @@ class _Progress:
             self._draw(loss)
         elif self.done > before and time.monotonic() - self.told > _SECONDS:
             self.told = time.monotonic()
-            logger.info("%s: update %d%s, loss %s", self.folder, self.done, self._of_all(), loss)
-
-    def _of_all(self):
-        if not self.total:
-            return ""
-        seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
-        return f" of {self.total} ({seconds / 60:.0f} min left)"
+            seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
+            of_all = f" of {self.total} ({seconds / 60:.0f} min left)" if self.total else ""
+            logger.info("%s: update %d%s, loss %s", self.folder, self.done, of_all, loss)
 
     def _draw(self, loss):
         if self.bar is None:

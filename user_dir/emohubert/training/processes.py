@@ -88,9 +88,6 @@ def first_alone(function):
     return result
 
 
-# --- starting ----------------------------------------------------------------------------------------------------------
-
-
 @exit_on_input_error
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
@@ -155,8 +152,7 @@ def _run(here, cfg, main, kwargs):
 
 
 def _say_failure(here, error):
-    """Print an exception; the process that failed first has the last word, as others' failures follow from its own, and launchers, which
-    count seconds, would take one of those for the cause."""
+    """Print an exception. Others than the first process to fail wait: launchers, which count seconds, would take theirs for the cause."""
     try:
         first = here.rank if _store is None else int(_store.compare_set("failed", "", str(here.rank)))
     except RuntimeError:  # the store has gone with the process that failed first
@@ -180,9 +176,6 @@ def _end_now(status):
     sys.stderr.flush()
     logging.shutdown()
     os._exit(status)
-
-
-# --- running -----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -227,8 +220,7 @@ def count_hang_from_now():
 
 
 def _within_bounds(train, cfg, trainer, task, epoch_itr):
-    """An epoch: the first says how many updates there will be, for `launch` and for a `schedule`; a training that starts again after its
-    last update ends, where fairseq would make one more before it looks."""
+    """An epoch. The first says how many updates there will be, for `launch` and a `schedule`. After the last, fairseq would go on."""
     done, settings = trainer.get_num_updates(), cfg.optimization
     if 0 < settings.max_update <= done:
         logger.info("trained already: %d updates, optimization.max_update=%d", done, settings.max_update)
