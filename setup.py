@@ -46,6 +46,7 @@ setup(
         "Jinja2>=3.1",
         "joblib>=1.3.2",
         "matplotlib>=3.9",
+        "npy-append-array>=0.9.16",
         "numpy>=2.2",
         "omegaconf>=2.3,<2.4",
         "pandas>=2.2",

@@ -27,7 +27,7 @@ fi
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-packages=(torch torchaudio fairseq hydra jinja2 joblib matplotlib numpy omegaconf pandas safetensors scipy sentencepiece sklearn
+packages=(torch torchaudio fairseq hydra jinja2 joblib matplotlib npy_append_array numpy omegaconf pandas safetensors scipy sentencepiece sklearn
     soundfile tensorboard threadpoolctl tqdm yaml)
 
 say() { printf '%s\n' "$*" >&2; }

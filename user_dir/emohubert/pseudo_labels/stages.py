@@ -5,6 +5,7 @@ Each stage reads fairseq's files and writes files that fairseq's scripts read: e
 
 import contextlib
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +60,24 @@ def _write_features(features, split, indices, stamps):
     frames = audio.n_frames(split.n_samples[indices], features.hop)
     width = sum(features.widths[kind] for kind in stamps)
     with contextlib.ExitStack() as stack:
-        files = {kind: stack.enter_context(atomic(stamp.files[0], "wb")) for kind, stamp in stamps.items()}
-        for kind, f in files.items():
-            shape = (int(frames.sum()), features.widths[kind])
-            np.lib.format.write_array_header_2_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        files = {kind: stack.enter_context(_appending(stamp.files[0])) for kind, stamp in stamps.items()}
         for window in windows(frames, max(_WINDOW_BYTES // (4 * width), 1)):
             arrays = {kind: np.empty((frames[window].sum(), features.widths[kind]), dtype=np.float32) for kind in stamps}
             yield from collect(features, split, indices[window], arrays)
             for kind, values in arrays.items():
-                files[kind].write(values.data)
+                files[kind].append(values)
+
+
+@contextlib.contextmanager
+def _appending(path):
+    """An NpyAppendArray whose file gets its name when it is whole."""
+    from npy_append_array import NpyAppendArray
+
+    with atomic(path, "wb") as f:
+        with NpyAppendArray(f.name, delete_if_exists=True) as array:
+            yield array
+        with open(f.name, "rb") as written:
+            os.fsync(written.fileno())
 
 
 def learn_kmeans(folder, split, nshard, path, clusters, seed=1, max_memory=512 << 20, joblib=None, overwrite=False):
