@@ -21,6 +21,36 @@ from emohubert.corpus import build, synthetic
 from emohubert.corpus.manifest import Utterance
 from emohubert.corpus.protocols import balanced_folds
 
+DIMENSIONS = ("arousal", "valence", "dominance")
+CENTRES = {"angry": (0.80, 0.20, 0.75), "happy": (0.72, 0.80, 0.60), "neutral": (0.45, 0.52, 0.50), "sad": (0.22, 0.25, 0.28)}
+"""Class → its typical (arousal, valence, dominance). An emotion belongs to the class of the nearest centre."""
+CLASSES = tuple(CENTRES)
+
+
+def traits(voice):
+    """Pitch and vocal-tract length on scales of about ±1 over adult voices: what listeners hear first."""
+    return np.array([np.log2(voice.f0 / 155) / 0.55, (voice.tract - 1.085) / 0.085])
+
+
+def class_of(emotion):
+    """The class whose centre is nearest to an (arousal, valence, dominance) triple."""
+    return min(CLASSES, key=lambda name: np.sum((np.asarray(emotion) - CENTRES[name]) ** 2))
+
+
+def draw_emotion(name, rng, spread=0.09):
+    """A random (arousal, valence, dominance) within the region of a class."""
+    while True:
+        emotion = np.clip(rng.normal(CENTRES[name], spread), 0.02, 0.98)
+        if class_of(emotion) == name:
+            return emotion
+
+
+def listener_bias(voices, seed):
+    """How far ratings of each voice lie from what it shows: (speakers, 3), within ±1; similar voices are misjudged in similar ways."""
+    angles = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(DIMENSIONS))
+    directions = np.stack([np.cos(angles), np.sin(angles)])  # (traits, dimensions)
+    return np.tanh(1.5 * np.stack([traits(v) for v in voices]) @ directions)
+
 
 def plan(args):
     """What will be said: list of (path, voice, class, emotion, seconds, random stream)."""
@@ -28,8 +58,8 @@ def plan(args):
     for i, voice in enumerate(synthetic.draw_voices(args.speakers, args.seed)):
         rng = np.random.default_rng([args.seed, 3, i])
         for j in range(args.utterances):
-            name = synthetic.CLASSES[j % len(synthetic.CLASSES)]
-            emotion = np.round(synthetic.draw_emotion(name, rng), 6)
+            name = CLASSES[j % len(CLASSES)]
+            emotion = np.round(draw_emotion(name, rng), 6)
             seconds = round(float(rng.uniform(*args.seconds)), 3)
             utterances.append((f"{voice.id}/{voice.id}_{name}_{j + 1:03d}.flac", voice, name, emotion, seconds, [args.seed, 4, i, j]))
     return utterances
@@ -75,8 +105,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.speakers < 8:
         raise InputError(f"--speakers {args.speakers}: give 8 or more")
-    if args.utterances < len(synthetic.CLASSES):
-        raise InputError(f"--utterances {args.utterances}: give {len(synthetic.CLASSES)} or more, so that every class is spoken")
+    if args.utterances < len(CLASSES):
+        raise InputError(f"--utterances {args.utterances}: give {len(CLASSES)} or more, so that every class is spoken")
     if not 0.3 <= args.seconds[0] <= args.seconds[1] <= 60:
         raise InputError(f"--seconds {args.seconds[0]} {args.seconds[1]}: give MIN and MAX with 0.3 <= MIN <= MAX <= 60")
     if not 0 <= args.label_shift <= 1:
@@ -85,17 +115,17 @@ def main(argv=None):
     utterances = plan(args)
     generate(args, utterances)
     voices = list({u[1].id: u[1] for u in utterances}.values())
-    bias = dict(zip([v.id for v in voices], args.label_shift * synthetic.listener_bias(voices, args.seed), strict=True))
+    bias = dict(zip([v.id for v in voices], args.label_shift * listener_bias(voices, args.seed), strict=True))
     entries = []
     for path, voice, name, emotion, _, _ in utterances:
         rated = np.clip(emotion + bias[voice.id], 0, 1)
-        meta = {"sex": voice.sex, **{f"shown_{d}": f"{x:.6g}" for d, x in zip(synthetic.DIMENSIONS, emotion, strict=True)}}
-        dimensions = {d: round(float(x), 6) for d, x in zip(synthetic.DIMENSIONS, rated, strict=True)}
+        meta = {"sex": voice.sex, **{f"shown_{d}": f"{x:.6g}" for d, x in zip(DIMENSIONS, emotion, strict=True)}}
+        dimensions = {d: round(float(x), 6) for d, x in zip(DIMENSIONS, rated, strict=True)}
         entries.append(Utterance(path, 0, voice.id, name, dimensions, meta if args.label_shift else {"sex": voice.sex}))
     folds = None
     if args.protocol == "folds":
         folds = balanced_folds({v.id: v.sex for v in voices}, args.folds, args.seed)
-    build.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in synthetic.DIMENSIONS})
+    build.write_protocol(args, "synthetic", entries, folds, scales={d: {"min": 0, "max": 1} for d in DIMENSIONS})
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
 from emohubert.speakers import MATCHES, calibration_files, pldc
-from emohubert.speakers.neighbours import cosine, ranking
-from emohubert.speakers.pldc import RunningSpeaker, class_frequencies, fit, label_statistics, matched
+from emohubert.speakers.pldc import RunningSpeaker, class_frequencies, cosine, fit, label_statistics, matched, ranking
 
 CLASSES = ["angry", "happy", "sad"]
 

@@ -13,12 +13,14 @@ from corpus import make_labels
 from scripts import run
 from training import MICRO, train
 
+from emohubert.core import programs
 from emohubert.corpus import synthetic
 from emohubert.corpus.audio import SAMPLE_RATE
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation.predictions import read_predictions
 
 TABLES = DATA / "crema_d_metadata"
+SCRIPT = programs.load("manifests", "synthetic")
 ACTORS = range(1001, 1019)
 CLIPS = ("IEO_ANG_LO", "IEO_ANG_HI", "IEO_SAD_LO", "ITS_HAP_XX", "ITS_NEU_XX", "TAI_FEA_XX")
 SHOWN = {"ANG": "angry", "HAP": "happy", "NEU": "neutral", "SAD": "sad", "FEA": "angry"}  # the synthesiser has four emotions
@@ -41,7 +43,7 @@ def release(tmp_path_factory):
         for j, clip in enumerate(CLIPS):
             name, rng = f"{actor}_{clip}.wav", np.random.default_rng([i, j])
             assert name in official
-            emotion = synthetic.draw_emotion(SHOWN[clip.split("_")[1]], rng)
+            emotion = SCRIPT.draw_emotion(SHOWN[clip.split("_")[1]], rng)
             wave = synthetic.synthesise(voice, emotion, 0.6, lexicon, rng)
             soundfile.write(folder / "AudioWAV" / name, wave, SAMPLE_RATE)
     return folder

@@ -12,7 +12,7 @@ from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import Split, read_split
 from emohubert.data import speaker_vectors
 from emohubert.data.speaker_vectors import SpeakerVectors, from_utterances, mfcc_means, standardise
-from emohubert.speakers.neighbours import cosine
+from emohubert.speakers.pldc import cosine
 
 
 def test_mean_over_utterances():

@@ -17,9 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from emohubert.core import programs
 from emohubert.core.errors import InputError
 from emohubert.corpus import synthetic
 
+SCRIPT = programs.load("manifests", "synthetic")
 LEXICON = synthetic.draw_lexicon(5)
 
 
@@ -55,9 +57,9 @@ def corpus():
     rows = []
     for i, voice in enumerate(synthetic.draw_voices(8, 3)):
         for j in range(16):
-            name = synthetic.CLASSES[j % 4]
+            name = SCRIPT.CLASSES[j % 4]
             rng = np.random.default_rng([i, j])
-            wave = synthetic.synthesise(voice, synthetic.draw_emotion(name, rng), 2.0, LEXICON, rng)
+            wave = synthetic.synthesise(voice, SCRIPT.draw_emotion(name, rng), 2.0, LEXICON, rng)
             rows.append((measures(wave), name, voice.id))
     features, classes, speakers = zip(*rows, strict=True)
     return np.array(features), np.array(classes), np.array(speakers)
@@ -152,10 +154,10 @@ def test_arousal_raises_pitch_energy_and_high_frequencies_step_by_step():
 
 
 @settings(max_examples=50, deadline=None)
-@given(name=st.sampled_from(synthetic.CLASSES), seed=st.integers(0, 10**6))
+@given(name=st.sampled_from(SCRIPT.CLASSES), seed=st.integers(0, 10**6))
 def test_classes_are_regions(name, seed):
-    emotion = synthetic.draw_emotion(name, np.random.default_rng(seed))
-    assert synthetic.class_of(emotion) == name and ((emotion >= 0) & (emotion <= 1)).all()
+    emotion = SCRIPT.draw_emotion(name, np.random.default_rng(seed))
+    assert SCRIPT.class_of(emotion) == name and ((emotion >= 0) & (emotion <= 1)).all()
 
 
 @pytest.mark.parametrize("n", [8, 9, 12, 40])
@@ -163,7 +165,7 @@ def test_voices_differ_and_are_half_women(n):
     voices = synthetic.draw_voices(n, 7)
     assert len({v.id for v in voices}) == n
     assert sum(v.sex == "female" for v in voices) == -(-n // 2)
-    traits = np.stack([v.traits() for v in voices])
+    traits = np.stack([SCRIPT.traits(v) for v in voices])
     distances = np.linalg.norm(traits[:, None] - traits[None], axis=-1) + np.eye(n)
     assert distances.min() > 0.01 and np.abs(traits).max() < 2
     assert max(v.f0 for v in voices if v.sex == "male") < min(v.f0 for v in voices if v.sex == "female")
@@ -188,9 +190,9 @@ def test_speakers_are_recognised(corpus):
 @pytest.mark.parametrize("seed", range(5))
 def test_listeners_misjudge_similar_voices_in_similar_ways(seed):
     voices = synthetic.draw_voices(30, seed)
-    bias = synthetic.listener_bias(voices, seed)
+    bias = SCRIPT.listener_bias(voices, seed)
     assert bias.shape == (30, 3) and np.abs(bias).max() <= 1 and bias.std(axis=0).max() > 0.3
-    traits = np.stack([v.traits() for v in voices])
+    traits = np.stack([SCRIPT.traits(v) for v in voices])
     pairs = np.triu_indices(30, 1)
     distance = np.linalg.norm(traits[:, None] - traits[None], axis=-1)[pairs]
     difference = np.linalg.norm(bias[:, None] - bias[None], axis=-1)[pairs]

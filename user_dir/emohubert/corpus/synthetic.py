@@ -15,10 +15,6 @@ from .audio import SAMPLE_RATE
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""
-DIMENSIONS = ("arousal", "valence", "dominance")
-CENTRES = {"angry": (0.80, 0.20, 0.75), "happy": (0.72, 0.80, 0.60), "neutral": (0.45, 0.52, 0.50), "sad": (0.22, 0.25, 0.28)}
-"""Class → its typical (arousal, valence, dominance). An emotion belongs to the class of the nearest centre."""
-CLASSES = tuple(CENTRES)
 
 _HOP = 128  # the filter changes every 8 ms
 _FFT = 1024  # a frame of 16 ms and 48 ms for the resonators to ring out
@@ -61,10 +57,6 @@ class Voice:
     level: float  # dB
     expressiveness: float  # factor on everything that emotion changes
 
-    def traits(self):
-        """Pitch and vocal-tract length on scales of about ±1 over adult voices: what listeners hear first."""
-        return np.array([np.log2(self.f0 / 155) / 0.55, (self.tract - 1.085) / 0.085])
-
 
 def draw_voices(n, seed):
     """`n` voices, women and men in turn; pitches are spread over the range of each sex, so that no two coincide."""
@@ -93,26 +85,6 @@ def draw_voices(n, seed):
             )
         )
     return voices
-
-
-def class_of(emotion):
-    """The class whose centre is nearest to an (arousal, valence, dominance) triple."""
-    return min(CLASSES, key=lambda name: np.sum((np.asarray(emotion) - CENTRES[name]) ** 2))
-
-
-def draw_emotion(name, rng, spread=0.09):
-    """A random (arousal, valence, dominance) within the region of a class."""
-    while True:
-        emotion = np.clip(rng.normal(CENTRES[name], spread), 0.02, 0.98)
-        if class_of(emotion) == name:
-            return emotion
-
-
-def listener_bias(voices, seed):
-    """How far ratings of each voice lie from what it shows: (speakers, 3), within ±1; similar voices are misjudged in similar ways."""
-    angles = np.random.default_rng([seed, 1]).uniform(0, 2 * np.pi, len(DIMENSIONS))
-    directions = np.stack([np.cos(angles), np.sin(angles)])  # (traits, dimensions)
-    return np.tanh(1.5 * np.stack([v.traits() for v in voices]) @ directions)
 
 
 def draw_lexicon(seed, words=48):

@@ -61,8 +61,7 @@ def _talkers():
     from ..corpus import synthetic
 
     rng, lexicon = np.random.default_rng(0), synthetic.draw_lexicon(0)
-    calm = synthetic.CENTRES["neutral"]
-    voices = [synthetic.synthesise(v, calm, _BABBLE_SECONDS, lexicon, rng) for v in synthetic.draw_voices(_BABBLE_VOICES, 0)]
+    voices = [synthetic.synthesise(v, (0.45, 0.52, 0.50), _BABBLE_SECONDS, lexicon, rng) for v in synthetic.draw_voices(_BABBLE_VOICES, 0)]
     return np.stack([voice / math.sqrt(power(voice)) for voice in voices]).astype(np.float64)
 
 

@@ -27,7 +27,6 @@ from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
 from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
 from ..speakers import MATCHES
-from .neighbours import cosine, numbers_of_neighbours, ranking
 
 _CONSTANT = 1e-7  # predictions that vary by less than this share of their mean, the resolution of float32, are constant
 
@@ -46,6 +45,10 @@ def matched(predictions, match, target, base=None):
     if match != "mean":
         deviation = deviation / np.where(constant, 1.0, std) * target_std
     return deviation + (mean if match == "std" else target_mean)
+
+
+_DECIMALS = 12
+"""Similarities are compared after rounding, so that the order of summation cannot decide between equals."""
 
 
 @dataclass(frozen=True)
@@ -221,3 +224,31 @@ def load(path):
     if not whole or found.k < 1 or not np.isfinite(values).all() or not np.isfinite(base).all():
         raise InputError(f"{path}: the calibration is incomplete; make it again with tools/calibrate.py")
     return found
+
+
+def cosine(vectors, training):
+    """Cosine similarities (n, speakers) of vectors (n, width) with training vectors (speakers, width); 0 with a zero vector."""
+
+    def unit(x):
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+
+    return np.clip(unit(vectors) @ unit(training).T, -1.0, 1.0)
+
+
+def ranking(similarities, leave_one_out=False):
+    """Columns of similarities (n, speakers) by falling value, equals in their order: (n, speakers). With `leave_one_out` rows are the same
+    speakers as columns, and nobody is similar to themselves: (n, speakers − 1)."""
+    similarities = np.round(similarities, _DECIMALS)
+    if leave_one_out:
+        np.fill_diagonal(similarities, -np.inf)
+    return np.argsort(-similarities, axis=1, kind="stable")[:, : similarities.shape[1] - leave_one_out]
+
+
+def numbers_of_neighbours(most):
+    """Values of k to try: 1, 2, 3, 4, then each half as many again, up to all `most`; the largest first."""
+    ks, k = [], 1
+    while k < most:
+        ks.append(k)
+        k = max(k + 1, int(k * 1.5))
+    return [most, *reversed(ks)]

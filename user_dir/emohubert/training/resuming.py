@@ -45,51 +45,40 @@ def check(state, path):
         raise InputError(f"{path}: not a checkpoint that fairseq wrote; give one that it did")
     if _trainer is None:
         return
-    task_state, own = state.get("task_state") or {}, getattr(_trainer.task, "state", None)
+    task_state, own = state.get("task_state") or {}, _trainer.task.state
     if Path(path).resolve().parent != Path(_trainer.cfg.checkpoint.save_dir).resolve():
-        if own is not None and "training_speakers" in task_state:
+        if "training_speakers" in task_state:
             own.merge_state_dict({"earlier_speakers": earlier_speakers(getattr(own, "earlier_speakers", ()), task_state)})
         return
-    before, now = ({**_flat(cfg), **{f"the task's {k}": v for k, v in s.items()}} for cfg, s in _sides(state, task_state, own))
+    before = _fixed(OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True}), task_state)
+    now = _fixed(_trainer.cfg, own.state_dict)
     changed = [name for name in now if name in before and before[name] != now[name] and not _moved(name, before[name], now[name])]
     if changed:
         more = f" ({len(changed)} differences in all)" if len(changed) > 1 else ""
-        what = f"{changed[0]} was {_short(before[changed[0]])} and is now {_short(now[changed[0]])}{more}"
+        what = f"{changed[0]} was {before[changed[0]]:.80} and is now {now[changed[0]]:.80}{more}"
         raise InputError(f"{path}: is of a training with other settings: {what}; use those to go on, {_AGAIN}")
 
 
-def _sides(state, task_state, own):
-    """(configuration, state of the task) before and now, each as fairseq has them."""
-    yield OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True}), task_state
-    yield _trainer.cfg, own.state_dict if own is not None else {}
-
-
-def _flat(cfg):
-    """{name: value} of what is fixed in a configuration."""
-    found = {}
+def _fixed(cfg, task_state):
+    """{name: value} of what is fixed in a configuration, and of a task's state."""
+    found = {f"the task's {name}": value for name, value in task_state.items()}
     for name in _FIXED:
         value = OmegaConf.select(cfg, name)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True, enum_to_str=True)
         found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return {name: None if value is None else str(value) for name, value in found.items() if name not in _FREE}
+    return {name: str(value) for name, value in found.items() if name not in _FREE}
 
 
 def _moved(name, before, now):
     """Whether a path only leads elsewhere to the same file, or to the same label files."""
-    if name not in ("task.label_dir", "model.init_from") or None in (before, now):
-        return False
-    return not Path(before).exists() or _content(Path(before)) == _content(Path(now))
+    paths = Path(before), Path(now)
+    return name in ("task.label_dir", "model.init_from") and (not paths[0].exists() or _content(paths[0]) == _content(paths[1]))
 
 
 def _content(path):
     files = [path] if path.is_file() else sorted(path.rglob("*.km"))
     return [(file.name, sha256(file)) for file in files]
-
-
-def _short(value):
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def earlier_speakers(known, task_state):
