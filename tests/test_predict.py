@@ -420,3 +420,24 @@ def test_the_pipeline_of_transformers_says_the_same(corpus, tmp_path, capsys):
     assert figures["files"] == 6 and figures["spread"] > 0.01
     assert figures["pipeline"]["1"]["max_difference"] < 1e-5
     assert figures["pipeline"]["1"]["ratio"] == pytest.approx(figures["pipeline"]["1"]["seconds"] / figures["ours"])
+
+
+def test_the_model_in_the_package_predicts_without_a_checkpoint(tmp_path, capsys):
+    """Four classes, and how far to trust them; more is known of a person with every recording."""
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        wave = np.cumsum(rng.standard_normal(24_000)) * np.sin(np.arange(24_000) / (900 + 300 * i))
+        soundfile.write(tmp_path / f"{i}.wav", 0.5 * wave / np.abs(wave).max(), 16_000)
+    found = {}
+    for name, options in (("default", ()), ("named", ("ser_small",)), ("person", ("--speaker", "all"))):
+        first, rest = (options, ()) if name == "named" else ((), options)
+        assert run("tools/predict.py", *first, tmp_path, *rest, "--format", "csv") == 0
+        printed = capsys.readouterr()
+        assert "chance 25 %" in printed.err
+        header, *rows = [line.split(",") for line in printed.out.splitlines()]
+        at = [header.index(f"p_{c}") for c in ("angry", "happy", "neutral", "sad")]
+        found[name] = np.array([[float(row[i]) for i in at] for row in rows])
+    np.testing.assert_allclose(found["default"].sum(1), 1, atol=1e-3)
+    np.testing.assert_array_equal(found["default"], found["named"])
+    assert (found["person"] != found["default"]).any()
+    assert run("tools/predict.py", tmp_path / "none.pt", tmp_path) == 2 and "none.pt" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def check(state, path):
         return
     before = _fixed(OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True}), task_state)
     now = _fixed(_trainer.cfg, own.state_dict)
-    changed = [name for name in now if name in before and before[name] != now[name] and not _moved(name, before[name], now[name])]
+    changed = [name for name in now if name in before and not _same(name, before[name], now[name])]
     if changed:
         more = f" ({len(changed)} differences in all)" if len(changed) > 1 else ""
         what = f"{changed[0]} was {before[changed[0]]:.80} and is now {now[changed[0]]:.80}{more}"
@@ -70,10 +70,11 @@ def _fixed(cfg, task_state):
     return {name: str(value) for name, value in found.items() if name not in _FREE}
 
 
-def _moved(name, before, now):
-    """Whether a path only leads elsewhere to the same file, or to the same label files."""
-    paths = Path(before), Path(now)
-    return name in ("task.label_dir", "model.init_from") and (not paths[0].exists() or _content(paths[0]) == _content(paths[1]))
+def _same(name, before, now):
+    """Whether two values differ in nothing but spaces, or are paths to the same file or the same label files, or to what has moved."""
+    if name in ("task.label_dir", "model.init_from") and before != now:
+        return not Path(before).exists() or _content(Path(before)) == _content(Path(now))
+    return before.replace(" ", "") == now.replace(" ", "")
 
 
 def _content(path):
