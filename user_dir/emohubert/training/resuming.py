@@ -72,7 +72,7 @@ def _fixed(cfg, task_state):
 
 def _same(name, before, now):
     """Whether two values differ in nothing but spaces, or are paths to the same file or the same label files, or to what has moved."""
-    if name in ("task.label_dir", "model.init_from") and before != now:
+    if name in ("task.label_dir", "model.init_from") and before != now and "None" not in (before, now):
         return not Path(before).exists() or _content(Path(before)) == _content(Path(now))
     return before.replace(" ", "") == now.replace(" ", "")
 
