@@ -116,3 +116,11 @@ def test_given_checkpoints_that_are_not_there_or_do_not_fit(corpus, tuned, name)
     assert "no such file" in error_of(pretrain(corpus, f"x{name}", f"checkpoint.{name}={corpus}/none.pt"))
     found = error_of(pretrain(corpus, f"y{name}", f"checkpoint.{name}={tuned}/checkpoint_last.pt"))
     assert "another architecture" in found
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [("checkpoint.best_checkpoint_metric=foo", "no such metric; use one of"), ("dataset.num_workers=-1", "give 0 or more")],
+)
+def test_settings_that_fairseq_would_fail_on_late(corpus, override, expected):
+    assert expected in error_of(tune(corpus, override.partition("=")[0], override))

@@ -11,10 +11,8 @@ from ..core.errors import InputError
 RATES = (1_000, 768_000)
 """Sample rates that a header may state; beyond them resampling would take any amount of memory."""
 _UNKNOWN_LENGTH = 1 << 62  # frames of a FLAC whose encoder did not know
-_BITRATES = {  # kbit/s of MPEG audio layer III by index, for version 1 and for 2 and 2.5
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
+_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG audio layer III by index
+_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
 
@@ -97,13 +95,13 @@ def _mp3(stream, size, found):
             at += 1
             continue
         first = version == 3
-        length = (144 if first else 72) * _BITRATES[first][index] * 1000 // _MP3_RATES[version][rate] + padded
+        length = (144 if first else 72) * (_MPEG1 if first else _MPEG2)[index] * 1000 // _MP3_RATES[version][rate] + padded
         if at + length > len(data):
             break
         per_frame = 1152 if first else 576
         samples, at = samples + per_frame, at + length
     tagged = b"Xing" in data[:300] or b"Info" in data[:300]
-    if per_frame and not (0 if tagged else -per_frame) <= samples - found.frames <= _PADDING * per_frame:
-        what = f"{found.frames} samples by its header, {samples} by its frames"
-        return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"
-    return None
+    if not per_frame or (0 if tagged else -per_frame) <= samples - found.frames <= _PADDING * per_frame:
+        return None
+    what = f"{found.frames} samples by its header, {samples} by its frames"
+    return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"

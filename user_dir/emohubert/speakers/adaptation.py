@@ -34,16 +34,13 @@ def adapt(checkpoint, train, split, **options):
     for each in (train, split):
         if each.speakers is None:
             raise InputError(f"{each.directory / each.name}.spk: no such file; embeddings are for speakers, make the manifest again")
-    new = sorted(by_speaker(split.speakers).keys() - set(task.speakers))
-    if not new:
-        raise InputError(f"{split.tsv}: every speaker has an embedding in the checkpoint already; give a split of other speakers")
+    new = by_speaker(split.speakers).keys() - set(task.speakers)
     known = _vectors(task, model, train, task.speakers, options)
     if not known:
         raise InputError(f"{train.tsv}: none of its speakers is in the table of {checkpoint}; give its training split with --train-split")
     average = AverageSpeaker.of(known.values())
-    found = _vectors(task, model, split, new, options)
-    if not found:
-        raise InputError(f"{split.tsv}: no utterance of its new speakers has a frame; give longer recordings")
+    if not (found := _vectors(task, model, split, new, options)):
+        raise InputError(f"{split.tsv}: every speaker has an embedding in the checkpoint already; give a split of other speakers")
     offsets = np.stack([average.mean - average.statistics(x)[0] for x in found.values()])[:, : conditioning.embedding.embedding_dim]
     lengths = np.linalg.norm(offsets, axis=1).mean(), float(conditioning.mean_norm())
     logger.info("offsets of length %.2f on average; the training speakers' learned embeddings are of length %.2f", *lengths)

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 import weakref
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def apply():
     patch(Trainer, "valid_step", marking_empty_batches)
     patch(Trainer, "train_step", without_empty_parts)
     patch(fairseq_utils, "call_main", processes.call_main)
+    if "fairseq_cli.train" in sys.modules:
+        patch(sys.modules["fairseq_cli.train"], "get_valid_stats", naming_metrics)
 
 
 def refusing_unfit_checkpoints(load, path, *args, **kwargs):
@@ -109,6 +112,16 @@ def recording_what_is_seen(get, self, epoch, combine=True, load_dataset=True, **
         resuming.check_data(self.cfg.checkpoint.save_dir, dataset.split, dataset.seen)
         records.write_training(self.cfg, self.task)
     return iterator
+
+
+@exit_on_input_error
+def naming_metrics(get, cfg, trainer, stats, *more):
+    """An unknown metric is a KeyError, and not the first."""
+    if (metric := cfg.checkpoint.best_checkpoint_metric) not in stats:
+        raise InputError(
+            f"checkpoint.best_checkpoint_metric={metric}: validation gives no such metric; use one of {', '.join(sorted(stats))}"
+        )
+    return get(cfg, trainer, stats, *more)
 
 
 def marking_empty_batches(step, self, sample, *args, **kwargs):

@@ -94,6 +94,8 @@ def call_main(fairseqs, cfg, main, **kwargs):
     Started by torchrun or srun, this is one of them; alone, with `distributed_training.distributed_world_size` above one (fairseq's
     default is the number of GPUs), it starts them on this machine. NCCL connects GPUs, gloo processes without. Whoever sets
     `distributed_init_method` gets `fairseqs` own."""
+    if cfg.dataset.num_workers < 0:
+        raise InputError(f"dataset.num_workers={cfg.dataset.num_workers}: give 0 or more")
     training = cfg.distributed_training
     if training.distributed_init_method is not None:
         return fairseqs(cfg, main, **kwargs)
