@@ -9,7 +9,8 @@
 # CORPUS_DIR   its audio (default: where the generated corpus goes)
 # OUT          output folder (default: demo/$CORPUS)
 # FIRST, LAST  first and last stage to run (default: all eight)
-# EPOCHS       of continued pretraining (default: 3; the paper's ten take three times as long); SEEDS of fine-tuning (default: 1 2 3)
+# EPOCHS       of continued pretraining (default: 3; the paper's ten take three times as long); SEEDS of fine-tuning
+#              (default: 1 2 3; dimensions: the first)
 #
 # Run again, it resumes where it stopped. Pretraining is far too brief to change much; what is to be seen is every step at work, which setting
 # each number comes from, and how far seeds alone move it.
@@ -48,7 +49,9 @@ kinds=(classification)
 runs=() # such as classification/papt/seed1
 for kind in "${kinds[@]}"; do
     for system in tapt papt normalised; do
-        runs+=("${seeds[@]/#/$kind/$system/seed}")
+        own=("${seeds[@]}")
+        [[ $kind == classification ]] || own=("${seeds[0]}") # dimensions once: minutes count
+        runs+=("${own[@]/#/$kind/$system/seed}")
     done
 done
 
