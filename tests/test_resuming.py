@@ -89,6 +89,9 @@ def test_speakers_of_an_earlier_training_are_seen(corpus, tuned):
         split = read_split(corpus / "a" / "manifest", "train")
         split.speakers = ["anna"] * len(split)
         assert speaker_setting(task, split)["setting"] == "seen (1 speakers)"
+        again = tune(corpus, name, override, "optimization.max_epoch=2", data="others")
+        assert again.returncode == 0, again.stdout[-3000:]
+        assert "anna" in load_trained(corpus / name / "checkpoint_last.pt")[0].state.earlier_speakers
 
 
 def test_two_at_once_in_one_folder(corpus, tmp_path):

@@ -50,6 +50,7 @@ def check(state, path):
         if "training_speakers" in task_state:
             own.merge_state_dict({"earlier_speakers": earlier_speakers(getattr(own, "earlier_speakers", ()), task_state)})
         return
+    own.merge_state_dict({name: value for name, value in task_state.items() if name == "earlier_speakers"})
     before = _fixed(OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True}), task_state)
     now = _fixed(_trainer.cfg, own.state_dict)
     changed = [name for name in now if name in before and not _same(name, before[name], now[name])]
