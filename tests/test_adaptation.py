@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_one_line(finetuned, corpus, manifest, tmp_path, ca
     assert "every speaker has an embedding" in adapting(finetuned, corpus / "manifest")
     assert "no such file" in adapting(finetuned, manifest, "--train-split", tmp_path / "train")
     at_input = tmp_path / "input.pt"
-    state = torch.load(finetuned, weights_only=False)
+    state = torch.load(finetuned, weights_only=True)
     state["cfg"]["model"]["backbone"]["speaker_position"] = "input"
     torch.save(state, at_input)
     assert "only an embedding at the output" in adapting(at_input)

@@ -57,12 +57,7 @@ def embed(args):
     from emohubert.speakers.adaptation import adapt
 
     stamp.clear()
-    options = {
-        "device": choose_device(args.device),
-        "batch_seconds": args.batch_seconds,
-        "workers": args.workers,
-        "precision": args.precision,
-    }
+    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
     new = adapt(args.checkpoint, train, split, **options)
     new.write(args.out)
     records.write_adaptation(args.out, args.checkpoint, split)

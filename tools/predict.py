@@ -104,8 +104,8 @@ def choose_model(args):
     if args.checkpoint is not None and Path(args.checkpoint).suffix != ".pt" and args.checkpoint != DEFAULT:
         args.paths.insert(0, args.checkpoint)
         args.checkpoint = None
-    args.checkpoint = shipped(args.checkpoint or DEFAULT)
-    if args.checkpoint == shipped(DEFAULT):
+    if args.checkpoint in (None, DEFAULT):
+        args.checkpoint = shipped(DEFAULT)
         logger.info("%s", args.checkpoint.with_name("about.txt").read_text(encoding="utf-8").strip())
 
 

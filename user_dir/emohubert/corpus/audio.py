@@ -162,8 +162,7 @@ def opened(path):
         raise InputError(f"{location.file}: cannot be read ({error.strerror}); make it readable") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{path}: the file name is not UTF-8; rename the file") from error
-    with _stream(location) as f:
-        containers.check(f, location.stat()[0], found, path)
+    containers.check(lambda: _stream(location), size if location.size is None else location.size, found, path)
     return found
 
 

@@ -17,15 +17,17 @@ _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 120
 _PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
 
 
-def check(stream, size, found, path):
-    """Raise InputError unless a recording, an open SoundFile `found`, is all in its `size` bytes, which `stream` reads."""
+def check(open_stream, size, found, path):
+    """Raise InputError unless a recording, an open SoundFile `found`, is all in its `size` bytes, which `open_stream()` reads."""
     if not RATES[0] <= found.samplerate <= RATES[1]:
         raise InputError(f"{path}: its header says {found.samplerate} Hz; {RATES[0]} to {RATES[1]} are believed: correct the header")
     if found.frames >= _UNKNOWN_LENGTH:
         raise InputError(f"{path}: its header leaves the length open; encode it again")
     kind = {"WAV": _wav, "WAVEX": _wav, "AIFF": _aiff, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}.get(found.format)
-    if kind is not None and (wrong := kind(stream, size, found)):
-        raise InputError(f"{path}: {wrong}")
+    if kind is not None:
+        with open_stream() as stream:
+            if wrong := kind(stream, size, found):
+                raise InputError(f"{path}: {wrong}")
 
 
 def _cut(there, wanted, kind):

@@ -90,10 +90,10 @@ def earlier_speakers(known, task_state):
 
 def check_data(folder, split, kept):
     """Raise InputError if a folder's training has seen other utterances than a split's, of which `kept` are the indices."""
+    utterances = [split.paths[i] for i in kept], [int(split.n_samples[i]) for i in kept]
     for path in sorted(Path(folder).glob(f"{split.name}-*{records.SUFFIX}")):
         seen = records.read(path).utterances
-        paths, lengths = [split.paths[i] for i in kept], [int(split.n_samples[i]) for i in kept]
-        if (seen.paths, seen.n_samples) != (paths, lengths):
+        if (seen.paths, seen.n_samples) != utterances:
             raise InputError(f"{folder}: its training has seen other data ({path.name}) than {split.tsv}; go on with that, {_AGAIN}")
 
 
