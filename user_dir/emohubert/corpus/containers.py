@@ -10,7 +10,6 @@ from ..core.errors import InputError
 
 RATES = (1_000, 768_000)
 """Sample rates that a header may state; beyond them resampling would take any amount of memory."""
-_UNKNOWN_LENGTH = 1 << 62  # frames of a FLAC whose encoder did not know
 _MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG audio layer III by index
 _MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
@@ -21,7 +20,7 @@ def check(open_stream, size, found, path):
     """Raise InputError unless a recording, an open SoundFile `found`, is all in its `size` bytes, which `open_stream()` reads."""
     if not RATES[0] <= found.samplerate <= RATES[1]:
         raise InputError(f"{path}: its header says {found.samplerate} Hz; {RATES[0]} to {RATES[1]} are believed: correct the header")
-    if found.frames >= _UNKNOWN_LENGTH:
+    if found.frames >= 1 << 62:  # a FLAC whose encoder did not know
         raise InputError(f"{path}: its header leaves the length open; encode it again")
     kind = {"WAV": _wav, "WAVEX": _wav, "AIFF": _aiff, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}.get(found.format)
     if kind is not None:
