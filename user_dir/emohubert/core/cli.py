@@ -109,7 +109,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def print_problems(report, complete):
     """Print the end of a check (CheckReport, AuditReport); InputError if it has problems. `complete`: where all are, if too many."""
-    for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {leak.message}" for leak in report.leaks if leak.allowed)):
+    allowed = {}
+    for leak in report.leaks:
+        if leak.allowed:
+            allowed.setdefault((leak.kind, leak.between.get("role")), []).append(leak.message)
+    lines = [of[0] + (f" (and {len(of) - 1} more of this kind: {complete})" if len(of) > 1 else "") for of in allowed.values()]
+    for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {line}" for line in lines)):
         print(line)
     problems = report.problems
     if len(problems) > 1:
