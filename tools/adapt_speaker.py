@@ -54,7 +54,7 @@ def embed(args):
         cli.logger.info("%s: already there, made with the same settings (--overwrite makes it again)", args.out)
         return
     from emohubert.core.device import choose_device
-    from emohubert.speakers.adaptation import adapt
+    from emohubert.speakers.new_speakers import adapt
 
     stamp.clear()
     options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
