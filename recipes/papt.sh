@@ -68,7 +68,8 @@ for_runs() {
 embed() {
     local dir=$OUT/papt_adapted/fold$1/seed$2 given
     given=("$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifests/fold$1" test)
-    tool adapt_speaker "${given[@]}" "$dir/speakers.npz" -- evaluate "${given[@]}" "$dir" --speaker-vectors "$dir/speakers.npz"
+    tool adapt_speaker "${given[@]}" "$dir/speakers.npz" --feature-cache "$OUT/features" \
+        -- evaluate "${given[@]}" "$dir" --speaker-vectors "$dir/speakers.npz" --feature-cache "$OUT/features"
 }
 if wanted adapted && stage 6 "embeddings for the test speakers from their unlabelled audio" fold gpu; then
     for_runs embed
@@ -78,7 +79,7 @@ FORMS=$([[ -n $TARGET ]] && echo "mean std mean-std" || echo prior)
 calibrate() {
     local dir=$OUT/papt_pldc/fold$1/seed$2 manifest=$manifests/fold$1 split form steps=() files
     for split in train test; do
-        steps+=(evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifest" "$split" "$dir/$split" --embeddings --)
+        steps+=(evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifest" "$split" "$dir/$split" --embeddings --feature-cache "$OUT/features" --)
     done
     files=(--train-manifest "$manifest/train" --train-embeddings "$dir/train/embeddings.npz"
         --test-embeddings "$dir/test/embeddings.npz" --predictions "$dir/test/predictions.tsv" --test-manifest "$manifest/test")

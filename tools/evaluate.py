@@ -43,7 +43,8 @@ def evaluate(args, split, out):
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
 
-    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
+    names = ("batch_seconds", "workers", "precision", "feature_cache")
+    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in names}
     task, model = load_trained(args.checkpoint)
     added, origin, used = [], {}, args.speaker_vectors
     if args.speaker_vectors:
@@ -73,6 +74,7 @@ def evaluate(args, split, out):
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_evaluated()
+    parser.add_feature_cache()
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument(

@@ -83,6 +83,11 @@ class Parser(argparse.ArgumentParser):
         self.add_precision()
         self.add_overwrite()
 
+    def add_feature_cache(self):
+        """--feature-cache."""
+        text = "keep the features of a frozen encoder there, for other models with the same one"
+        self.add_argument("--feature-cache", metavar="DIR", help=text)
+
     def add_overwrite(self):
         """--overwrite, with its one meaning."""
         text = "make everything again, even what is whole and made with the same settings"

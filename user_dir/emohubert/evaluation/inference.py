@@ -1,6 +1,7 @@
 """Running a fine-tuned model over recordings."""
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -13,9 +14,11 @@ from ..core.batching import by_length
 from ..core.cli import progress
 from ..core.device import autocast, check_precision, exact_arithmetic
 from ..core.errors import InputError
+from ..core.files import fingerprint
 from ..core.parallel import as_finished
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
+from ..data.cached_features import CachedFeatures
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
@@ -94,16 +97,21 @@ def _forward(task, model, dataset, items, device, precision):
             yield Outcome(index, error=InputError(what))
 
 
-def predict_split(task, model, split, transform=None, average=None, **options):
+def predict_split(task, model, split, transform=None, average=None, feature_cache=None, **options):
     """Predict every utterance of a split, once, as `run` does, with its `options`; references are taken from the split and seen by no part of the model.
 
     `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
     vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
+    `feature_cache`: a folder for the features of a frozen encoder, as far as they are one or two frames an utterance; other models with the
+    same encoder find them there.
 
     Returns (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled vectors, not
     normalised). Utterances under one frame are left out, and named in the log. InputError: a file cannot be read.
     """
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64), transform=transform)
+    few = str(model.cfg.freeze) == "all" and model.few_frames is not None and transform is None and options.get("precision") != "bf16"
+    if feature_cache is not None and few:
+        dataset.features = CachedFeatures(model, dataset, feature_cache, _hash_of(model.backbone), options.get("device", "cpu"))
     kept = dataset.kept
     outcomes = [None] * len(split)
     with contextlib.closing(run(task, model, dataset, **options)) as found:
@@ -125,6 +133,10 @@ def predict_split(task, model, split, transform=None, average=None, **options):
         if split.dimensions and name in split.dimensions:
             references[:, column] = split.dimensions[name][kept]
     return DimensionPredictions(ids, speakers, task.dimensions, references, values), embeddings
+
+
+def _hash_of(module):
+    return fingerprint({name: hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest() for name, x in module.state_dict().items()})
 
 
 def from_vectors(task, model, average, vectors):
