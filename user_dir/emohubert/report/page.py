@@ -2,6 +2,7 @@
 
 import base64
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
@@ -9,7 +10,7 @@ from ..evaluation.metrics import class_scores
 from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
+from .collect import COMPARISON, PERSONALISATION, SYSTEMS, discover, fits, is_robustness
 from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
@@ -45,7 +46,8 @@ def _render(run, stamp):
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
-    environment.tests |= {"comparison": lambda c: fits(c, COMPARISON), "robustness": is_robustness, "systems": lambda c: fits(c, SYSTEMS)}
+    shapes = {"comparison": COMPARISON, "systems": SYSTEMS, "personalisation": PERSONALISATION}
+    environment.tests |= {"robustness": is_robustness, **{name: partial(fits, shape=shape) for name, shape in shapes.items()}}
     names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
     names |= {"facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
     groups = {}
