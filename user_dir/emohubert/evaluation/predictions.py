@@ -112,6 +112,13 @@ def sweeps(predictions):
     return {name: metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True)}
 
 
+def risk_coverage(predictions):
+    """`metrics.risk_coverage` over the utterances with a reference."""
+    rows, of = predictions.scored, predictions.classes.index
+    reference, predicted = ([of(v[i]) for i in np.flatnonzero(rows)] for v in (predictions.emotions, predictions.predicted))
+    return metrics.risk_coverage(predictions.confidence[rows], reference, predicted, len(predictions.classes))
+
+
 def rows_in_split(predictions, split):
     """Where in the split each predicted utterance is, (n,); InputError for one that is not there, or more than once."""
     if split is None or split.ids == predictions.ids:
