@@ -25,7 +25,7 @@ from emohubert.report import systems, table_cells, warnings
 from emohubert.report.collect import EvaluationFolder, RunFolder, TrainingFolder, discover
 from emohubert.training.curves import read_training_config
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):

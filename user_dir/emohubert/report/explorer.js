@@ -112,7 +112,7 @@ function list() {
   $("page").textContent = `page ${view.page + 1} of ${pages}`;
   $("back").disabled = view.page === 0;
   $("on").disabled = view.page === pages - 1;
-  if (inside && current) $("rows").querySelector("[aria-selected=true]").focus({ preventScroll: true });
+  if (inside && current) $("rows").querySelector("[aria-selected=true]")?.focus({ preventScroll: true });
   tick();
   const state = { e: $("evaluation").selectedIndex, cells: [...F.cells].join(" "), sort: view.sort, up: +view.up };
   history.replaceState(null, "", "#" + new URLSearchParams(state));
