@@ -20,7 +20,7 @@ from emohubert.corpus import audio
 from emohubert.corpus.manifest import Utterance, write_splits
 from emohubert.evaluation import scoring
 from emohubert.evaluation.cross_validation import pooled
-from emohubert.evaluation.predictions import from_probabilities, write_predictions
+from emohubert.evaluation.predictions import from_probabilities, write_attention, write_predictions
 from emohubert.report import explorer
 from emohubert.report.collect import discover
 
@@ -61,6 +61,7 @@ def test_the_page_holds_the_predictions_and_plays_the_recordings(tmp_path):
     made = some_classes(12, speakers=3)
     made.emotions[3] = "-"
     run = add_evaluation(tmp_path / "run", made, 44100, sex=["f", "m"] * 6)
+    write_attention(run / "test" / "attention.npz", {"u1": np.repeat([0, 0.2], 5), "u2": np.arange(200.0)})
     notes, (e,), _ = written(run)
     assert notes == []
     assert (e["ids"], e["speakers"], e["meta"]["sex"]) == (made.ids, made.speakers, ["f", "m"] * 6)
@@ -68,6 +69,8 @@ def test_the_page_holds_the_predictions_and_plays_the_recordings(tmp_path):
     assert [e["classes"][i] for i in e["predicted"]] == made.predicted
     np.testing.assert_allclose(e["p"], made.probabilities, rtol=1e-3)
     assert e["seconds"] == [0.2] * 12
+    assert e["attention"][0] is None and e["attention"][1] == "0" * 50 + "z" * 50
+    assert e["attention"][2][::33] == "0cnz" and len(e["attention"][2]) == 100  # means of two, 35 · (2 i + 0.5) / 198.5
     for i, name in enumerate(e["clips"]):
         clip, rate = soundfile.read(run / "explore" / "audio" / name)
         assert rate == 16000

@@ -35,7 +35,7 @@ function load(index) {
   e = JSON.parse(blocks[index].textContent);
   e.dim = 0;
   e.rows = e.ids.map((id, i) => {
-    const row = { i, id, speaker: e.speakers[i], seconds: e.seconds[i], clip: e.clips[i], meta: {} };
+    const row = { i, id, speaker: e.speakers[i], seconds: e.seconds[i], clip: e.clips[i], attention: e.attention[i], meta: {} };
     for (const name in e.meta) row.meta[name] = e.meta[name][i] || "–";
     if (e.classes) {
       const [r, p] = [e.reference[i], e.predicted[i]];
@@ -121,6 +121,7 @@ function list() {
 function picture(row) {
   if (!row.clip) return h("span", { class: "small" }, "no clip");
   const levels = [...pictures[row.clip]].map(c => parseInt(c, 36) / 35), n = levels.length;
+  const attended = [...row.attention || ""].map((c, i, all) => `${i ? "L" : "M"}${(i + .5) * n / all.length} ${31 - 30 * parseInt(c, 36) / 35}`);
   const path = levels.map((v, i) => `M${i + .15} ${16 - 15.5 * Math.max(v, .03)}h.7V${16 + 15.5 * Math.max(v, .03)}h-.7z`).join("");
   const from = event => {
     event.stopPropagation();
@@ -128,7 +129,8 @@ function picture(row) {
     play(row, (event.clientX - box.left) / box.width);
   };
   return h("div", { class: "wave", "data-clip": row.clip, title: "play from here", click: from },
-    h("svg", { viewBox: `0 0 ${n} 32`, preserveAspectRatio: "none", "aria-hidden": "true" }, h("path", { d: path })),
+    h("svg", { viewBox: `0 0 ${n} 32`, preserveAspectRatio: "none", "aria-hidden": "true" }, h("path", { d: path }),
+      row.attention && h("path", { class: "attention", "vector-effect": "non-scaling-stroke", d: attended.join("") })),
     h("div", { class: "at" }));
 }
 
@@ -184,6 +186,7 @@ function detail(row) {
   if (e.classes) facts.push(["surprise", `${fixed(row.surprise, 3)} = −log p(reference)`]);
   return h("tr", { class: "detail" }, h("td", { colspan: 8 }, h("div", {},
     row.clip && picture(row),
+    row.clip && row.attention && h("span", { class: "small wrong" }, "line: attention over time"),
     h("div", { class: "named" }, e.classes ? e.p[row.i].map(bar) : e.dims.map(pair)),
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))));
 }

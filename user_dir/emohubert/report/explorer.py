@@ -19,7 +19,7 @@ from ..core.files import Stamp, atomic, fingerprint, make_folder, sha256
 from ..core.parallel import cores, pool
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, read_split
-from ..evaluation.predictions import ClassPredictions, read_predictions
+from ..evaluation.predictions import ClassPredictions, read_attention, read_predictions
 from ..provenance import records
 from .table_cells import number
 
@@ -42,8 +42,9 @@ def write(run, clips=True, most_mb=200, overwrite=False):
     found = [(e, *read) for e in run.evaluations if (read := _read(run, e, notes))]
     if not found:
         raise InputError(f"{run.folder}: no evaluation in it has a predictions.tsv that can be read; run tools/evaluate.py first")
-    splits = {split.tsv for *_, places in found for split, _ in places.values()}
+    splits = {split.tsv for *_, places, _ in found for split, _ in places.values()}
     files = {TEMPLATE, *SCRIPTS, *(e.folder / name for e, *_ in found for name in ("predictions.tsv", "metrics.json"))}
+    files |= {path for e in run.evaluations if (path := e.folder / "attention.npz").is_file()}
     files |= {path for tsv in splits for path in tsv.parent.glob(f"{tsv.stem}.*")}
     settings = {"clips": clips and most_mb, "notes": list(notes), "files": {str(path): sha256(path) for path in sorted(files)}}
     stamp = Stamp(folder / ".explore.json", settings, [page])
@@ -76,33 +77,39 @@ def _render(title, evaluations, pictures, notes):
 
 
 def _read(run, evaluation, notes):
-    """(predictions, {id: (Split, row)}) of an evaluation; None without predictions. What is missing is told in `notes`."""
+    """(predictions, {id: (Split, row)}, {id: attention}) of an evaluation; None without predictions. What is missing is told in `notes`."""
     try:
         if not (path := evaluation.folder / "predictions.tsv").is_file():
             raise InputError(f"{run.name_of(evaluation.folder)}: has no predictions.tsv")
-        predictions, places = read_predictions(path), {}
-        for tsv in _manifests(run, evaluation):
-            split = read_split(tsv.parent, tsv.stem)
-            places |= {name: (split, row) for row, name in enumerate(split.ids)}
+        predictions, places, attention = read_predictions(path), {}, {}
+        for part in _parts(run, evaluation):
+            if tsv := _manifest(part):
+                split = read_split(tsv.parent, tsv.stem)
+                places |= {name: (split, row) for row, name in enumerate(split.ids)}
+            if (path := part.folder / "attention.npz").is_file():
+                attention |= read_attention(path)
     except InputError as error:
         notes.append(f"Left out: {error}.")
         return None
     if missing := sum(name not in places for name in predictions.ids):
         notes.append(f"{run.name_of(evaluation.folder)}: the manifest of {missing} utterances was not found, so they have no audio here.")
-    return predictions, places
+    return predictions, places, attention
 
 
-def _manifests(run, evaluation):
-    """The audio lists of an evaluation, or of those that were pooled into it, as far as they are still there."""
-    if names := evaluation.scores.get("pooled"):
-        folders = {evaluation.folder.parents[1] / name for name in names}
-        return [tsv for e in run.evaluations if e.folder.parent in folders for tsv in _manifests(run, e)]
+def _parts(run, evaluation):
+    """The evaluations that were pooled into this one, or itself."""
+    folders = {evaluation.folder.parents[1] / name for name in evaluation.scores.get("pooled") or ()}
+    return [e for e in run.evaluations if e.folder.parent in folders] or [evaluation]
+
+
+def _manifest(evaluation):
+    """The audio list that an evaluation was made on; None if it is not there any more."""
     record = records.beside(evaluation.folder / "predictions")
     recorded = [records.read(record).facts.get("manifest")] if record.is_file() else []
-    return [path for p in (*recorded, evaluation.scores.get("split")) if p and (path := Path(p)).is_file()][:1]
+    return next((path for p in (*recorded, evaluation.scores.get("split")) if p and (path := Path(p)).is_file()), None)
 
 
-def _data(evaluation, predictions, places):
+def _data(evaluation, predictions, places, attention):
     """What the page is told about an evaluation: JSON values, most of them lists over utterances. `paths` and `surprise` choose the clips."""
     found = [places.get(name) for name in predictions.ids]
     splits = {id(split): split for split, _ in filter(None, found)}.values()
@@ -133,6 +140,7 @@ def _data(evaluation, predictions, places):
         "reference": reference,
         "predicted": predicted,
         "meta": meta,
+        "attention": [_picture(_averages(attention[name])) if name in attention else None for name in predictions.ids],
         "seconds": column(lambda split, row: round(int(split.n_samples[row]) / audio.SAMPLE_RATE, 3)),
         "paths": column(lambda split, row: str(split.audio(row))),
         "surprise": surprise.tolist(),
@@ -193,7 +201,18 @@ def _encode(path):
     memory = io.BytesIO()
     soundfile.write(memory, np.clip(samples, -1, 1), audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     peaks = np.array([np.abs(part).max(initial=0) for part in np.array_split(samples, BARS)])
-    return memory.getvalue(), "".join(_LEVELS[np.rint(35 * peaks / max(peaks.max(), 1e-9)).astype(int)])
+    return memory.getvalue(), _picture(peaks)
+
+
+def _averages(values):
+    """Means over `BARS` equal parts of values (n), which need not hold whole values."""
+    sums, n = np.append(0, values.cumsum(dtype=np.float64)), len(values)
+    return np.diff(np.interp(np.linspace(0, n, BARS + 1), np.arange(n + 1), sums))
+
+
+def _picture(heights):
+    """Heights of 0 or more, relative to the largest: a character each, 0 to z."""
+    return "".join(_LEVELS[np.rint(35 * heights / max(heights.max(), 1e-9)).astype(int)])
 
 
 def _clip_name(path):
