@@ -60,8 +60,8 @@ def expected_calibration_error(confidence, correct, bins=15):
 
 def risk_coverage(confidence, reference, predicted, classes):
     """What deciding only for the most confident utterances would give, for every number of them: {"coverage", "WA", "UA"}, (n) each, and
-    "aurc", the area under the risk–coverage curve: the mean of 1 − WA over all coverages (Geifman & El-Yaniv 2017; 0 is best; NaN for no
-    utterance). Of (n) confidences, references and predictions, both integers below `classes`. Utterances of one confidence, whose order
+    "aurc", the area under the risk–coverage curve: the mean of 1 − WA over all coverages (Geifman, Uziel & El-Yaniv 2019; 0 is best; NaN
+    for no utterance). Of (n) confidences, references and predictions, both integers below `classes`. Utterances of one confidence, whose order
     means nothing, count as if evenly mixed."""
     _same_length(reference, predicted)
     order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
