@@ -12,7 +12,7 @@ const sound = new Audio();
 let e; // the evaluation, as in the page, with `rows`
 let F; // filters
 let view = { sort: "", up: false, page: 0 };
-let shown = [], current = null, parts = [];
+let shown = [], current = null, parts = [], frame = 0;
 
 function h(tag, attributes = {}, ...children) {
   const inSvg = tag === "svg" || tag === "path";
@@ -115,13 +115,14 @@ function list() {
   if (inside && current) $("rows").querySelector("[aria-selected=true]")?.focus({ preventScroll: true });
   tick();
   const state = { e: $("evaluation").selectedIndex, cells: [...F.cells].join(" "), sort: view.sort, up: +view.up };
-  history.replaceState(null, "", "#" + new URLSearchParams(state));
+  const link = "#" + new URLSearchParams(state);
+  if (link !== location.hash) history.replaceState(null, "", link);
 }
 
-function picture(row) {
+function picture(row, attention = "") {
   if (!row.clip) return h("span", { class: "small" }, "no clip");
   const levels = [...pictures[row.clip]].map(c => parseInt(c, 36) / 35), n = levels.length;
-  const attended = [...row.attention || ""].map((c, i, all) => `${i ? "L" : "M"}${(i + .5) * n / all.length} ${31 - 30 * parseInt(c, 36) / 35}`);
+  const attended = [...attention].map((c, i, all) => `${i ? "L" : "M"}${(i + .5) * n / all.length} ${31 - 30 * parseInt(c, 36) / 35}`);
   const path = levels.map((v, i) => `M${i + .15} ${16 - 15.5 * Math.max(v, .03)}h.7V${16 + 15.5 * Math.max(v, .03)}h-.7z`).join("");
   const from = event => {
     event.stopPropagation();
@@ -130,7 +131,7 @@ function picture(row) {
   };
   return h("div", { class: "wave", "data-clip": row.clip, title: "play from here", click: from },
     h("svg", { viewBox: `0 0 ${n} 32`, preserveAspectRatio: "none", "aria-hidden": "true" }, h("path", { d: path }),
-      row.attention && h("path", { class: "attention", "vector-effect": "non-scaling-stroke", d: attended.join("") })),
+      attention && h("path", { class: "attention", "vector-effect": "non-scaling-stroke", d: attended.join("") })),
     h("div", { class: "at" }));
 }
 
@@ -185,8 +186,8 @@ function detail(row) {
   const facts = [["id", row.id], ["speaker", row.speaker], ["duration", `${fixed(row.seconds)} s`], ...Object.entries(row.meta)];
   if (e.classes) facts.push(["surprise", `${fixed(row.surprise, 3)} = −log p(reference)`]);
   return h("tr", { class: "detail" }, h("td", { colspan: 8 }, h("div", {},
-    row.clip && picture(row),
-    row.clip && row.attention && h("span", { class: "small wrong" }, "line: attention over time"),
+    row.clip && picture(row, row.attention || ""),
+    row.clip && row.attention && h("span", { class: "legend" }, "line: attention over time"),
     h("div", { class: "named" }, e.classes ? e.p[row.i].map(bar) : e.dims.map(pair)),
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))));
 }
@@ -230,7 +231,8 @@ function tick() {
     else element.lastChild.style.width = own && (playing || sound.currentTime) && !sound.ended ? `${100 * share}%` : "0";
     if (element.className === "wave") element.lastChild.hidden = !own || sound.ended;
   }
-  if (!sound.paused) requestAnimationFrame(tick);
+  cancelAnimationFrame(frame);
+  frame = sound.paused ? 0 : requestAnimationFrame(tick);
 }
 for (const name of ["play", "pause", "ended", "seeked"]) sound.addEventListener(name, tick);
 
@@ -249,7 +251,8 @@ document.addEventListener("keydown", event => {
   const place = current ? shown.indexOf(current) : -1;
   const actions = {
     j: () => go(place + 1), k: () => go(place - 1), "/": () => $("find").focus(),
-    " ": () => current ? play(current) : go(0), Enter: () => at.matches(".row") && go(shown.indexOf(e.rows[at.dataset.i])),
+    " ": () => current ? play(current) : (go(0), current && sound.paused && play(current)),
+    Enter: () => at.matches(".row") && go(shown.indexOf(e.rows[at.dataset.i])),
   };
   if (!actions[event.key]) return;
   if (event.key !== "Enter") event.preventDefault();
@@ -260,7 +263,7 @@ $("back").addEventListener("click", () => { view.page--; list(); $("list").scrol
 $("on").addEventListener("click", () => { view.page++; list(); $("list").scrollIntoView(); });
 $("evaluation").append(...blocks.map(block => h("option", {}, block.dataset.label)));
 $("evaluation").addEventListener("change", () => { load($("evaluation").selectedIndex); build(); update(); });
-$("folded").open = matchMedia("(min-width: 861px)").matches;
+$("folded").open = matchMedia("(min-width: 1201px)").matches;
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => update());
 
 const asked = new URLSearchParams(location.hash.slice(1)); // a link to a view

@@ -7,7 +7,6 @@ It is opened from the disk, without a server, and fetches nothing. Texts of the 
 import base64
 import hashlib
 import io
-import logging
 import re
 from pathlib import Path
 
@@ -23,11 +22,9 @@ from ..evaluation.predictions import ClassPredictions, read_attention, read_pred
 from ..provenance import records
 from .table_cells import number
 
-logger = logging.getLogger(__name__)
-
 TEMPLATE, *SCRIPTS = (Path(__file__).with_name(name) for name in ("explorer.html.j2", "explorer_filters.js", "explorer.js"))
 BARS = 100  # of the picture of a recording
-_AHEAD = 64  # recordings that are read at a time
+_AHEAD = 16  # recordings that are read at a time
 _LEVELS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 

@@ -2,7 +2,7 @@
 // The filters of the explorer's page, and the panels that set them; see explorer.js.
 
 function clearFilters() {
-  F = { cells: new Set(), speakers: new Set(), meta: {}, find: "", ranges: {}, box: null };
+  F = { cells: new Set(), speakers: new Set(), meta: Object.create(null), find: "", ranges: {}, box: null };
 }
 
 const isFiltered = () => F.cells.size || F.speakers.size || F.find || F.box || Object.keys(F.ranges).length || Object.keys(F.meta).length;
