@@ -126,7 +126,9 @@ def coverage(path, selected):
         for i, (name, label) in enumerate({"UA": "UA", "WA": "WA (accuracy)"}.items()):
             axes.plot(100 * selected["coverage"], selected[name], color=COLOURS[i], label=label, linewidth=1.8, linestyle=("-", "--")[i])
         lowest = np.nanmin([selected["UA"], selected["WA"]])
-        axes.set(xlim=(0, 100), ylim=(min(0.5, lowest - 0.02), 1.01), xlabel="the most confident utterances, % of all", ylabel="score of these")
+        axes.set(
+            xlim=(0, 100), ylim=(min(0.5, lowest - 0.02), 1.01), xlabel="the most confident utterances, % of all", ylabel="score of these"
+        )
         axes.set_title(f"Deciding for the most confident only: AURC {selected['aurc']:.3f}")
         axes.grid(color=_GRID)
         figure.legend(ncols=2, **_BELOW)
