@@ -21,7 +21,7 @@ from emohubert.corpus.manifest import Utterance, write_splits
 from emohubert.evaluation import scoring
 from emohubert.evaluation.cross_validation import pooled
 from emohubert.evaluation.predictions import from_probabilities, write_attention, write_predictions
-from emohubert.report import explorer
+from emohubert.report import explorer, page
 from emohubert.report.collect import discover
 
 ELEMENTS = """html head meta title style body header h1 label select span details summary div aside main button input kbd table thead tbody tr p
@@ -76,6 +76,7 @@ def test_the_page_holds_the_predictions_and_plays_the_recordings(tmp_path):
         assert rate == 16000
         np.testing.assert_allclose(clip, audio.read(tmp_path / "corpus" / f"{i}.wav"), atol=1 / 32768)
     assert explorer.write(discover(run))[1] is None
+    assert 'href="explore/index.html"' in page.write(run)[0].read_text()
     made.speakers[0] = "another"
     write_predictions(run / "test" / "predictions.tsv", made)
     assert explorer.write(discover(run))[1] == []

@@ -33,7 +33,7 @@ def main(argv=None):
         parser.error(f"{'--no-audio' if args.no_audio else '--audio-mb'} is of the explorer; add --explore")
     from emohubert.report import page
 
-    path, run, written = page.write(args.run_dir, args.overwrite)
+    path, run, written = page.write(args.run_dir, args.overwrite, args.explore)
     counts = f"{len(run.evaluations)} evaluations, {len(run.trainings)} trainings"
     print(f"{path} ({counts})" if written else f"{path} is there already, made from the same files ({counts})")
     if args.explore:
