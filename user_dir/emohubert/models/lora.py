@@ -30,11 +30,14 @@ class LoRA(nn.Module):
 
 def add_lora(model, cfg):
     """Freeze the encoder of a SpeakerHubertModel, and give the linear layers that a SpeakerHubertConfig names in `lora_targets` LoRA."""
-    if unknown := [name for name in cfg.lora_targets if name not in TARGETS] or not cfg.lora_targets:
-        raise InputError(f"model.lora_targets={unknown or []}: layers of the Transformer are {', '.join(TARGETS)}; name some of them")
+    targets = list(cfg.lora_targets)
+    if not targets or set(targets) - set(TARGETS):
+        raise InputError(f"model.lora_targets={targets}: layers of the Transformer are {', '.join(TARGETS)}; name some of them")
+    if cfg.lora_rank < 0:
+        raise InputError(f"model.lora_rank={cfg.lora_rank}: not a number of dimensions; use 4 to 64, or 0 for none")
     for name, parameter in model.named_parameters():
         if name.startswith(ENCODER):
             parameter.requires_grad_(False)
     for name, module in list(model.encoder.layers.named_modules()):
-        if name.split(".")[-1] in cfg.lora_targets:
+        if name.split(".")[-1] in targets:
             parametrize.register_parametrization(module, "weight", LoRA(module.weight, cfg.lora_rank, cfg.lora_alpha))
