@@ -95,6 +95,17 @@ def test_what_is_trained(corpus, freeze):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_gradients_reach_lora_through_checkpointed_layers(tmp_path):
+    """`checkpoint_activations`, with nothing trained below them."""
+    saved(tmp_path)
+    models = [with_lora(read_pretrained(tmp_path), lora_rank=2, lora_targets=["fc1"], checkpoint_activations=c) for c in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        model(noise(8_000, 2), lengths=[8_000, 5_000], features_only=True)["x"].square().sum().backward()
+    gradients = [[p.grad for n, p in m.named_parameters() if ".lora_B" in n] for m in models]
+    assert all(torch.allclose(a, b) and a.abs().sum() > 0 for a, b in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -270,6 +270,8 @@ class SpeakerHubertModel(HubertModel):
             x, padding = self.speaker_conditioning.before_encoder(x, padding, e)
         if self.cfg.pos_conv_depth > 1:
             self.encoder.pos_conv.padding = padding
+        if self.cfg.lora_rank and self.cfg.checkpoint_activations and torch.is_grad_enabled():
+            x = x.requires_grad_().clone()  # layers that are checkpointed have gradients only where their input has
         with self._seeded_layerdrop():
             return self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
 

@@ -38,8 +38,8 @@ class RelativePositions(nn.Embedding):
 
     def forward(self, frames):
         """(heads, frames, frames): a query's row has a value for each key."""
-        values = self.weight[self.buckets(torch.arange(1 - frames, frames, device=self.weight.device))]  # (2 frames − 1, heads)
-        return values.T.unfold(1, frames, 1).flip(1)
+        at = torch.arange(frames, device=self.weight.device)
+        return super().forward(self.buckets(at - at.unsqueeze(1))).permute(2, 0, 1)
 
 
 class GatedRelativeAttention(MultiheadAttention):
@@ -58,7 +58,7 @@ class GatedRelativeAttention(MultiheadAttention):
         """query = key = value: (frames, batch, width); key_padding_mask: (batch, frames) bool, or None."""
         x = query.unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)  # (batch, heads, frames, width of a head)
         a, b = self.grep_linear(x).unflatten(-1, (2, 4)).sum(dim=-1).sigmoid().chunk(2, dim=-1)
-        bias = (a * (b * self.grep_a - 1) + 2) * self._positions[0](len(query))  # (batch, heads, frames, frames)
+        bias = (a * (b * self.grep_a - 1) + 2) * self._positions[0](query.shape[0])  # (batch, heads, frames, frames)
         if key_padding_mask is not None:
             bias = bias.masked_fill_(key_padding_mask[:, None, None], -math.inf)
         return super().forward(query, key, value, attn_mask=bias.flatten(0, 1), need_weights=False)
