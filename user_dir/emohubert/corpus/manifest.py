@@ -19,6 +19,7 @@ from .audio import SAMPLE_RATE, is_packed, probe
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
+_LARGEST = float(np.finfo(np.float32).max)
 _REMEDY = "make the manifest first (manifests/NAME.py), or correct the path"
 
 
@@ -32,6 +33,7 @@ class Utterance:
     emotion: str = NO_EMOTION
     dimensions: dict = field(default_factory=dict)  # name → value
     meta: dict = field(default_factory=dict)  # column → text: whatever else the corpus knows (sex, session, intensity, …)
+    cut: tuple | None = None  # (path of a recording, start, stop at 16 kHz, or None for its end, file:line) of a part yet to be written
 
     @property
     def id(self):
@@ -314,9 +316,10 @@ def _dimensions(split):
 
 
 def as_number(text):
-    """A float, infinite where the text is none."""
+    """A float, infinite where the text is none, or none that single precision has."""
     try:
-        return float(text)
+        value = float(text)
+        return float("inf") if "_" in str(text) or abs(value) > _LARGEST else value
     except (TypeError, ValueError):
         return float("inf")
 
