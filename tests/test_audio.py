@@ -405,10 +405,11 @@ def test_headers_that_cannot_be_believed(tmp_path):
 
 def test_what_cannot_be_written_is_no_damage_of_what_is_read(tmp_path):
     """A full disk must not empty a corpus with --skip-damaged."""
-    encoded(tmp_path / "a.wav", chirp())
+    (corpus := tmp_path / "corpus").mkdir()
+    encoded(corpus / "a.wav", chirp())
     target = tmp_path / "16k"
     (target / "a.flac").mkdir(parents=True)  # in the way of the copy
     entries = [Utterance("a.wav", 0, "x", "-", {}, {})]
     with pytest.raises(WriteError, match="cannot be written"):
-        build.resample(tmp_path, target, entries, build.LeftOut(), skip_damaged=True)
+        build.resample(corpus, target, entries, build.LeftOut(), skip_damaged=True)
     assert sorted(p.name for p in target.iterdir()) == ["a.flac"]

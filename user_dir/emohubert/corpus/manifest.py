@@ -280,8 +280,12 @@ def write_corpus(directory, corpus, root, folds, everything=None, options=None, 
 def read_corpus(directory):
     """`corpus.json` of a manifest directory or of its parent; {} without one."""
     for folder in (Path(directory), Path(directory).parent):
-        if (folder / "corpus.json").is_file():
-            return read_json(folder / "corpus.json")
+        if (path := folder / "corpus.json").is_file():
+            facts = read_json(path)
+            scales = facts.get("label_scales") or {} if isinstance(facts, dict) else None
+            if not isinstance(scales, dict) or not all(isinstance(scale, dict) for scale in scales.values()):
+                raise InputError(f"{path}: is not what a corpus script writes; make the manifest again")
+            return facts
     return {}
 
 
