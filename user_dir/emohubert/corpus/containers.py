@@ -7,6 +7,8 @@ import re
 import struct
 import zlib
 
+import soundfile
+
 from ..core.errors import InputError
 
 RATES = (1_000, 768_000)
@@ -14,6 +16,7 @@ RATES = (1_000, 768_000)
 _MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG audio layer III by index
 _MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_DENSE = 100  # samples a byte: more are believed only if the last one is there
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
 
@@ -26,10 +29,23 @@ def check(open_stream, size, found, path):
         raise InputError(f"{path}: its header leaves the length open; encode it again")
     if found.format == "RAW":  # what libsndfile takes any .au file for that it does not know
         raise InputError(f"{path}: has no header that tells what it is; restore it, or convert it to WAV or FLAC")
+    if found.frames > _DENSE * size and not _has_end(found):
+        raise InputError(f"{path}: truncated, its header says {found.frames} samples and the last is not there; restore it")
     if kind := _KINDS.get(found.format):
         with open_stream() as stream:
             if wrong := kind(stream, size, found):
                 raise InputError(f"{path}: {wrong}")
+
+
+def _has_end(found):
+    """Whether the last sample is there, decoded; else a header could demand any amount of memory."""
+    try:
+        found.seek(found.frames - 1)
+        there = len(found.read(1))
+        found.seek(0)
+        return there == 1
+    except soundfile.LibsndfileError:
+        return False
 
 
 def _cut(there, wanted, kind):
@@ -57,11 +73,12 @@ def _wav(stream, size, found):
 
 
 def _after_data(stream, size, end, length):
-    """After the audio of a WAV file nothing is to follow but other chunks, or zeros that fill a block."""
+    """After the audio of a WAV file nothing is to follow but other chunks, an ID3 tag, or zeros that fill a block."""
     stream.seek(end)
     rest = stream.read(1 << 20)
     names = [name for name in (rest[:4], rest[1:5]) if len(name) == 4]  # a chunk of odd length has a byte of padding, or not
-    if not names or length and not rest.strip(b"\0") or any(all(0x20 <= byte < 0x7F for byte in name) for name in names):
+    blank = length and not rest.strip(b"\0")
+    if not names or blank or rest.startswith(b"TAG") or any(all(0x20 <= byte < 0x7F for byte in name) for name in names):
         return None
     interrupted = "whoever wrote it was interrupted; repair the header"
     return f"its header says that there are {length} bytes of audio, and {size - end} bytes follow: {interrupted}"
@@ -96,9 +113,10 @@ def _w64(stream, size, found):
 def _nist(stream, size, found):
     header = stream.read(1024).decode("latin-1")
     fields = {name: int(value) for name, value in re.findall(r"(sample_count|sample_n_bytes|channel_count) -i (\d+)", header)}
-    if len(fields) < 3 or "coding -s" in header and "pcm" not in header:
+    start = header[8:16].strip()
+    if len(fields) < 3 or not start.isdecimal() or "coding -s" in header and "pcm" not in header:
         return None
-    start = int(header.split("\n")[1])
+    start = int(start)
     return _cut(size - start, fields["sample_count"] * fields["sample_n_bytes"] * fields["channel_count"], "SPHERE")
 
 
