@@ -17,7 +17,7 @@ from ..core.errors import InputError, WriteError
 from ..core.files import Stamp, atomic, make_folder, read_json
 from ..core.parallel import in_threads
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
-from .manifest import NO_EMOTION, write_corpus
+from .manifest import NO_EMOTION, check_splits, write_corpus
 from .protocols import PROTOCOLS, protocol_splits
 
 logger = logging.getLogger("emohubert")
@@ -159,6 +159,8 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
         entries = measure(root, entries, left_out, args.skip_damaged, args.workers)
     check_found(entries, args.audio_dir, "usable audio")
     folds = protocol(entries)
+    for fold, splits in folds.items():
+        check_splits(args.out_dir / fold, Path(root).resolve(), splits)
     make_folder(args.out_dir)
     stamp.clear()
     _remove(manifests, args.out_dir)

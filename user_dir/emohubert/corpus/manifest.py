@@ -207,10 +207,9 @@ def read_counts(path):
 
 def write_splits(directory, root, splits):
     """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first."""
+    check_splits(directory, root, splits)
     directory = make_folder(directory)
     for name, utterances in splits.items():
-        if not utterances:
-            raise InputError(f"{directory / name}.tsv: the split would be empty; choose other options or look into the corpus folder")
         _write_split(directory, root, name, utterances)
     train = splits.get("train") or next(iter(splits.values()))
     for kind, symbols, unknown in (("emo", [u.emotion for u in train], NO_EMOTION), ("spk", [u.speaker for u in train], UNKNOWN_SPEAKER)):
@@ -218,11 +217,20 @@ def write_splits(directory, root, splits):
             write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in sorted(counts.items())])
 
 
+def check_splits(directory, root, splits):
+    """InputError if a split is empty, or a line of the manifest cannot hold what is to be written: to be found before anything is."""
+    unfit = "is empty, or holds a tab, a line break or something that is not UTF-8; rename it"
+    if _UNWRITABLE.search(str(root)):
+        raise InputError(f"{root}: the name of the folder {unfit}")
+    for name, utterances in splits.items():
+        if not utterances:
+            raise InputError(f"{Path(directory, name)}.tsv: the split would be empty; choose other options or look into the corpus folder")
+        for u in utterances:
+            if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
+                raise InputError(f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}” {unfit}")
+
+
 def _write_split(directory, root, name, utterances):
-    for u in utterances:
-        if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
-            where = f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}”"
-            raise InputError(f"{where} is empty, or holds a tab, a line break or something that is not UTF-8; rename it")
     dimensions, columns = list(utterances[0].dimensions), [column for column in utterances[0].meta if column != "id"]
     values = ([f"{u.dimensions.get(d, float('nan')):.6g}" for d in dimensions] for u in utterances)
     classes = [u.emotion for u in utterances]
