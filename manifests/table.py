@@ -42,12 +42,12 @@ OURS = ("path", "speaker", "split", "emotion", "start", "end", *USUAL)
 
 def find_table(args):
     """The table and the folder its paths are relative to."""
-    if args.table:
-        return args.table, args.audio_dir
-    if args.audio_dir.is_file():
+    if args.audio_dir.is_file() and not args.table:
         return args.audio_dir, args.audio_dir.resolve().parent
     if not args.audio_dir.is_dir():
         raise InputError(f"{args.audio_dir}: no such folder; give the folder of the audio")
+    if args.table:
+        return args.table, args.audio_dir
     found = sorted(p for ending in ("csv", "tsv") for p in args.audio_dir.glob(f"*.{ending}") if not p.name.startswith("."))
     if len(found) != 1:
         raise InputError(f"{args.audio_dir}: holds {len(found)} CSV or TSV files; name the table with --table FILE")
@@ -101,12 +101,14 @@ def number(row, name, where):
 def part(path, row, where):
     """(path, cut) of an utterance that is a part of its file; (path, None) of one that is all of it."""
     start, end = (number(row, name, where) if name in row else float("nan") for name in ("start", "end"))
-    if isnan(end) and not start > 0 and not start < 0:
+    if isnan(end) and (isnan(start) or start == 0):
         return path, None
     start = 0 if isnan(start) else round(start * SAMPLE_RATE)
     stop = None if isnan(end) else round(end * SAMPLE_RATE)
     if start < 0 or stop is not None and stop <= start:
-        raise InputError(f"{where}: no part from {row.get('start') or 0} to {row.get('end')} s; start must be 0 or more, and end after it")
+        raise InputError(
+            f"{where}: no part from {row.get('start') or 0} to {row.get('end') or 'the end'}; start must be 0 or more, and end after it"
+        )
     name = Path(path)
     return name.with_name(f"{name.stem}_{start}_{'end' if stop is None else stop}{name.suffix}").as_posix(), (path, start, stop, where)
 

@@ -205,6 +205,19 @@ def test_resampling_again_touches_only_what_changed(tmp_path):
     assert [u.n_samples for u in done] == [4000, 4100]
 
 
+def test_a_damaged_copy_is_made_again(tmp_path):
+    noise(tmp_path / "in/a.wav", 12_000, 48_000)
+    entries = [Utterance("a.wav", 0, "a")]
+    build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
+    copy, whole = tmp_path / "out/a.flac", (tmp_path / "out/a.flac").read_bytes()
+    for damaged in (b"", whole[:3000]):
+        times = copy.stat()
+        copy.write_bytes(damaged)
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())[0].n_samples == 4000
+        assert copy.read_bytes() == whole
+
+
 def test_resampling_refuses_name_clashes_and_the_corpus_itself(tmp_path):
     for name in ("a.wav", "a.flac"):
         noise(tmp_path / "in" / name)

@@ -89,9 +89,10 @@ def test_start_and_end_are_honoured(options, folder):
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ("-0.1,0.5", "t.csv:2: no part from -0.1 to 0.5 s"),
-        ("0.5,0.1", "t.csv:2: no part from 0.5 to 0.1 s"),
-        ("0.5,0.5", "t.csv:2: no part from 0.5 to 0.5 s"),
+        ("-0.1,0.5", "t.csv:2: no part from -0.1 to 0.5;"),
+        ("0.5,0.1", "t.csv:2: no part from 0.5 to 0.1;"),
+        ("0.5,0.5", "t.csv:2: no part from 0.5 to 0.5;"),
+        ("-1,", "t.csv:2: no part from -1 to the end"),
         ("inf,1", "t.csv:2: start is “inf”, not a number"),
         ("0,inf", "t.csv:2: end is “inf”, not a number"),
         ("nan,1", "t.csv:2: start is “nan”, not a number"),
@@ -170,6 +171,11 @@ def test_paths_that_lead_out(path, options, folder, capsys):
     assert make(folder, *LINES, f"{path},a,train,sad", options=[folder / o if "/" in o else o for o in options]) == 2
     assert refused(folder, capsys, f"t.csv:5: {path} is not below {folder / 'audio'}; give a common folder")
     assert not (folder / "flac").exists()
+
+
+def test_a_folder_that_is_not_there(folder, capsys):
+    assert make(folder, f"{folder}/audio/r0.wav,a,train,sad", audio="nowhere") == 2
+    assert refused(folder, capsys, f"{folder}/nowhere: no such folder")
 
 
 def test_two_files_of_one_stem(folder, capsys):

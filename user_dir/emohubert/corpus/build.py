@@ -206,7 +206,7 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
         expected, modified = stop - start, old.stat().st_mtime_ns
         if expected < RECEPTIVE_FIELD:  # will be left out
             return expected
-        if overwrite or not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new) == expected):
+        if overwrite or not _is_copy(new, modified, expected):
             wave = read(old, start, stop)
             if np.abs(wave).max(initial=0) > 1:
                 clipped.append(u.path)
@@ -228,6 +228,14 @@ def _span(cut, path, length):
         part, there = f"{start / SAMPLE_RATE:g} to {stop / SAMPLE_RATE:g} s", f"{length / SAMPLE_RATE:g} s"
         raise InputError(f"{where}: {path} lasts {there}, so there is no part from {part}; correct start and end, in seconds")
     return start, stop
+
+
+def _is_copy(path, modified, length):
+    """Whether a converted file is there, whole, and of its source as it is now."""
+    try:
+        return path.stat().st_mtime_ns == modified and probe(path) == length
+    except (OSError, InputError):
+        return False
 
 
 def converted_path(path):

@@ -127,16 +127,18 @@ def _au(stream, size, found):
 
 def _ogg(stream, size, found):
     """Page by page: none is missing or damaged, the last one of the stream ends it, and no other stream begins after it."""
-    ended, last = False, None
+    ended, last = False, {}  # the latter: stream → number of its last page
     while len(head := stream.read(27)) == 27 and head[:4] == b"OggS":
         if ended:
             return "several streams one after another, of which only the first would be heard; decode it to WAV or FLAC"
-        number, checksum = struct.unpack("<18xII", head[:26])
+        serial, number, checksum = struct.unpack("<14xIII", head[:26])
         lengths = stream.read(head[26])
         page = head[:22] + bytes(4) + head[26:] + lengths + stream.read(sum(lengths))
-        if last not in (None, number - 1) or _ogg_checksum(page) != checksum:
+        if len(page) < 27 + head[26] + sum(lengths):
+            break
+        if last.get(serial, number - 1) != number - 1 or _ogg_checksum(page) != checksum:
             return f"damaged at byte {stream.tell() - len(page)} or before; restore it"
-        ended, last = bool(head[5] & 4), number
+        ended, last[serial] = bool(head[5] & 4), number
     return None if ended else "truncated, its stream has no end; restore it"
 
 

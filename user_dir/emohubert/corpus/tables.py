@@ -1,5 +1,6 @@
 """Tables that come with a corpus: text, CSV and TSV files as people write them, and the paths in them."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -94,8 +95,9 @@ class Paths:
 
     def _read_names(self, where):
         found = defaultdict(list)
-        for name in os.listdir(self.folder / where) if os.path.isdir(self.folder / where) else ():
-            found[_alike(name)].append(name)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.folder / where):
+                found[_alike(name)].append(name)
         return found
 
 
