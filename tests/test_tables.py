@@ -127,6 +127,17 @@ def test_dimensions_that_our_check_would_refuse(value, folder, capsys):
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 
+def test_folders_with_odd_names(folder):
+    odd = folder / "x = , ( ) ' é 新 { [ # & y } ] \" $HOME ; * ? ~ % \\ | < >"
+    odd.mkdir()
+    (folder / "audio").rename(odd / "audio")
+    (odd / "audio/r0.wav").rename(odd / "audio/r=0, (é) 'x' [#&].wav")
+    assert make(odd, "\"r=0, (é) 'x' [#&].wav\",a,train,sad", *LINES[1:]) == 0
+    assert run("tools/check_manifest.py", odd / "m") == 0
+    assert run("manifests/folder.py", odd / "audio", odd / "speech", "--resample", odd / "16k", "--valid", 0.4) == 0
+    assert run("tools/check_manifest.py", odd / "speech") == 0 and len(list((odd / "16k").iterdir())) == 3
+
+
 def test_absolute_paths_by_way_of_links(folder):
     (folder / "link").symlink_to("audio")
     for audio, named in (("link", "link"), ("link", "audio"), ("audio", "link")):
