@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Manifests of any corpus that has a table (CSV or TSV, first line the column names).
 
-Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; every other column
-goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is detected. Names of splits are written in lower case;
-training, dev, devel, development, val, validation and testing (with or without “set”) become train, valid and test. An
-empty emotion or dimension means that there is no label.
+Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; votes_CLASS: how many
+annotators, or what share of them, heard that class (.votes); every other column goes to .meta.tsv. The delimiter (tab,
+comma, semicolon, |) is detected. Names of splits are written in lower case; training, dev, devel, development, val,
+validation and testing (with or without “set”) become train, valid and test. An empty emotion or dimension means that there
+is no label, an empty number of votes that there are none.
 """
 
 import re
@@ -17,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
-from emohubert.corpus.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, Utterance, as_number
 from emohubert.corpus.protocols import protocol_splits
 from emohubert.corpus.tables import read_delimited
 
 SPLITS = {"training": "train", "testing": "test"} | dict.fromkeys(("dev", "devel", "development", "val", "validation"), "valid")
+VOTES = "votes_"
 USUAL = ("arousal", "valence", "dominance")
 
 
@@ -89,9 +91,14 @@ def utterance(row, where, dimensions, scale, root):
             if values[name] < scale[0] or values[name] > scale[1]:
                 raise InputError(f"{where}: {name} {row[name]} is outside --scale {scale[0]:g} {scale[1]:g}; correct one of them")
             values[name] = build.to_unit(values[name], *scale)
+    votes = {}
+    for column in (c for c in row if c.startswith(VOTES)):
+        votes[column[len(VOTES) :]] = number = as_number(row[column] or 0)
+        if not 0 <= number < float("inf"):
+            raise InputError(f"{where}: {column} is “{row[column]}”, not a number of votes; correct it, or leave it empty")
     known = {"path", "speaker", "split", "emotion", *dimensions}
-    meta = {column: text for column, text in row.items() if column not in known}
-    return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta)
+    meta = {column: text for column, text in row.items() if column not in known and not column.startswith(VOTES)}
+    return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta, votes)
 
 
 def read_entries(args, table, rows, dimensions, left_out):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 
 import audmetric
@@ -241,6 +242,61 @@ def test_balanced_class_weights():
     loss, size, _ = criterion(Fixed(output), next(batches(target, [4])))
     expected = F.cross_entropy(output, target, weight=torch.tensor([2 / 3, 2.0]), reduction="sum")
     assert size == 4 and torch.allclose(loss, expected)
+
+
+def criterion_with(counts, **options):
+    return EmotionClassification(argparse.Namespace(state=argparse.Namespace(class_counts=counts)), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"class_weights": "balanced", "label_smoothing": 0.1}])
+def test_soft_labels_are_torchs_cross_entropy_with_probabilities(options):
+    output, shares = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
+    sample = next(batches(torch.tensor([0, 1, 2, 2, -1]), [5])) | {"shares": shares}
+    criterion = criterion_with([4, 2, 1], soft_labels=True, **options)
+    loss, size, log = criterion(Fixed(output), sample)
+    smoothing = options.get("label_smoothing", 0)
+    expected = F.cross_entropy(output, shares, weight=criterion.class_weights, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(loss, expected.sum())
+    assert size == 5 and log["sums"].sum() == 4, "an utterance without a class is learned from, and not scored"
+    if not options:  # and the divergence from the model, but for the entropy of the shares
+        divergence = F.kl_div(output.log_softmax(1), shares, reduction="sum")
+        torch.testing.assert_close(loss - divergence, -(shares * shares.log()).sum())
+    one_hot = next(batches(torch.tensor([0, 1]), [2])) | {"shares": torch.eye(3)[:2]}
+    torch.testing.assert_close(criterion(Fixed(output), one_hot)[0], criterion_with([4, 2, 1], **options)(Fixed(output), one_hot)[0])
+
+
+def test_focal_loss_by_hand():
+    output, target = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]), torch.tensor([0, 1])
+    loss, _, _ = criterion_with([3, 1], focal_gamma=2.0)(Fixed(output), next(batches(target, [2])))
+    assert loss.item() == pytest.approx(0.5**2 * math.log(2) + 0.25**2 * math.log(4 / 3))
+    weighted, _, _ = criterion_with([3, 1], focal_gamma=2.0, class_weights="balanced")(Fixed(output), next(batches(target, [2])))
+    assert weighted.item() == pytest.approx(2 / 3 * 0.5**2 * math.log(2) + 2 * 0.25**2 * math.log(4 / 3))
+    soft = next(batches(target[:1], [1])) | {"shares": torch.tensor([[0.25, 0.75]])}
+    loss, _, _ = criterion_with([1, 1], focal_gamma=1.0, soft_labels=True)(Fixed(output[1:]), soft)
+    assert loss.item() == pytest.approx(0.25 * 0.75 * math.log(4) + 0.75 * 0.25 * math.log(4 / 3))
+    output, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    options = {"class_weights": "balanced", "label_smoothing": 0.1}
+    nearly, plain = (
+        criterion_with([4, 3, 2, 1], focal_gamma=g, **options)(Fixed(output), next(batches(target, [6])))[0] for g in (1e-6, 0)
+    )
+    torch.testing.assert_close(nearly, plain, rtol=1e-4, atol=1e-4)
+    model = Fixed(torch.tensor([[200.0, 0.0]]))
+    criterion_with([1, 1], focal_gamma=0.5)(model, next(batches(torch.tensor([0]), [1])))[0].backward()
+    assert model.output.grad.isfinite().all()
+
+
+def test_logit_adjustment_by_hand():
+    """Menon et al. 2021, equation 10: log(1 + Σ_{y' ≠ y} (π_y' / π_y)^τ exp(f_y' − f_y)); decisions are by the logits as they are."""
+    output, target = torch.tensor([[0.0, 0.1], [1.0, 0.0]]), torch.tensor([0, 1])
+    loss, _, log = criterion_with([3, 1], logit_adjustment=2.0)(Fixed(output), next(batches(target, [2])))
+    assert loss.item() == pytest.approx(math.log1p((1 / 3) ** 2 * math.exp(0.1)) + math.log1p(3**2 * math.exp(1)), rel=1e-6)
+    assert log["sums"].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("options", [{"focal_gamma": -1.0}, {"logit_adjustment": math.nan}, {"logit_adjustment": -0.5}])
+def test_strange_options_are_refused(options):
+    with pytest.raises(InputError, match=rf"criterion\.{[*options][0]}=.*; "):
+        criterion_with([1, 1], **options)
 
 
 def _rank(rank, folder, output, target):

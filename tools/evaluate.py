@@ -107,6 +107,9 @@ def summary(scores):
     lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}", f"checkpoint: {scores['selected']}"]
     if "UA" in scores:
         lines.append(f"UA {scores['UA']:.3f}  WA {scores['WA']:.3f}  macro F1 {scores['macro_f1']:.3f}")
+    if "votes" in scores:
+        line = "from the annotators' votes: KL {kl:.3f}  JS {js:.3f}  total variation {tv:.3f} ({n} utterances)"
+        lines.append(line.format_map(scores["votes"]))
     line = "{}: CCC {ccc:.3f}  Pearson {pearson:.3f}  RMSE {rmse:.3f}  CCC over speakers {speaker_ccc_mean:.3f} ± {speaker_ccc_std:.3f}"
     for name, values in scores.get("dims", {}).items():
         lines.append(line.format(name, **{key: float("nan") if value is None else value for key, value in values.items()}))

@@ -263,7 +263,7 @@ def _source(root, entries, more):
     for u in entries:
         path = Path(root) / u.path
         stat = path.stat() if path.is_file() else None
-        row = [u.path, u.speaker, u.emotion, u.dimensions, u.meta, stat and stat.st_size, stat and stat.st_mtime_ns]
+        row = [u.path, u.speaker, u.emotion, u.dimensions, u.meta, u.votes, stat and stat.st_size, stat and stat.st_mtime_ns]
         digest.update(json.dumps(row, default=str).encode())
     digest.update(json.dumps(more, sort_keys=True).encode())
     return digest.hexdigest()
