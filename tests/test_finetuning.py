@@ -348,6 +348,78 @@ def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_corpus_with_other_classes(corpus, classifier, regressor, tmp_path, capsys):
+    """Its classes are mapped onto the model's; what has no place there is named, and the rest is scored as if there were nothing else."""
+    manifest, out = tmp_path / "m", tmp_path / "out"
+    shutil.copytree(corpus / "manifest", manifest)
+    renamed = {"angry": "Anger", "happy": "exc", "neutral": "calm", "sad": "sad"}
+    truth = (manifest / "test.emo").read_text().split()
+    (manifest / "test.emo").write_text("".join(f"{renamed[name]}\n" for name in truth))
+    (manifest / "test.votes").write_text("Anger\tcalm\texc\thap\n" + "1\t5\t1\t2\n" * len(truth))
+    usual = ("tools/evaluate.py", classifier, manifest, "test", out)
+    assert run(*usual, "--label-map", "usual") == 0
+    assert "Anger → angry, exc → happy, hap → happy, sad; left out: calm 4" in capsys.readouterr().out
+    assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "plain") == 0
+    found, plain = read_predictions(out / "predictions.tsv"), read_predictions(tmp_path / "plain" / "predictions.tsv")
+    assert found.classes == ["angry", "happy", "sad"] and found.emotions == [name if name != "neutral" else "-" for name in truth]
+    three = plain.probabilities[:, [0, 1, 3]]
+    np.testing.assert_allclose(found.probabilities, three / three.sum(1, keepdims=True), rtol=1e-9)
+    scores = json.loads((out / "metrics.json").read_text())
+    keep = np.array(truth) != "neutral"
+    decided = np.array(found.classes)[three.argmax(1)]
+    assert scores["UA"] == pytest.approx(balanced_accuracy_score(np.array(truth)[keep], decided[keep]))
+    assert scores["n"] == keep.sum() == 12 and scores["without_reference"] == 4 and scores["label_map"]["left_out"] == {"calm": 4}
+    assert scores["votes"]["n"] == 16 and scores["votes"]["tv"] == pytest.approx(
+        np.abs(found.probabilities - [0.25, 0.75, 0]).sum(1).mean() / 2
+    )
+    assert run("tools/audit_run.py", tmp_path, "--allow", "speaker") == 0
+    (tmp_path / "map.json").write_text('{"Anger": "sad", "exc": null, "calm": "neutral"}')
+    assert run(*usual, "--label-map", tmp_path / "map.json") == 0
+    assert read_predictions(out / "predictions.tsv").classes == ["neutral", "sad"]
+    capsys.readouterr()
+    for content, model, message in (
+        (
+            '{"Anger": "furious", "exc": "angry", "sad": "angry"}',
+            classifier,
+            "test.tsv: of its classes (Anger calm exc hap sad) fewer than two",
+        ),
+        ('["sad"]', classifier, "map.json: expected an object of class names"),
+        ("{}", regressor, "predicts dimensions (arousal valence)"),
+    ):
+        (tmp_path / "map.json").write_text(content)
+        assert run("tools/evaluate.py", model, manifest, "test", out, "--label-map", tmp_path / "map.json") == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert run(*usual, "--label-map", tmp_path / "none.json") == 2
+
+
+@pytest.mark.slow
+def test_soft_labels_from_votes_to_metrics(corpus, tmp_path, capsys):
+    """Ambiguous utterances are learned from; without votes nothing is."""
+    manifest, out = tmp_path / "m", tmp_path / "run"
+    shutil.copytree(corpus / "manifest", manifest)
+    options = [f"task.data={manifest}", f"checkpoint.save_dir={out}", "criterion.soft_labels=true", "optimization.max_epoch=2"]
+    finished = finetune(corpus, "classification", *options)
+    assert finished.returncode == 2 and f"error: {manifest}/train.votes: no such file; " in finished.stdout
+    for name in ("train", "valid", "test"):
+        classes = (manifest / f"{name}.emo").read_text().split()
+        votes = [[3 * (own == c) + (c == "sad") for c in CLASSES] for own in classes]
+        votes[0], votes[1], classes[1] = [0] * 4, [0, 2, 2, 0], "-"
+        (manifest / f"{name}.votes").write_text("\n".join(["\t".join(CLASSES), *("\t".join(map(str, row)) for row in votes), ""]))
+        (manifest / f"{name}.emo").write_text("".join(f"{c}\n" for c in classes))
+    extra = ["model.frame_head=true", "criterion.frame_weight=0.5", "criterion.logit_adjustment=1", "task.sampling=balanced"]
+    finished = finetune(corpus, "classification", *options, *extra)
+    assert finished.returncode == 0 and "train: 24 utterances" in finished.stdout, finished.stdout[-3000:]
+    task, _ = load_trained(out / "checkpoint_best.pt")
+    shares = read_split(manifest, "train").shares(CLASSES)
+    shares[0, 0] = 1  # angry, and no votes
+    np.testing.assert_allclose(task.state.class_counts, shares.sum(0), rtol=1e-5)
+    assert run("tools/evaluate.py", out / "checkpoint_best.pt", manifest, "test", tmp_path / "test") == 0
+    assert "from the annotators' votes: KL" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert (scores["n"], scores["votes"]["n"]) == (15, 15)
+
+
+@pytest.mark.slow
 def test_regression_from_checkpoint_to_metrics(corpus, regressor, tmp_path):
     assert run("tools/evaluate.py", regressor, corpus / "manifest", "test", tmp_path / "out", "--repeats", "50") == 0
     scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
