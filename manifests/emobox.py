@@ -2,8 +2,9 @@
 """Manifests of any corpus of EmoBox (https://github.com/emo-box/EmoBox), in its folds.
 
 FOLDS is EmoBox's folder of the corpus, such as EmoBox/data/cremad: fold_1/cremad_train_fold_1.jsonl and so on, and
-label_map.json, which names the classes. Paths in it begin with downloads/CORPUS/, which AUDIO_DIR stands for. Where EmoBox has
-no validation part, a fifth of the training part is drawn by chance, as EmoBox does. Its files do not name speakers: for cremad,
+label_map.json, which names the classes. AUDIO_DIR stands for downloads/CORPUS in its paths; a recording that is not there is
+looked for by its name in all of AUDIO_DIR. Where EmoBox has no validation part, a fifth of the training part is drawn by
+chance, as EmoBox does. Its files do not name speakers: for cremad,
 emodb, iemocap and ravdess they are read from the file names, for others by --speaker. What training shares with the test is
 reported, and is EmoBox's own: its fold of CREMA-D has its speakers on both sides.
 
@@ -14,6 +15,7 @@ import json
 import logging
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
@@ -50,15 +52,19 @@ def read_part(path):
 def read_folds(folder, audio_dir, pattern, left_out):
     """({path: Utterance without length}, {fold: {split: paths}})."""
     names = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else {}
-    entries, folds = {}, {}
+    entries, folds, by_name = {}, {}, defaultdict(list)
+    for audio in build.find_audio(audio_dir, left_out):
+        by_name[Path(audio).stem].append(audio)
     for path in sorted(folder.glob("fold_*/*.jsonl"), key=lambda p: natural(str(p))):
         if not (match := FILE.fullmatch(path.name)):
             continue
         part = folds.setdefault(path.parent.name.replace("_", ""), {})[match["split"]] = []
-        for corpus, audio, emotion in read_part(path):
-            if not (audio_dir / audio).is_file():
-                left_out["listed, but no audio"].append(audio)
+        for corpus, listed, emotion in read_part(path):
+            named = by_name[Path(listed).stem]
+            if listed not in named and len(named) != 1:
+                left_out["listed, but no audio" if not named else "listed, but several recordings of this name"].append(listed)
                 continue
+            audio = listed if listed in named else named[0]
             found = re.search(pattern or SPEAKERS.get(corpus, "$."), f"/{audio}")
             entries[audio] = Utterance(audio, 0, "".join(found.groups()) if found else UNKNOWN_SPEAKER, names.get(emotion, emotion))
             part.append(audio)

@@ -54,7 +54,7 @@ def test_folds_as_published_with_what_they_share(clips, tmp_path, capsys):
 def test_other_corpora_and_bad_files(clips, tmp_path, capsys):
     folds, arguments = tmp_path / "other", ("manifests/emobox.py", tmp_path / "audio", tmp_path / "m", "--folds", tmp_path / "other")
     assert run(*arguments) == 2 and "holds no fold_*/NAME_train_fold_*.jsonl" in capsys.readouterr().err.splitlines()[-1]
-    fold(folds, 1, "other", train=clips[:8], test=clips[8:])
+    fold(folds, 1, "other", train=[f"speech/{c}" for c in clips[:8]], test=clips[8:])
     assert run(*arguments) == 0 and set(read_split(tmp_path / "m", "all").speakers) == {"<unk>"}
     assert run(*arguments, "--speaker", r"10(\d)(\d)_") == 0
     assert set(read_split(tmp_path / "m", "all").speakers) == {f"0{actor}" for actor in range(1, 6)}
