@@ -92,10 +92,13 @@ class EmotionClassification(_OfClasses):
                 raise InputError(f"criterion.{name}={value}: give a number from 0 on; 0 leaves the cross-entropy as it is")
         self.label_smoothing, self.soft_labels, self.frame_weight = label_smoothing, soft_labels, frame_weight
         self.focal_gamma = focal_gamma
-        counts = torch.tensor(task.state.class_counts, dtype=torch.float).clamp(min=1)
-        weights = counts.mean() / counts if str(class_weights) == "balanced" else None
+        weights = adjustment = None
+        if str(class_weights) == "balanced" or logit_adjustment:
+            counts = torch.tensor(task.state.class_counts, dtype=torch.float).clamp(min=1)
+            weights = counts.mean() / counts if str(class_weights) == "balanced" else None
+            adjustment = logit_adjustment * (counts / counts.sum()).log() if logit_adjustment else None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.register_buffer("adjustment", logit_adjustment * (counts / counts.sum()).log() if logit_adjustment else None, persistent=False)
+        self.register_buffer("adjustment", adjustment, persistent=False)
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""

@@ -19,15 +19,8 @@ logger = logging.getLogger(__name__)
 NUMBER = (int, float)
 _GROUPS = {"*": {"UA?": NUMBER, "dims?": {"*": {"ccc?": NUMBER}}}}
 _METRICS = {"n": int, "per_speaker": _GROUPS, "by": {"*": _GROUPS}, "difference?": _GROUPS, "ci?": {"dims?": {"*": dict}}, "ece?": NUMBER}
-_CLASSES = {
-    **_METRICS,
-    "UA": NUMBER,
-    "WA": NUMBER,
-    "macro_f1": NUMBER,
-    "classes": [str],
-    "confusion": [[int]],
-    "votes?": dict.fromkeys(("n", "kl", "js", "tv"), NUMBER),
-}
+_VOTES = dict.fromkeys(("n", "kl", "js", "tv"), NUMBER)
+_CLASSES = {**_METRICS, "UA": NUMBER, "WA": NUMBER, "macro_f1": NUMBER, "classes": [str], "confusion": [[int]], "votes?": _VOTES}
 _DIMENSIONS = {**_METRICS, "dims": {"*": dict.fromkeys(("ccc", "pearson", "rmse"), NUMBER)}}
 _CALIBRATION = {"paired": {"*": dict}}
 _CHECK = {"errors": list, "leaks": [{"shared?": list}]}
