@@ -251,7 +251,7 @@ def criterion_with(counts, **options):
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"class_weights": "balanced", "label_smoothing": 0.1}])
 def test_soft_labels_are_torchs_cross_entropy_with_probabilities(options):
     output, shares = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
-    sample = next(batches(torch.tensor([0, 1, 2, 2, -1]), [5])) | {"shares": shares}
+    sample = next(batches(torch.tensor([0, 1, 2, 2, -1]), [5])) | {"shares": shares.double()}
     criterion = criterion_with([4, 2, 1], soft_labels=True, **options)
     loss, size, log = criterion(Fixed(output), sample)
     smoothing = options.get("label_smoothing", 0)

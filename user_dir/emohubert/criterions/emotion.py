@@ -104,7 +104,7 @@ class EmotionClassification(_OfClasses):
         """Returns (loss, utterances, logging output)."""
         found, target = model(**sample["net_input"]), sample["target"]
         output = found["output"].float()  # (batch, classes)
-        labels = sample["shares"] if self.soft_labels else target
+        labels = sample["shares"].float() if self.soft_labels else target
         loss = self._cross_entropy(output, labels).sum()
         if self.frame_weight > 0:
             loss = loss + self.frame_weight * self._of_frames(found, labels).sum()
@@ -119,7 +119,7 @@ class EmotionClassification(_OfClasses):
         p = F.one_hot(target, output.size(1)) if target.ndim == 1 else target
         p = (1 - self.label_smoothing) * p + self.label_smoothing / output.size(1)
         log_q = output.log_softmax(dim=1)
-        focused = (1 - log_q.exp()).clamp(min=1e-6) ** self.focal_gamma * log_q  # at 0 a power below 1 has no gradient
+        focused = (1 - log_q.exp()).clamp(min=1e-6) ** self.focal_gamma * log_q  # at 0 the gradient of a power below 1 is infinite
         return -(p * focused * (1 if self.class_weights is None else self.class_weights)).sum(dim=1)
 
     def _of_frames(self, found, target):

@@ -11,9 +11,10 @@ from .speech import SpeechDataset
 
 class UtteranceLabelledSpeech(SpeechDataset):
     """Utterances with a target each: `targets` are (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
-    `shares`: what is learned in place of classes, float32 (n, classes): rows that sum to 1, or to 0 without a label. `balanced`: in
-    training, an epoch has as many utterances as the split, but equally many of each class: those of small classes are repeated, those of
-    large ones sampled. The other options are of SpeechDataset; give a `masking` only for training."""
+    `shares`: what is learned in place of classes, (n, classes), rows that sum to 1, or to 0 without a label; float64, which training in
+    half precision leaves as it is. `balanced`: in training, an epoch has as many utterances as the split, but equally many of each class:
+    those of small classes are repeated, those of large ones sampled. The other options are of SpeechDataset; give a `masking` only for
+    training."""
 
     features = None  # CachedFeatures to take the place of waveforms
 

@@ -112,7 +112,7 @@ class EmotionFinetuningTask(SpeechTask):
 
     def _count_classes(self):
         if self.soft_labels:
-            return self.shares(self._training_split("emotions", "votes")).sum(axis=0, dtype=float).tolist()
+            return self.shares(self._training_split("emotions", "votes")).sum(axis=0).tolist()
         emotions = self._training_split("emotions").emotions or []
         return [emotions.count(c) for c in self.classes]
 
@@ -195,7 +195,7 @@ class EmotionFinetuningTask(SpeechTask):
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
 
     def shares(self, split):
-        """What annotators say of a split's utterances: float32 (n, classes), the shares of their votes; without votes the class has all of it,
+        """What annotators say of a split's utterances: float64 (n, classes), the shares of their votes; without votes the class has all of it,
         without either the row is 0. InputError: the sidecar is missing, or a class of it is not in the dictionary."""
         path = f"{split.directory / split.name}.votes"
         if split.votes is None:
@@ -206,7 +206,7 @@ class EmotionFinetuningTask(SpeechTask):
         shares, targets = split.shares(self.classes), self.targets(split)
         alone = np.flatnonzero(~shares.any(axis=1) & (targets >= 0))
         shares[alone, targets[alone]] = 1
-        return shares.astype(np.float32)
+        return shares
 
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
