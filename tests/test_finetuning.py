@@ -399,7 +399,7 @@ def test_soft_labels_from_votes_to_metrics(corpus, tmp_path, capsys):
     shutil.copytree(corpus / "manifest", manifest)
     options = [f"task.data={manifest}", f"checkpoint.save_dir={out}", "criterion.soft_labels=true", "optimization.max_epoch=2"]
     finished = finetune(corpus, "classification", *options)
-    assert finished.returncode == 2 and f"error: {manifest}/train.votes: no such file; " in finished.stdout
+    assert finished.returncode == 2 and f"error: {manifest}/valid.votes: no such file; " in finished.stdout
     for name in ("train", "valid", "test"):
         classes = (manifest / f"{name}.emo").read_text().split()
         votes = [[3 * (own == c) + (c == "sad") for c in CLASSES] for own in classes]
