@@ -356,6 +356,7 @@ def test_a_corpus_with_other_classes(corpus, classifier, regressor, tmp_path, ca
     truth = (manifest / "test.emo").read_text().split()
     (manifest / "test.emo").write_text("".join(f"{renamed[name]}\n" for name in truth))
     (manifest / "test.votes").write_text("Anger\tcalm\texc\thap\n" + "1\t5\t1\t2\n" * len(truth))
+    (manifest / "corpus.json").write_text((manifest / "corpus.json").read_text().replace('"noise"', '"other"'))
     usual = ("tools/evaluate.py", classifier, manifest, "test", out)
     assert run(*usual, "--label-map", "usual") == 0
     assert "Anger → angry, exc → happy, hap → happy, sad; left out: calm 4" in capsys.readouterr().out
@@ -365,6 +366,8 @@ def test_a_corpus_with_other_classes(corpus, classifier, regressor, tmp_path, ca
     three = plain.probabilities[:, [0, 1, 3]]
     np.testing.assert_allclose(found.probabilities, three / three.sum(1, keepdims=True), rtol=1e-9)
     scores = json.loads((out / "metrics.json").read_text())
+    settings = scores["setting"], json.loads((tmp_path / "plain" / "metrics.json").read_text())["setting"]
+    assert settings == ("transductive (4 speakers)", "seen (4 speakers)"), "of the same names, but not of the same corpus"
     keep = np.array(truth) != "neutral"
     decided = np.array(found.classes)[three.argmax(1)]
     assert scores["UA"] == pytest.approx(balanced_accuracy_score(np.array(truth)[keep], decided[keep]))

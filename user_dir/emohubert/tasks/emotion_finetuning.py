@@ -57,7 +57,8 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, scales."""
+    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, their
+    corpus, scales."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -65,6 +66,7 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
         self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
+        self.state.add_factory("corpus", lambda: read_corpus(cfg.data).get("corpus"))
         self.state.add_factory("earlier_speakers", list)
         self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
@@ -142,7 +144,7 @@ class EmotionFinetuningTask(SpeechTask):
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
-            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.label_scales
+            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.corpus, self.state.label_scales
             self.state.merge_state_dict({"earlier_speakers": earlier_speakers([], pretrained.task_state)})
         return model
 
