@@ -2,10 +2,11 @@
 """Manifests of any corpus that has a table (CSV or TSV, first line the column names).
 
 Columns: path (relative to AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; votes_CLASS: how many
-annotators, or what share of them, heard that class (.votes); every other column goes to .meta.tsv. The delimiter (tab,
-comma, semicolon, |) is detected. Names of splits are written in lower case; training, dev, devel, development, val,
-validation and testing (with or without “set”) become train, valid and test. An empty emotion or dimension means that there
-is no label, an empty number of votes that there are none.
+annotators, or what share of them, heard that class (.votes; without a column emotion, the class is the one of most votes,
+none where two tie); every other column goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is detected. Names of
+splits are written in lower case; training, dev, devel, development, val, validation and testing (with or without “set”)
+become train, valid and test. An empty emotion or dimension means that there is no label, an empty number of votes that there
+are none.
 """
 
 import re
@@ -96,9 +97,11 @@ def utterance(row, where, dimensions, scale, root):
         votes[column[len(VOTES) :]] = number = as_number(row[column] or 0)
         if not 0 <= number < float("inf"):
             raise InputError(f"{where}: {column} is “{row[column]}”, not a number of votes; correct it, or leave it empty")
+    most = [name for name, number in votes.items() if number == max(votes.values()) > 0]
+    emotion = row.get("emotion") or (most[0] if "emotion" not in row and len(most) == 1 else NO_EMOTION)
     known = {"path", "speaker", "split", "emotion", *dimensions}
     meta = {column: text for column, text in row.items() if column not in known and not column.startswith(VOTES)}
-    return Utterance(Path(path).as_posix(), 0, row["speaker"], row.get("emotion") or NO_EMOTION, values, meta, votes)
+    return Utterance(Path(path).as_posix(), 0, row["speaker"], emotion, values, meta, votes)
 
 
 def read_entries(args, table, rows, dimensions, left_out):
@@ -147,7 +150,7 @@ def main(argv=None):
             raise InputError(
                 f"{table}:1: has no column “{name}” (it has {', '.join(columns)}); name it with --columns {name}=THEIRS{remedy}"
             )
-    if not dimensions and "emotion" not in columns:
+    if not dimensions and "emotion" not in columns and not any(name.startswith(VOTES) for name in columns):
         raise InputError(
             f"{table}:1: has neither a column “emotion” nor dimensions (it has {', '.join(columns)}); use --columns or --dimensions"
         )

@@ -514,6 +514,14 @@ def test_table_with_votes(recordings, tmp_path):
     assert {name: list(v) for name, v in train.votes.items()} == {"angry": [3, 3], "sad": [0, 1]} and list(train.meta) == ["id", "age"]
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace(",3,1", ",3,-1", 1))
     assert run(*arguments) == 2
+    rows = [
+        {"path": r["path"], "speaker": r["speaker"], "split": r["split"], "votes_angry": 1, "votes_sad": i % 3} for i, r in enumerate(ROWS)
+    ]
+    write_table(tmp_path / "t.csv", rows)
+    assert run(*arguments) == 0 and [read_split(tmp_path / "m", s).emotions for s in ("train", "valid")] == [
+        ["angry", "-"],
+        ["sad", "angry"],
+    ]
 
 
 def test_table_may_be_named_itself_and_split_by_chance(recordings, tmp_path):
