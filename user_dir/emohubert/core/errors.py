@@ -1,6 +1,5 @@
-"""The one error that bad input raises, and how a training run ends on it."""
+"""The one error that bad input raises."""
 
-import functools
 import sys
 
 
@@ -15,21 +14,3 @@ class WriteError(InputError):
 def print_error(error):
     """Print an error as every program here does: one line on standard error."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-
-
-def exit_on_input_error(function):
-    """Under `fairseq-hydra-train`, turn bad input into one line `error: …` and exit status 2; elsewhere raise it as it is."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            from hydra.core.hydra_config import HydraConfig  # slow to import, and loaded already where a training runs
-
-            if not HydraConfig.initialized():
-                raise
-            print_error(error)
-            raise SystemExit(2) from None
-
-    return wrapped

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ class Training:
         if status:
             print(failure(log, begin), file=sys.stderr, flush=True)
             remedy = f"the end of {log} is above, the same command resumes from the last checkpoint"
+            if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+                remedy = f"killed, perhaps for lack of memory: see task.max_sample_size, dataset.max_tokens, dataset.batch_size; {remedy}"
             raise InputError(f"{self.folder}: training failed (status {status}); {remedy}")
         progress.end()
         (self.folder / "finished").touch()
