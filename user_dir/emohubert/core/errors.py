@@ -1,5 +1,6 @@
 """The one error that bad input raises."""
 
+import contextlib
 import sys
 
 
@@ -9,6 +10,20 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """Something cannot be written: space, rights, quota. Never taken for a fault of what was read."""
+
+
+@contextlib.contextmanager
+def taken_apart(path):
+    """Around code that takes the content of a file as it is: whatever a damaged or foreign one leads to is an InputError that names it."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: not such a file, or a damaged one ({what:.120}); copy or download it again") from error
 
 
 def print_error(error):

@@ -15,7 +15,7 @@ from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
-from .from_pretrained import encoder_config, initialise
+from .from_pretrained import check_sizes, encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
 from .pooling import POOLINGS, loud_frames
@@ -70,6 +70,7 @@ def resolve_backbone(cfg):
     if pretrained.is_wav2vec1:
         _check_for_wav2vec1(cfg, pretrained)
         return {**pretrained.config, **changes}, pretrained
+    check_sizes(encoder_config(pretrained.config), pretrained.weights, pretrained.path)
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= (most := pretrained.n_layers):
