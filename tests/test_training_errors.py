@@ -14,6 +14,7 @@ import torch
 import training
 from corpus import make_corpus, make_labels
 from omegaconf import OmegaConf
+from scripts import run
 from training import MICRO, ROOT, SERVER, train
 
 import emohubert.tasks  # noqa: F401 (registers)
@@ -271,3 +272,29 @@ def test_from_any_folder(corpus, tmp_path):
     more = [f"checkpoint.save_dir={tmp_path}/run", "optimization.max_update=1"]
     finished = train("hubert_tiny", *options(corpus), *more, cwd=tmp_path, config_dir=ROOT / "config")
     assert finished.returncode == 0, finished.stdout[-3000:]
+
+
+COMPOSITION = [
+    (("hubert_tiny", "task.dta=x"), "Could not override 'task.dta'"),
+    (("hubert_tiny", "common.seed=x"), "Value 'x' of type 'str' could not be converted to Integer"),
+    (("hubert_tiny", "task.data=a=b"), "task.data=a=b: mismatched input '='"),
+    (("hubert_tiy",), "--config-name hubert_tiy: no such configuration"),
+    (("hubert_tiny", "common.user_dir=/nowhere/user_dir"), "give common.user_dir=/path/to/user_dir"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "expected"), COMPOSITION)
+def test_what_hydra_refuses(tmp_path, given, expected):
+    assert expected in error_of(train(*given, cwd=tmp_path, config_dir=ROOT / "config"))
+
+
+@pytest.mark.slow
+def test_a_folder_of_configurations_that_is_not_there(tmp_path):
+    assert "nowhere' not found" in error_of(train("hubert_tiny", config_dir=tmp_path / "nowhere"))
+
+
+@pytest.mark.slow
+def test_the_launcher_says_it_too(tmp_path, capfd):
+    assert run("tools/train.py", "hubert_tiny", tmp_path / "run", "task.dta=x") == 2
+    assert "error: Could not override 'task.dta'" in capfd.readouterr().err

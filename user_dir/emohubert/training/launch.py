@@ -69,6 +69,8 @@ class Training:
         `nproc`: processes, started by torchrun; None: fairseq takes all GPUs. In jobs of recipes/slurm all tasks train. `environment`: by
         default this process's. `bar`: progress as a bar where standard error is a terminal, otherwise as a log line a minute.
         """
+        if not (self.config_dir / f"{self.config}.yaml").is_file():
+            raise InputError(f"{self.config_dir / self.config}.yaml: no such configuration; correct CONFIG or --config-dir")
         self.check_settings()
         if self.is_finished:
             logger.info("%s: trained already", self.folder)
