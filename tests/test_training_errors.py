@@ -24,6 +24,7 @@ from emohubert.pretrained.safe_files import load_state
 from emohubert.training import failures, fairseq_patches
 
 PRETRAINING = {"_name": "speaker_hubert_pretraining", "data": "x", "label_dir": "y"}
+MEMORY = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 GROUPS = {
     "task": PRETRAINING,
     "model": {"_name": "speaker_hubert"},
@@ -77,6 +78,21 @@ class _Spoilt(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         raise InputError("a.wav: holds samples that are not finite numbers; restore it")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), "the log: cannot be written (No space left on device); free some space"),
+        (MemoryError(), "too little memory (MemoryError); lower task.max_sample_size"),
+        (RuntimeError(MEMORY), "too little memory ([enforce fail"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a worker failed (DataLoader worker (pid(s) 7)"),
+        (RuntimeError("unable to write to file </torch_7_1>: No space left"), "a worker failed (unable to write"),
+        (FloatingPointError("gradients are Nan/Inf"), "the training diverges (gradients are Nan/Inf)"),
+    ],
+)
+def test_what_the_machine_does_to_a_training(error, expected):
+    assert expected in str(failures.as_input_error(error))
 
 
 def test_bugs_are_tracebacks():
@@ -201,9 +217,6 @@ def test_states_of_other_programs(corpus, tmp_path, way, kind):
         assert finished.returncode == 0, finished.stdout[-3000:]
     else:
         assert "other.pt" in error_of(finished)
-
-
-MEMORY = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
 
 @pytest.mark.parametrize("error", [RuntimeError(MEMORY), torch.OutOfMemoryError("CUDA out of memory. Tried to"), MemoryError()])

@@ -1,6 +1,7 @@
 """What ends a training, as one line: settings that fairseq does not know, and what input, memory or other programs do to it meanwhile."""
 
 import difflib
+import errno
 import os
 import re
 
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..core.errors import InputError, print_error
 from .launch import user_dir
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 _WORKERS = re.compile(r"DataLoader worker \(pid.*|.*(?:/torch_\S+>|received \d+ items of ancdata|Too many open files).*")
 
@@ -38,6 +40,12 @@ def as_input_error(error):
         return InputError(text.rpartition("InputError: ")[2].rpartition("WriteError: ")[2].strip())
     if isinstance(error, OmegaConfBaseException):
         return InputError(f"{error.full_key or 'configuration'}: {text.splitlines()[0]}; correct it")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        remedy = "free some space: the same command goes on from the last checkpoint"
+        return InputError(f"{error.filename or 'the log'}: cannot be written ({error.strerror}); {remedy}")
+    if is_lack_of_memory(error):
+        remedy = "lower task.max_sample_size, dataset.max_tokens, dataset.batch_size or dataset.num_workers"
+        return InputError(f"too little memory ({(text.splitlines() or [type(error).__name__])[0]:.100}); {remedy}")
     if isinstance(error, FloatingPointError):
         return InputError(f"the training diverges ({text}); lower optimization.lr, or set optimization.clip_norm, and start again")
     if isinstance(error, RuntimeError) and (found := _WORKERS.search(text)):

@@ -77,6 +77,7 @@ def preparing_output_folder(_, save_dir):
     if HydraConfig.initialized() or torch.distributed.is_initialized():
         handler = logging.FileHandler(folder / "hydra_train.log")
         handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        handler.handleError = lambda _: None  # on a full disk, a traceback a line; saving a checkpoint will say so
         logging.getLogger().addHandler(handler)
 
 
