@@ -283,7 +283,9 @@ def _limited(amount, *arguments):
 def test_from_any_folder(corpus, tmp_path):
     """The user-dir is found beside the configurations."""
     more = [f"checkpoint.save_dir={tmp_path}/run", "optimization.max_update=1"]
-    finished = train("hubert_tiny", *options(corpus), *more, cwd=tmp_path, config_dir=ROOT / "config")
+    for name in ("config", "user_dir"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    finished = train("hubert_tiny", *options(corpus), *more, cwd=corpus, config_dir=tmp_path / "config")
     assert finished.returncode == 0, finished.stdout[-3000:]
 
 

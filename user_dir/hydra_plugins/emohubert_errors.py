@@ -36,7 +36,7 @@ def _text(error):
     if isinstance(error, AssertionError):
         name = utils.get_args().config_name
         return f"--config-name {name}: no such configuration in --config-dir, or one without dataset.max_tokens and dataset.batch_size"
-    text = str(error)
+    text = str(error).split("Config search path:")[0]
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text.splitlines()[0]}; put quotes around a value with such characters"
     if isinstance(error, InstantiationException) and "import_user_module" in text:

@@ -70,7 +70,7 @@ def resolve_backbone(cfg):
     if pretrained.is_wav2vec1:
         _check_for_wav2vec1(cfg, pretrained)
         return {**pretrained.config, **changes}, pretrained
-    check_sizes(encoder_config(pretrained.config), pretrained.weights, pretrained.path)
+    check_sizes(pretrained.config, pretrained.weights, pretrained.path)
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= (most := pretrained.n_layers):

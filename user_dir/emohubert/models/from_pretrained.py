@@ -113,16 +113,18 @@ def build_encoder(pretrained, **changes):
         return build_aligned(pretrained)
     with warnings.catch_warnings(), taken_apart(pretrained.path):
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
+        check_sizes(pretrained.config, pretrained.weights, pretrained.path)
         cfg = encoder_config(pretrained.config, **changes)
-        check_sizes(cfg, pretrained.weights, pretrained.path)
         model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), [], pretrained.speakers)
     initialise(model, pretrained)
     return model
 
 
-def check_sizes(cfg, weights, path):
-    """Raise InputError where a SpeakerHubertConfig is not of the size of the weights {name: tensor} that come with it: whoever builds it
-    would take any memory and time that it asks for."""
+def check_sizes(config, weights, path):
+    """Raise InputError where values of a SpeakerHubertConfig are not of the size of the weights {name: tensor} that come with them: whoever
+    builds that encoder would take any memory and time that it asks for."""
+    with taken_apart(path):
+        cfg = encoder_config(config)
     width, convolutions = cfg.encoder_embed_dim, parse_conv_layers(cfg.conv_feature_layers)
     expected = {f"encoder.layers.{cfg.encoder_layers - 1}.fc1.weight": (cfg.encoder_ffn_embed_dim, width)}
     expected["encoder.pos_conv.0.weight_v"] = (width, width // max(cfg.conv_pos_groups, 1), cfg.conv_pos)

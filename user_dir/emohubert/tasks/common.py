@@ -34,7 +34,7 @@ class SpeechTask(FairseqTask):
             return super().build_model(cfg, from_checkpoint)
         except InputError:
             raise
-        except (AssertionError, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
             text = (str(error).splitlines() or [""])[0]
             raise InputError(f"model: cannot be built with these settings ({type(error).__name__}: {text:.200}); correct them") from error
 

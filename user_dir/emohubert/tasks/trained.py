@@ -6,7 +6,7 @@ from fairseq import tasks
 from omegaconf import OmegaConf
 
 from ..core.errors import InputError, taken_apart
-from ..models.from_pretrained import check_sizes, encoder_config
+from ..models.from_pretrained import check_sizes
 from ..models.hubert import SpeakerHubertConfig
 from ..pretrained.safe_files import load_state
 from ..pretrained.types import WAV2VEC1
@@ -40,7 +40,7 @@ def _check_sizes(cfg, weights, path):
     backbone = cfg.get("backbone") or cfg
     if backbone.get("_name") != WAV2VEC1:
         config = {name: value for name, value in backbone.items() if name in SpeakerHubertConfig.__dataclass_fields__}
-        check_sizes(encoder_config(config), {name.removeprefix("backbone."): w for name, w in weights.items()}, path)
+        check_sizes(config, {name.removeprefix("backbone."): w for name, w in weights.items()}, path)
     if max(map(abs, _numbers(OmegaConf.to_container(cfg))), default=0) > sum(w.numel() for w in weights.values()):
         raise InputError(f"{path}: its configuration is of another model than its weights, or damaged; copy it again")
 

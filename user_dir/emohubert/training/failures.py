@@ -9,11 +9,11 @@ import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
+from fairseq.utils import import_user_module
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..core.errors import InputError, print_error
-from .launch import user_dir
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
@@ -22,7 +22,8 @@ _WORKERS = re.compile(r"DataLoader worker \(pid.*|.*(?:/torch_\S+>|received \d+ 
 
 def in_one_line(main, cfg, **options):
     """fairseq's training from its configuration on; what `as_input_error` knows ends it with one line `error: …` and exit status 2."""
-    os.environ.setdefault("EMOHUBERT_USER_DIR", str(user_dir()))  # config/_run.yaml has found it through Hydra, which now ends
+    for folder in getattr(import_user_module, "memo", ()):  # config/_run.yaml has found it beside itself, which it cannot from here on
+        os.environ.setdefault("EMOHUBERT_USER_DIR", folder)
     try:
         check_settings(cfg)
         return main(cfg, **options)

@@ -27,9 +27,9 @@ def loading_what_is_there(load, cfg, trainer, **options):
         path = cfg.get(name)
         if path and path != "checkpoint_last.pt" and not Path(path).exists():
             raise InputError(f"checkpoint.{name}={path}: no such file; correct the path")
-    _trainer = trainer
     if cfg.finetune_from_model and (cfg.restore_file != "checkpoint_last.pt" or cfg.reset_optimizer or cfg.reset_dataloader):
         raise InputError("checkpoint.finetune_from_model: give it without checkpoint.restore_file and checkpoint.reset_…")
+    _trainer = trainer
     try:
         return load(cfg, trainer, **options)
     finally:
@@ -47,7 +47,7 @@ def naming_unfit_states(load, trainer, path, *args, **options):
             raise InputError(f"{path}: is of another architecture; give a checkpoint of this model") from error
         if failures.is_lack_of_memory(error):
             raise
-        what = f"cannot be gone on from ({type(error).__name__}: {str(error).splitlines()[0]:.100})"
+        what = f"cannot be gone on from ({type(error).__name__}: {(str(error).splitlines() or [''])[0]:.100})"
         raise InputError(f"{path}: {what}; start from its weights with model.init_from or checkpoint.finetune_from_model") from error
 
 
