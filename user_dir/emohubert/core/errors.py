@@ -13,7 +13,7 @@ class WriteError(InputError):
 
 
 @contextlib.contextmanager
-def taken_apart(path):
+def taken_apart(path, kind="a checkpoint"):
     """Around code that takes the content of a file as it is: whatever a damaged or foreign one leads to is an InputError that names it."""
     try:
         yield
@@ -23,7 +23,7 @@ def taken_apart(path):
         raise InputError(f"{path}: {error}") from error
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path}: not such a file, or a damaged one ({what:.120}); copy or download it again") from error
+        raise InputError(f"{path}: not {kind}, or a damaged one ({what:.120}); copy or download it again") from error
 
 
 def print_error(error):

@@ -41,7 +41,7 @@ class KMeans:
     @classmethod
     def load(cls, path):
         """Read `kmeans.npz` without running anything in it; InputError if it is missing, damaged, or not such a file."""
-        with taken_apart(path):
+        with taken_apart(path, "a kmeans.npz of emohubert"):
             with np.load(path, allow_pickle=False) as archive:
                 centroids, sizes, info = archive["centroids"], archive["sizes"], json.loads(str(archive["info"]))
             model = cls(centroids, info["features"], sizes if len(sizes) else None, info["fit"])
@@ -54,7 +54,9 @@ class KMeans:
                 or not isinstance(model.fit, dict)
                 or not (model.sizes is None or (sizes.shape == (len(centroids),) and sizes.dtype == np.int64))
             ):
-                raise InputError(f"{path}: holds something else than centroids; make it again")
+                raise InputError(
+                    f"{path}: not a kmeans.npz of emohubert, or a damaged one (it holds something else than centroids); make it again"
+                )
         return model
 
 
