@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split
@@ -118,13 +118,11 @@ class EmotionFinetuningTask(SpeechTask):
         emotions = self._training_split("emotions").emotions or []
         return [emotions.count(c) for c in self.classes]
 
-    @exit_on_input_error
     def build_criterion(self, cfg, from_checkpoint=False):
         """Build the criterion, which says whether the annotators' votes are learned from."""
         self.soft_labels = bool(cfg.get("soft_labels"))
         return super().build_criterion(cfg, from_checkpoint)
 
-    @exit_on_input_error
     def build_model(self, cfg, from_checkpoint=False):
         """Build the model; the encoder's configuration goes into the model's own, so that its checkpoints stand alone."""
         pretrained = None
@@ -235,7 +233,6 @@ class EmotionFinetuningTask(SpeechTask):
             shares=self.shares(split) if self.soft_labels and targets is None else None,
         )
 
-    @exit_on_input_error
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split and check everything that can be checked before training."""
         if split != "train" and not (Path(self.cfg.data) / f"{split}.tsv").is_file():
