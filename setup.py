@@ -37,7 +37,10 @@ setup(
     packages=[*find_packages("user_dir"), *(f"emohubert.{name}" for name in BESIDE)],
     package_data={"": ["*.yaml", "*.j2"], "emohubert": ["weights/*/*"]},
     cmdclass={"build_py": WithoutBenchmarks},
-    extras_require={"baseline": ["opensmile>=2.5"]},  # free for research only
+    extras_require={
+        "baseline": ["opensmile>=2.5"],  # free for research only
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+    },
     entry_points={"console_scripts": ["emohubert = emohubert.core.programs:main"]},
     python_requires=">=3.11,<3.13",
     install_requires=[

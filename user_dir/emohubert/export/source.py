@@ -1,0 +1,70 @@
+"""What is exported: a trained emotion model, or an encoder, with the speaker that it takes everybody for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import default_collate
+
+from ..core.errors import InputError
+from ..core.programs import shipped
+from ..corpus.audio import RECEPTIVE_FIELD
+from ..corpus.manifest import UNKNOWN_SPEAKER, Split
+from ..models.from_pretrained import build_encoder
+from ..pretrained.load import read_pretrained
+from ..pretrained.types import Pretrained
+from ..tasks.trained import load_trained
+
+
+@dataclass
+class Source:
+    """A checkpoint as it was read. Of an emotion model `task` and `model` are from `load_trained`; of an encoder `task` is None, and the
+    model of `build_encoder`. `speaker`: what of the speaker the model's `forward` takes, a row for each argument."""
+
+    path: Path
+    pretrained: Pretrained
+    model: nn.Module
+    speaker: dict
+    task: Any = None
+    speaker_id: str | None = None  # None: the unknown speaker
+
+    @property
+    def encoder(self):
+        """The SpeakerHubertModel or Wav2Vec1Encoder."""
+        return self.model if self.task is None else self.model.backbone
+
+    @property
+    def outputs(self):
+        """Names of the classes or dimensions; empty for an encoder."""
+        return [] if self.task is None else self.task.classes or self.task.dimensions
+
+
+def read(path, speaker_id=None, encoder=False):
+    """Read a checkpoint or folder; `encoder`: of an emotion model only that. InputError: not loadable, or no vector for that speaker."""
+    path = shipped(path)
+    pretrained = read_pretrained(path)
+    if pretrained.family != "emotion_hubert" or encoder:
+        model = build_encoder(pretrained).eval().requires_grad_(False)
+        known = None if model.speaker_conditioning is None else model.speakers
+        _check_speaker(path, speaker_id, known)
+        row = 0 if speaker_id is None else model.speakers.index(speaker_id) + 1
+        return Source(Path(path), pretrained, model, {"speaker": default_collate([row])}, None, speaker_id)
+    task, model = load_trained(path)
+    pretrained.normalise = bool(task.normalise)
+    known = task.speakers or None
+    if str(model.cfg.head_speaker) == "mfcc":
+        heard = task.state.training_voices["ids"]
+        known = heard if known is None else [s for s in known if s in heard]
+    _check_speaker(path, speaker_id, known)
+    speakers = [UNKNOWN_SPEAKER if speaker_id is None else speaker_id]
+    split = Split(Path(), "export", Path(), ["speech"], np.array([RECEPTIVE_FIELD]), speakers)
+    drawn = task.make_dataset(split, training=False, targets=np.zeros(1, dtype=np.int64)).drawn(0, 1)
+    return Source(Path(path), pretrained, model.requires_grad_(False), default_collate([drawn]), task, speaker_id)
+
+
+def _check_speaker(path, speaker_id, known):
+    if speaker_id is not None and speaker_id not in (known or ()):
+        shown = f"{', '.join(known[:5])}, … ({len(known)})" if known else "nobody"
+        raise InputError(f"--speaker-id {speaker_id}: {path} has no vector of this speaker, it knows {shown}; leave it out")
