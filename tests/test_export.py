@@ -134,12 +134,16 @@ def test_a_padded_batch_of_a_layer_norm_model(encoders, tmp_path):
 
 def test_dimensions_are_a_regression_and_the_encoder_comes_back(encoders, tmp_path):
     path = checkpoint(tmp_path / "model.pt", encoders["base"], target=["arousal", "valence"], freeze="encoder")
+    facts = {"role": "train", "sources": [], "utterances": 1, "corpus": "emodb"}
+    rows = f"{json.dumps(facts)}\npath\tn_samples\tspeaker\tsession\na.wav\t36000\tanna\t\n"
+    (tmp_path / "train-0.seen").write_text(rows)
     assert run("tools/export_hf.py", path, tmp_path / "hf") == 0
     model, found = theirs(tmp_path / "hf", own_waves(False))
     assert model.config.problem_type == "regression" and model.config.label2id == {"arousal": 0, "valence": 1}
     assert (found - torch.stack([output for _, output in ours(path)])).abs().max() <= 1e-4
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "license: unknown" in card and "(arousal, valence)" in card and "| model.freeze | encoder |" in card
+    assert "trained on with labels: emodb, 1 recordings, 0.00 hours, 1 speakers" in card
     features = [load_encoder(p).features(BATCH, LENGTHS, [1, 2])[0] for p in (path, tmp_path / "hf")]
     assert all(torch.equal(features[0][layer], features[1][layer]) for layer in (1, 2))
 

@@ -51,6 +51,11 @@ The licence is not known to the program that wrote this card; the licences of th
 
 {limits}
 """
+_BATCHES = {
+    "default": "Its convolutions normalise over time without a mask (GroupNorm): exact for recordings one by one, not for a padded batch.",
+    "layer_norm": "With the extractor's `attention_mask`, a padded batch gives what its recordings give alone.",
+}
+_NORMALISED = " The extractor adds 1e-7 to a waveform's variance, training added 1e-5: very quiet recordings differ slightly."
 _DECISIONS = "Nothing here measures how it treats groups of people. Do not decide about people with it."
 
 
@@ -63,11 +68,7 @@ def write_card(source, folder):
     size = f"HuBERT, {config.get('encoder_layers', 12)} layers × {config.get('encoder_embed_dim', 768)}"
     fields = {"name": path.resolve().parent.name, "rate": SAMPLE_RATE, "size": size, "data": _data(source.path)}
     fields |= _encoder(source) if source.task is None else _classifier(source)
-    alone = config.get("extractor_mode", "default") == "default"
-    batches = "The convolutions normalise over time without a mask (GroupNorm): exact for recordings one by one, not for a padded batch."
-    fields["batches"] = (
-        batches if alone else "Pass the extractor's `attention_mask` with a padded batch: it then gives what its recordings give alone."
-    )
+    fields["batches"] = _BATCHES[config.get("extractor_mode", "default")] + _NORMALISED * source.pretrained.normalise
     with atomic(path) as f:
         f.write(_CARD.format(**fields))
 

@@ -43,7 +43,7 @@ def _classifier(source):
         raise _refused(source, f"model.silence_db={cfg.silence_db}")
     if model.layer_weights is not None and source.pretrained.config.get("layer_norm_first"):
         raise _refused(source, "model.layer_weighting=true of a pre-norm encoder, on whose last layer versions of transformers disagree,")
-    e = model.backbone.vectors_of(source.speaker.get("speaker"), 1)
+    e = model.backbone.vectors_of(source.speaker["speaker"], 1)
     added = _affine(lambda x: model.backbone.with_speaker(x.unsqueeze(0), e).squeeze(0), width)
     head = _affine(lambda x: _from_pooled(model, x, source.speaker), width)
     if added is None or head is None:
@@ -66,7 +66,7 @@ def _from_pooled(model, x, speaker):
     x = x if model.normalisation is None else model.normalisation(x)
     if model.speaker_at_head is not None:
         rows = {name: row.expand(len(x), *row.shape[1:]) for name, row in speaker.items()}
-        x = model.speaker_at_head(x, rows.get("speaker"), rows.get("speaker_features"))
+        x = model.speaker_at_head(x, rows["speaker"], rows.get("speaker_features"))
     return model.head(x)["output"].double()
 
 

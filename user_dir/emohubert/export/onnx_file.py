@@ -70,8 +70,8 @@ def _normalised(signal, lengths, own):
 def write(source, path, precision="float32"):
     """Write a Source as an ONNX file; returns the largest difference from the model on noise, relative to the largest value.
 
-    `precision`: float32; half: weights are kept in half precision and computed with in float32; int8: weights of linear layers and what
-    they are multiplied with in 8 bits (dynamic quantisation). InputError: onnx or onnxruntime is missing, or the graph of a pooling, head
+    `precision`: float32; half: weights are kept in half precision and computed with in float32; int8: linear layers in 8 bits (dynamic
+    quantisation), the rest as in half. InputError: onnx or onnxruntime is missing, or the graph of a pooling, head
     or speaker position of the user's own does not give what the model gives.
     """
     try:
@@ -86,10 +86,10 @@ def write(source, path, precision="float32"):
         what = f"the ONNX graph differs from the model by {worst:.1g}: a pooling, head or position of your own depends on Python's numbers"
         raise InputError(f"{source.path}: {what}, such as len(x) where x.size(0) is meant; change that")
     model = onnx.load_from_string(content)
-    if precision == "half":
-        _halve(model)
-    elif precision == "int8":
+    if precision == "int8":
         model = _quantised(model)
+    if precision != "float32":
+        _halve(model)
     onnx.helper.set_model_props(model, _metadata(source, precision))
     make_folder(Path(path).parent)
     with atomic(path, "wb") as f:

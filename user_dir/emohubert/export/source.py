@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
-from torch.utils.data import default_collate
 
 from ..core.errors import InputError
 from ..core.programs import shipped
@@ -45,26 +45,24 @@ def read(path, speaker_id=None, encoder=False):
     """Read a checkpoint or folder; `encoder`: of an emotion model only that. InputError: not loadable, or no vector for that speaker."""
     path = shipped(path)
     pretrained = read_pretrained(path)
-    if pretrained.family != "emotion_hubert" or encoder:
-        model = build_encoder(pretrained).eval().requires_grad_(False)
-        known = None if model.speaker_conditioning is None else model.speakers
-        _check_speaker(path, speaker_id, known)
-        row = 0 if speaker_id is None else model.speakers.index(speaker_id) + 1
-        return Source(Path(path), pretrained, model, {"speaker": default_collate([row])}, None, speaker_id)
-    task, model = load_trained(path)
-    pretrained.normalise = bool(task.normalise)
-    known = task.speakers or None
-    if str(model.cfg.head_speaker) == "mfcc":
+    task = None
+    if pretrained.family == "emotion_hubert" and not encoder:
+        task, model = load_trained(path)
+        pretrained.normalise, table = bool(task.normalise), list(task.speakers)
+    else:
+        model = build_encoder(pretrained)
+        table = model.speakers if model.speaker_conditioning is not None else []
+    known, by_voice = table, task is not None and str(model.cfg.head_speaker) == "mfcc"
+    if by_voice:
         heard = task.state.training_voices["ids"]
-        known = heard if known is None else [s for s in known if s in heard]
-    _check_speaker(path, speaker_id, known)
-    speakers = [UNKNOWN_SPEAKER if speaker_id is None else speaker_id]
-    split = Split(Path(), "export", Path(), ["speech"], np.array([RECEPTIVE_FIELD]), speakers)
-    drawn = task.make_dataset(split, training=False, targets=np.zeros(1, dtype=np.int64)).drawn(0, 1)
-    return Source(Path(path), pretrained, model.requires_grad_(False), default_collate([drawn]), task, speaker_id)
-
-
-def _check_speaker(path, speaker_id, known):
-    if speaker_id is not None and speaker_id not in (known or ()):
+        known = [s for s in table if s in heard] if table else heard
+    if speaker_id is not None and speaker_id not in known:
         shown = f"{', '.join(known[:5])}, … ({len(known)})" if known else "nobody"
         raise InputError(f"--speaker-id {speaker_id}: {path} has no vector of this speaker, it knows {shown}; leave it out")
+    speaker = {"speaker": torch.tensor([table.index(speaker_id) + 1 if speaker_id in table else 0])}
+    if by_voice:
+        who = [UNKNOWN_SPEAKER if speaker_id is None else speaker_id]
+        one = Split(Path(), "export", Path(), ["speech"], np.array([RECEPTIVE_FIELD]), who)
+        dataset = task.make_dataset(one, training=False, targets=np.zeros(1, dtype=np.int64))
+        speaker["speaker_features"] = torch.from_numpy(dataset.speaker_features)
+    return Source(Path(path), pretrained, model.eval().requires_grad_(False), speaker, task, speaker_id)
