@@ -21,6 +21,7 @@ from ..models.pooling import without_padding
 
 OPSET = 17
 _TOLERANCE = 1e-3  # of the file on noise, relative to the largest value; found are 1e-5
+_LARGEST = 2**31 - 2**24  # bytes
 _TRACEABLE = {  # what fairseq's encoder does with Python's numbers, on tensors; frames that only fill up to an even number are left out
     "pad_to_multiple": lambda x, *_, **__: (x, 0),
     "index_put": lambda x, padding, value: x.masked_fill(padding.unsqueeze(-1), value),
@@ -80,6 +81,8 @@ def write(source, path, precision="float32"):
     except ImportError as error:
         raise InputError(f"ONNX files need the package {error.name}: pip install 'emohubert[onnx]'") from None
     graph = Graph(source).eval()
+    if (size := sum(4 * p.numel() for p in graph.parameters())) > _LARGEST:
+        raise InputError(f"{source.path}: {size / 1e9:.1f} GB of weights, an ONNX file holds 2; use a smaller encoder, or model.num_layers")
     content = _traced(graph)
     worst = _difference(graph, content)
     if not worst <= _TOLERANCE:
