@@ -35,11 +35,12 @@ setup(
     # An installed package holds the programs, corpus scripts and configs as well; in the source tree they stand beside user_dir/.
     package_dir={"": "user_dir", **{f"emohubert.{name}": name for name in BESIDE}},
     packages=[*find_packages("user_dir"), *(f"emohubert.{name}" for name in BESIDE)],
-    package_data={"": ["*.yaml", "*.j2"], "emohubert": ["weights/*/*"]},
+    package_data={"": ["*.yaml", "*.j2", "*.js"], "emohubert": ["weights/*/*"]},
     cmdclass={"build_py": WithoutBenchmarks},
     extras_require={
         "baseline": ["opensmile>=2.5"],  # free for research only
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "vad": ["silero-vad>=6"],
     },
     entry_points={"console_scripts": ["emohubert = emohubert.core.programs:main"]},
     python_requires=">=3.11,<3.13",

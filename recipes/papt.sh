@@ -5,17 +5,20 @@
 #   bash recipes/papt.sh --corpus-dir MSP --manifests msp_podcast --target "arousal valence" --init hubert_large.pt --size large --out exp/papt
 #
 # Stages: 1 manifests, 2 unlabelled audio, 3 frame labels, 4 continued pretraining with speakers (PAPT), 5 fine-tuning and test,
-# 6 embeddings for the test speakers from their unlabelled audio (--position output), 7 PLDC, 8 results.
+# 6 embeddings for the test speakers from their unlabelled audio (--position output), 7 PLDC, 8 what knowing a speaker would bring (--worth),
+# 9 results.
 # --settings "S …"     inductive: test speakers have the embedding of the unknown speaker
 #                      adapted: an embedding from each test speaker's unlabelled audio, all else frozen
 #                      transductive: their unlabelled audio takes part in pretraining, and they have an embedding
 #                      (default: "inductive adapted"; --transductive adds transductive)
 # --position P         where the speaker is added: output (as in the paper), input, prefix, film (default: output)
+# --worth              also the study of figure 1: speakers heard and never heard over the number of training speakers, on layer --layer of
+#                      --init (tools/personalisation.py); in the report
 # Frame labels: --centroids, or --clusters (default 500, tiny: 50) of --layer.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="settings position" SETTINGS='inductive adapted' POSITION=output
+OWN_OPTIONS="settings position worth!" SETTINGS='inductive adapted' POSITION=output WORTH=''
 recipe_options "$@"
 clustering
 [[ -z $TRANSDUCTIVE || $SETTINGS == *transductive* ]] || SETTINGS+=' transductive'
@@ -68,7 +71,8 @@ for_runs() {
 embed() {
     local dir=$OUT/papt_adapted/fold$1/seed$2 given
     given=("$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifests/fold$1" test)
-    tool adapt_speaker "${given[@]}" "$dir/speakers.npz" -- evaluate "${given[@]}" "$dir" --speaker-vectors "$dir/speakers.npz"
+    tool adapt_speaker "${given[@]}" "$dir/speakers.npz" --feature-cache "$OUT/features" \
+        -- evaluate "${given[@]}" "$dir" --speaker-vectors "$dir/speakers.npz" --feature-cache "$OUT/features"
 }
 if wanted adapted && stage 6 "embeddings for the test speakers from their unlabelled audio" fold gpu; then
     for_runs embed
@@ -78,7 +82,7 @@ FORMS=$([[ -n $TARGET ]] && echo "mean std mean-std" || echo prior)
 calibrate() {
     local dir=$OUT/papt_pldc/fold$1/seed$2 manifest=$manifests/fold$1 split form steps=() files
     for split in train test; do
-        steps+=(evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifest" "$split" "$dir/$split" --embeddings --)
+        steps+=(evaluate "$(best_of "$OUT/papt_inductive/fold$1/seed$2")" "$manifest" "$split" "$dir/$split" --embeddings --feature-cache "$OUT/features" --)
     done
     files=(--train-manifest "$manifest/train" --train-embeddings "$dir/train/embeddings.npz"
         --test-embeddings "$dir/test/embeddings.npz" --predictions "$dir/test/predictions.tsv" --test-manifest "$manifest/test")
@@ -90,6 +94,11 @@ calibrate() {
 }
 if stage 7 "label distributions of unseen speakers calibrated (PLDC)" fold gpu; then
     for_runs calibrate
+fi
+
+if [[ -n $WORTH ]] && stage 8 "what knowing a speaker would bring: heard and never heard, over the number of training speakers" one cpu; then
+    tool personalisation "$OUT/manifest" "$OUT/worth" --checkpoint "$(init_of "$(folds | head -n 1)")" --layer "$LAYER" \
+        ${TARGET:+--target "${TARGET%% *}"}
 fi
 
 systems=("PAPT, unknown speaker=papt_inductive")
@@ -106,4 +115,4 @@ if wanted transductive; then
     systems+=("PAPT, transductive=papt_transductive")
     TRANSDUCTIVE=1
 fi
-stage_results 8 "PAPT" "${systems[@]}"
+stage_results 9 "PAPT" "${systems[@]}"

@@ -4,7 +4,8 @@
 #
 #   bash recipes/ser_small.sh --corpora "emodb=/path/to/emodb ravdess=/path/to/ravdess nemo=/path/to/nemo" --out exp/ser_small
 #
-# Stages: 1 manifests of each corpus, 2 their utterances joined, 3 trainings, 4 tests on the corpora left out, 5 results, 6 ser_small.pt.
+# Stages: 1 manifests of each corpus, 2 their utterances joined, 3 trainings, 4 tests on the corpora left out, 5 results, 6 ser_small.pt, and
+# temperature.json, which makes its probabilities as certain as those on corpora left out deserved.
 # --corpora "NAME=DIR …"   manifest scripts and the audio of their corpora
 # --classes "C …"          classes (default: angry happy neutral sad)
 # --finetune "KEY=VALUE …" further settings of the trainings
@@ -100,5 +101,22 @@ history = [{"num_updates": state["optimizer_history"][-1]["num_updates"]}]
 with atomic(sys.argv[2], "wb") as f:
     torch.save({"cfg": kept, "model": weights, "task_state": state["task_state"], "extra_state": extra, "optimizer_history": history}, f)
 END
-    echo "model: $OUT/ser_small.pt"
+    PYTHONPATH=$ROOT/user_dir "$PYTHON" - "$OUT" "${names[@]}" <<'END'
+import sys
+from pathlib import Path
+
+from emohubert.core.files import write_json
+from emohubert.evaluation import temperature
+
+out, names, found = Path(sys.argv[1]), sys.argv[2:], {}
+for key, kind in {"temperature": "inductive", "normalised": "normalised"}.items():
+    scored = {name: temperature.scored(temperature.read_classes(out / name / kind / "predictions.tsv")) for name in names}
+    found[key] = temperature.fit(*scored.values())
+    for name, (p, reference) in scored.items():
+        others = temperature.fit(*(pair for other, pair in scored.items() if other != name))
+        before, after = (temperature.quality(x, reference)["ece"] for x in (p, temperature.scaled(p, others)))
+        print(f"{name}, {kind}: expected calibration error {before:.3f}, at the temperature {others:.2f} of the other corpora {after:.3f}")
+write_json(out / temperature.FILE, {**found, "fitted_on": f"corpora left out: {', '.join(names)}"})
+END
+    echo "model: $OUT/ser_small.pt, $OUT/temperature.json"
 fi

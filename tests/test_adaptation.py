@@ -15,8 +15,7 @@ from emohubert.corpus.manifest import read_split
 from emohubert.data.speaker_vectors import SpeakerVectors
 from emohubert.data.speaker_vectors import read as read_vectors
 from emohubert.models.speaker_conditioning import AtOutput
-from emohubert.speakers.adaptation import adapt, rows_of
-from emohubert.speakers.new_speakers import NewSpeakers
+from emohubert.speakers.new_speakers import NewSpeakers, adapt, rows_of
 from emohubert.tasks.trained import load_trained
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them

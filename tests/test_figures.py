@@ -128,6 +128,15 @@ def test_thresholds(drawn, reference):
     drawn(figures.thresholds, {name: metrics.threshold_sweep(truth == i, rng.uniform(0, 0.5, 50)) for i, name in enumerate(names)})
 
 
+@pytest.mark.parametrize("n", [1, 300])
+def test_coverage(drawn, n):
+    rng = np.random.default_rng(0)
+    selected = metrics.risk_coverage(rng.uniform(0.3, 1, n), *rng.integers(0, 4, (2, n)), 4)
+    ua, wa = drawn(figures.coverage, selected).axes[0].lines
+    np.testing.assert_array_equal([ua.get_ydata(), wa.get_ydata()], [selected["UA"], selected["WA"]])
+    np.testing.assert_allclose(ua.get_xdata()[-1], 100)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8, 60])
 def test_embedding_map_of_groups(drawn, groups):
     rng = np.random.default_rng(0)

@@ -23,12 +23,14 @@ from emohubert.corpus.manifest import read_split
 from emohubert.criterions.emotion import EmotionClassification, EmotionRegression, ccc
 from emohubert.evaluation import metrics, scoring
 from emohubert.evaluation.inference import predict_split
-from emohubert.evaluation.predictions import from_probabilities, read_embeddings, read_predictions
+from emohubert.evaluation.predictions import from_probabilities, read_attention, read_embeddings, read_predictions
 from emohubert.models.heads import HEADS
 from emohubert.models.pooling import POOLINGS, AttentionPooling, loud_frames
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.tasks.trained import load_trained
+
+POOLED = "model.pooling=attention"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def classifier(corpus):
 
 @pytest.fixture(scope="module")
 def regressor(corpus):
-    finished = finetune(corpus, "regression", "task.target=[arousal,valence]", "optimization.max_epoch=12", "model.freeze=none")
+    finished = finetune(corpus, "regression", "task.target=[arousal,valence]", "optimization.max_epoch=12", "model.freeze=none", POOLED)
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert '"valid_ccc_arousal"' in finished.stdout
     return corpus / "regression" / "checkpoint_best.pt"
@@ -300,6 +302,7 @@ def test_regression_from_checkpoint_to_metrics(corpus, regressor, tmp_path):
     expected = audmetric.concordance_cc(predictions.references[:, 0], predictions.predicted[:, 0])
     assert scores["dims"]["arousal"]["ccc"] == pytest.approx(expected)
     assert scores["dims"]["arousal"]["ccc"] > 0.4
+    assert list(read_attention(tmp_path / "out" / "attention.npz")) == predictions.ids
 
 
 def test_predictions_depend_on_neither_batches_nor_references(corpus, classifier):
@@ -311,6 +314,19 @@ def test_predictions_depend_on_neither_batches_nor_references(corpus, classifier
     np.testing.assert_allclose(one.probabilities, many.probabilities, atol=1e-5)
     np.testing.assert_allclose(vectors, other_vectors, atol=1e-4)
     assert one.predicted == many.predicted
+
+
+def test_attention_is_that_of_the_utterance_alone(corpus, classifier):
+    task, model = load_trained(classifier)
+    model.pooling = AttentionPooling(model.pooling.width)
+    split, alone, together = read_split(corpus / "manifest", "test"), {}, {}
+    predict_split(task, model, split, padded=False, attention=alone)
+    predict_split(task, model, split, padded=True, attention=together)
+    assert list(alone) == split.ids
+    assert [len(weights) for weights in alone.values()] == [n_frames(int(n)) for n in split.n_samples]
+    for name, weights in alone.items():
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+        np.testing.assert_allclose(together[name], weights, atol=1e-5)
 
 
 def test_unknown_speakers_and_short_files(corpus, classifier, caplog):

@@ -12,7 +12,7 @@ from scripts import run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
-from emohubert.pseudo_labels import stages
+from emohubert.pseudo_labels import label_in_shards
 from emohubert.pseudo_labels.centroid_files import write_joblib
 from emohubert.pseudo_labels.feature_shards import merge_labels, shard_range
 from emohubert.pseudo_labels.kmeans import KMeans, fit
@@ -74,7 +74,7 @@ def test_features_and_lengths_are_fairseqs_bit_for_bit(features, stock_features)
 
 
 def test_features_are_written_in_windows_of_bounded_memory(manifest, features, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "_WINDOW_BYTES", 4 * 39 * 100)
+    monkeypatch.setattr(label_in_shards, "_WINDOW_BYTES", 4 * 39 * 100)
     assert run("tools/dump_features.py", manifest, "train", tmp_path, "--mfcc", "--nshard", N, "--rank", 1) == 0
     for ending in ("npy", "len"):
         name = f"train_1_{N}.{ending}"

@@ -1,6 +1,8 @@
 """Starting a training: settings, quoting for Hydra, progress, failures; and fairseq without what imports scikit-learn."""
 
 import json
+import logging
+import re
 import subprocess
 import sys
 
@@ -63,7 +65,7 @@ def start(monkeypatch, folder, pretend, *overrides, **options):
 
 
 LOG = """[t][emohubert.training.processes][INFO] - training from update 10 to 50
-[t][train_inner][INFO] - {"epoch": 1, "update": 0.5, "loss": "4.5", "num_updates": "20", "wall": "1"}
+[t][train_inner][INFO] - {"epoch": 1, "update": 0.5, "loss": "4.5", "accuracy_masked_0": "0.25", "wps": "320000", "num_updates": "20"}
 [t][train_inner][INFO] - {"epoch": 1, "update": 0.5, "loss": "4.0", "num_updates": "50", "wall": "1"}
 [t][valid][INFO] - {"epoch": 1, "valid_loss": "3.9", "valid_num_updates": "50", "valid_ua": "0.5"}
 """
@@ -79,8 +81,9 @@ def test_progress_is_lines_in_a_log(monkeypatch, caplog):
     progress.update(["[t][train_inner][INFO] - {half a li"])
     progress.end()
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "x: update 20 of 50 (9 min left), loss 4.5" and lines[1] == "x: update 50 of 50 (0 min left), loss 4.0"
-    assert lines[-1].startswith("x: 50 updates in ") and lines[-1].endswith("; valid_loss 3.9; valid_ua 0.5")
+    assert lines[0] == "x: update 20 of 50 (9 min left), loss 4.5, masked accuracy 0.25, 20 s of audio/s"
+    assert lines[1].startswith("x: update 50 of 50 (0 min left), loss 4.0")
+    assert lines[-1].startswith("x: 50 updates in ") and lines[-1].endswith("; validation: loss 3.9, UA 0.5")
 
 
 def test_progress_is_a_bar_on_a_terminal(capsys):
@@ -89,6 +92,21 @@ def test_progress_is_a_bar_on_a_terminal(capsys):
         progress.update([line])
     progress.end()
     assert "50/50" in capsys.readouterr().err and "loss 4.0" in progress.bar.postfix
+
+
+def test_fairseqs_own_program_has_the_bar(capsys, monkeypatch):
+    """On a terminal the log's scores become a bar, and fairseq's chatter stays in the file."""
+    console, root = logging.StreamHandler(sys.stdout), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [console])
+    root.addHandler(bar := launch.TerminalBar(ROOT))
+    for line in LOG.splitlines():
+        name, message = re.fullmatch(r"\[t\]\[([\w.]+)\]\[INFO\] - (.*)", line).groups()
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
+        logging.getLogger(name).info(message)
+    logging.getLogger("fairseq.trainer").warning("a warning")
+    bar.close()
+    out, err = capsys.readouterr()
+    assert "50/50" in err and "loss 4.0" in err and "train_inner" not in out and "{" not in out and "a warning" in out
 
 
 def test_what_is_done_is_skipped_and_other_settings_are_refused(monkeypatch, tmp_path):

@@ -157,6 +157,19 @@ def test_ece_by_hand():
     assert math.isnan(metrics.expected_calibration_error([], []))
 
 
+def test_risk_coverage_by_hand():
+    # most confident first: right (a), wrong (b), right (b), wrong (a)
+    found = metrics.risk_coverage([0.7, 0.9, 0.6, 0.8], [1, 0, 0, 1], [1, 0, 1, 0], 3)
+    np.testing.assert_allclose(found["coverage"], [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(found["WA"], [1, 1 / 2, 2 / 3, 1 / 2])
+    np.testing.assert_allclose(found["UA"], [1, (1 + 0) / 2, (1 + 1 / 2) / 2, (1 / 2 + 1 / 2) / 2])  # the third class has no reference
+    assert found["aurc"] == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    # equal confidences: whatever their order, a third of a mixture of 2 errors in 3 is wrong
+    for reference in ([0, 1, 1], [1, 0, 1], [1, 1, 0]):
+        assert metrics.risk_coverage([0.5] * 3, reference, [0] * 3, 2)["WA"] == pytest.approx([1 / 3] * 3)
+    assert math.isnan(metrics.risk_coverage([], [], [], 2)["aurc"])
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20).map(lambda i: i / 20)), min_size=1, max_size=40))
 def test_threshold_sweep_equals_scikit_learn(pairs):

@@ -124,6 +124,18 @@ def test_with_a_frozen_encoder_the_table_is_computed_once_and_right(corpus, tmp_
     average = AverageSpeaker.of([vectors[np.array(split.speakers) == s] for s in task.voices])
     assert int(model.normalisation.epoch) == 3
     np.testing.assert_allclose(model.normalisation.table[:, 2], np.stack(average.statistics(vectors[own])), atol=1e-4)
+    test = read_split(corpus / "manifest", "test")
+    plain, expected = predict_split(task, model, test)
+    for _ in range(2):  # made, and found
+        cached, found = predict_split(task, model, test, feature_cache=tmp_path / "cache")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(cached.probabilities, plain.probabilities, atol=1e-5)
+        (file,) = (tmp_path / "cache").iterdir()
+        assert np.load(file).shape == (2 * len(test), model.backbone.width)
+    with torch.no_grad():
+        model.backbone.post_extract_proj.bias.add_(1.0)
+    _, other = predict_split(task, model, test, feature_cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2 and np.abs(other - expected).max() > 0.01
 
 
 @pytest.mark.slow

@@ -68,4 +68,7 @@ def test_program(corpus, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"personalisation.json", "speakers.png", "shifts.png"}
     found = json.loads((tmp_path / "personalisation.json").read_text())
     assert found["counts"] == [1, 3] and "heard - unheard, 3 speakers" in capsys.readouterr().out
+    assert run("tools/report.py", tmp_path) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "What knowing a speaker would bring" in page and "heard - unheard, 3 speakers" in page and page.count("<img") == 2
     assert run("tools/personalisation.py", *arguments[:-2], "9") == 2 and "give numbers from 1" in capsys.readouterr().err

@@ -408,6 +408,11 @@ def test_normalisation_is_by_what_was_heard_so_far(corpus, tmp_path, capsys):
     heard, found = rows([tmp_path / "speaker0", tmp_path / "speaker1"], "--speaker", "folder")
     first = head((vectors[1] - (vectors[1] + 4 * mean) / 5) / deviation)
     np.testing.assert_allclose(found, [expected[0], first], rtol=0, atol=1e-6)
+    a, b = test_files(corpus)[:2]
+    (tmp_path / "s.csv").write_text(f"path,speaker\n{a},anna\n{b},ben\n{a},\n")
+    assert rows([], "--segments", tmp_path / "s.csv", "--speaker", "segments")[0] == [1, 1, 1] and found[1] != rows([b])[1][0]
+    _, parts = rows([], "--segments", tmp_path / "s.csv", "--speaker", "segments")
+    np.testing.assert_allclose(parts, [expected[0], rows([a])[1][0], first], rtol=0, atol=1e-6)  # a file's parts together
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

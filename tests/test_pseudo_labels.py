@@ -25,10 +25,10 @@ from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
 from emohubert.models.from_pretrained import load_encoder
 from emohubert.pseudo_labels import features as features_module
-from emohubert.pseudo_labels import make
+from emohubert.pseudo_labels import label_frames
 from emohubert.pseudo_labels.features import EncoderFeatures, MfccFeatures, pieces
 from emohubert.pseudo_labels.kmeans import KMeans
-from emohubert.pseudo_labels.make import LabelMaker
+from emohubert.pseudo_labels.label_frames import LabelMaker
 from emohubert.pseudo_labels.recordings import choose_recordings
 
 SMALL = {**TINY, "encoder_layers": 4}
@@ -247,7 +247,7 @@ def test_two_passes_in_small_windows_give_the_same_labels(labels, manifest, chec
         for path in (labels / folder).iterdir():
             if path.name in ("kmeans.npz", ".kmeans.stamp", "dict.km.txt"):
                 (tmp_path / folder / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(make, "_WINDOW_SECONDS", 2)
+    monkeypatch.setattr(label_frames, "_WINDOW_SECONDS", 2)
     make_labels(manifest, tmp_path, checkpoint)
     assert label_files(tmp_path) == label_files(labels)
 
@@ -381,7 +381,7 @@ def make_in_another_process(arguments, window=3):
     with open(os.devnull, "w") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
-    make._WINDOW_SECONDS = window
+    label_frames._WINDOW_SECONDS = window
     load("tools/make_labels.py").main(list(map(str, arguments)))
 
 
@@ -434,9 +434,9 @@ def test_kill_at_any_moment_and_run_again(tmp_path):
 RUNNER = """
 import resource, sys
 sys.path[:0] = [{tests!r}, {user_dir!r}]
-from emohubert.pseudo_labels import make
+from emohubert.pseudo_labels import label_frames
 from scripts import load
-make._WINDOW_SECONDS = {window}
+label_frames._WINDOW_SECONDS = {window}
 load("tools/make_labels.py").main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -25,7 +25,7 @@ from emohubert.report import systems, table_cells, warnings
 from emohubert.report.collect import EvaluationFolder, RunFolder, TrainingFolder, discover
 from emohubert.training.curves import read_training_config
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -127,7 +127,14 @@ def test_every_number_of_the_tables_is_that_of_the_files(whole_run, whole_page):
         (row,) = [row for row in whole_page.rows if row.get("evaluation") == name]
         s = scores_of(whole_run / name)
         low, high, mean, std = three(*s["ci"]["UA"], s["speakers"]["UA"]["mean"], s["speakers"]["UA"]["std"])
-        shown = [f"[{low}, {high}]", f"{mean} ± {std} (n = 6)", *three(s["WA"], s["macro_f1"], s["ece"]), "120", "6", "not recorded"]
+        shown = [
+            f"[{low}, {high}]",
+            f"{mean} ± {std} (n = 6)",
+            *three(*(s[k] for k in ("WA", "macro_f1", "ece", "aurc"))),
+            "120",
+            "6",
+            "not recorded",
+        ]
         assert list(row.values()) == [name, *three(s["UA"]), *shown]
         for speaker, own in s["per_speaker"].items():
             scores = {score: f"{own[score]:.3f}" for score in ("UA", "WA", "macro_f1")}

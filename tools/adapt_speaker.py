@@ -29,6 +29,7 @@ def main(argv=None):
     parser.add_argument("--train-split", metavar="DIR/SPLIT", help="split that the model was trained on (default: MANIFEST_DIR/train)")
     parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in a batch")
     parser.add_argument("--workers", type=int, default=0, help="threads; 0: one for each core")
+    parser.add_feature_cache()
     parser.add_device()
     parser.add_precision()
     parser.add_overwrite()
@@ -54,10 +55,11 @@ def embed(args):
         cli.logger.info("%s: already there, made with the same settings (--overwrite makes it again)", args.out)
         return
     from emohubert.core.device import choose_device
-    from emohubert.speakers.adaptation import adapt
+    from emohubert.speakers.new_speakers import adapt
 
     stamp.clear()
-    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
+    names = ("batch_seconds", "workers", "precision", "feature_cache")
+    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in names}
     new = adapt(args.checkpoint, train, split, **options)
     new.write(args.out)
     records.write_adaptation(args.out, args.checkpoint, split)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Calibrate predictions for unseen speakers, without labels from them (PLDC, Tran, Yin & Soleymani 2023).
+"""Calibrate predictions: for unseen speakers without labels from them (PLDC, Tran, Yin & Soleymani 2023), or by a temperature.
 
 For each speaker the K training speakers with the most similar mean embeddings are found. Their average label mean and standard
 deviation become those of the speaker's predictions: the mean alone, the standard deviation alone (best in the paper), or both; for
@@ -15,8 +15,13 @@ applies it regardless, as in the paper). The speakers' unlabelled audio is used,
             calibration.json           k, the guard, paired tests; calibration.npz: for tools/predict.py --calibration
             figures/*.png              each speaker before and after
 
+With --temperature VALID, predictions.tsv of validation speakers with labels, probabilities become those at the temperature that makes
+these labels most likely (Guo et al. 2017). No decision changes; OUT_DIR holds predictions.tsv, metrics.json, metrics_before.json and
+temperature.json, for tools/predict.py --temperature.
+
   tools/calibrate.py --train-manifest manifests/emodb/train --train-embeddings exp/train/embeddings.npz \\
       --test-embeddings exp/test/embeddings.npz --predictions exp/test/predictions.tsv exp/test_pldc
+  tools/calibrate.py --temperature exp/valid/predictions.tsv --predictions exp/test/predictions.tsv exp/test_scaled
 """
 
 import sys
@@ -68,12 +73,11 @@ def print_report(report):
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="folder of the results")
-    parser.add_argument(
-        "--train-manifest", required=True, metavar="DIR/SPLIT", help="training split: speakers (.spk) and labels (.dim or .emo)"
-    )
-    parser.add_argument("--train-embeddings", required=True, metavar="F", help="embeddings.npz of the training split")
-    parser.add_argument("--test-embeddings", required=True, metavar="F", help="embeddings.npz of the predicted utterances")
     parser.add_argument("--predictions", required=True, metavar="F", help="predictions.tsv to calibrate")
+    parser.add_argument("--train-manifest", metavar="DIR/SPLIT", help="training split: speakers (.spk) and labels (.dim or .emo)")
+    parser.add_argument("--train-embeddings", metavar="F", help="embeddings.npz of the training split")
+    parser.add_argument("--test-embeddings", metavar="F", help="embeddings.npz of the predicted utterances")
+    parser.add_argument("--temperature", metavar="VALID", help="instead of PLDC: predictions.tsv of validation speakers to fit it on")
     parser.add_argument("--top-k", type=neighbours, metavar="K", help="similar training speakers, or auto: leaving training speakers out")
     parser.add_argument("--match", choices=MATCHES, help="what is matched; default: std for dimensions, prior for classes")
     parser.add_argument("--always", action="store_true", help="apply it even where leaving out training speakers shows no gain")
@@ -86,11 +90,47 @@ def main(argv=None):
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="draws of speakers for confidence intervals")
     parser.add_seed()
     parser.add_overwrite()
-    calibrate(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    own = ("train_manifest", "train_embeddings", "test_embeddings")
+    given = [f"--{name.replace('_', '-')}" for name in own if getattr(args, name) is not None]
+    if args.temperature is None and len(given) < len(own):
+        parser.error("PLDC needs --train-manifest, --train-embeddings and --test-embeddings, the other calibration --temperature")
+    if args.temperature is not None and given:
+        parser.error(f"--temperature and {given[0]}: give one of them")
+    (pldc if args.temperature is None else scale)(args)
 
 
-def calibrate(args):
-    """Make OUT_DIR, unless it is there and made from the same files with the same settings."""
+def scale(args):
+    """Make OUT_DIR by temperature scaling, unless it is there and made from the same files."""
+    from emohubert.core.files import Stamp, make_folder, read_json, sha256, write_json
+    from emohubert.evaluation import temperature
+    from emohubert.provenance import records
+    from emohubert.speakers.calibration_files import origin_of
+
+    paths = [args.temperature, args.predictions]
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py")
+    out = args.out_dir
+    files = [out / name for name in ("predictions.tsv", "metrics.json", "metrics_before.json", temperature.FILE)]
+    stamp = Stamp(out / "calibrate.stamp.json", [*map(sha256, paths), args.bootstrap, args.seed], files)
+    if not stamp.is_current() or args.overwrite:
+        stamp.clear()
+        split = split_of(args.test_manifest) if args.test_manifest else None
+        temperature.calibrate(*paths, make_folder(out), split, args.bootstrap, args.seed)
+        records.write_scaled(args.predictions, args.temperature, out / temperature.FILE)
+        write_json(out / "metrics.json", {**origin_of(args.predictions), **read_json(out / "metrics.json")})
+        stamp.write()
+    report = read_json(out / temperature.FILE)
+    print(f"temperature {report['temperature']:.3f}, fitted on {report['n']} utterances")
+    for name in ("validation", "predictions"):
+        for measure, text in (("nll", "negative log likelihood"), ("ece", "expected calibration error")):
+            if name in report:
+                print(f"  {name:12} {text:27} {report[name]['before'][measure]:.3f} → {report[name]['after'][measure]:.3f}")
+    print(f"{out}: predictions.tsv, metrics.json, metrics_before.json, {temperature.FILE}")
+
+
+def pldc(args):
+    """Make OUT_DIR by PLDC, unless it is there and made from the same files with the same settings."""
     from emohubert.core.files import Stamp, read_json, sha256
     from emohubert.evaluation.predictions import ClassPredictions, read_embeddings, read_predictions
     from emohubert.provenance import records

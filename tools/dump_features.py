@@ -33,7 +33,7 @@ def main(argv=None):
     parser.add_overwrite()
     args = parser.parse_args(argv)
     from emohubert.models.from_pretrained import load_encoder
-    from emohubert.pseudo_labels.stages import dump_features
+    from emohubert.pseudo_labels.label_in_shards import dump_features
 
     features = options.features(args, load_encoder)
     for path in dump_features(args.manifest_dir, args.split, args.feat_dir, features, args.nshard, args.rank, args.overwrite):

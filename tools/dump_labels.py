@@ -30,7 +30,7 @@ def main(argv=None):
     parser.add_argument("lab_dir", metavar="LAB_DIR", help="folder of the labels")
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    from emohubert.pseudo_labels.stages import dump_labels
+    from emohubert.pseudo_labels.label_in_shards import dump_labels
 
     print(dump_labels(args.feat_dir, args.split, args.km_path, args.nshard, args.rank, args.lab_dir, args.overwrite))
 

@@ -7,6 +7,7 @@ Writes to OUT_DIR:
     metrics.json        UA, WA, macro F1, confusion matrix; or CCC, Pearson and RMSE per dimension; each overall, per speaker
                         and by metadata column, with bootstrap intervals over speakers
     thresholds.tsv      decision-threshold sweep of every class
+    attention.npz       of a model that pools by attention: the weight of every frame, for tools/report.py --explore
     embeddings.npz      with --embeddings: the pooled vector of every utterance
     figures/*.png
 
@@ -29,7 +30,7 @@ from emohubert.core import cli
 from emohubert.core.files import Stamp, make_folder, read_json, write_json
 from emohubert.corpus.manifest import by_speaker, read_split
 from emohubert.evaluation import scoring
-from emohubert.evaluation.predictions import read_embeddings, read_predictions
+from emohubert.evaluation.predictions import read_embeddings, read_predictions, write_attention
 
 logger = logging.getLogger("emohubert.evaluate")
 
@@ -43,7 +44,8 @@ def evaluate(args, split, out):
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
 
-    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in ("batch_seconds", "workers", "precision")}
+    names = ("batch_seconds", "workers", "precision", "feature_cache")
+    options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in names}
     task, model = load_trained(args.checkpoint)
     added, origin, used = [], {}, args.speaker_vectors
     if args.speaker_vectors:
@@ -55,7 +57,8 @@ def evaluate(args, split, out):
         average = AverageSpeaker.of([training.values[rows] for rows in by_speaker(training.speakers).values()])
     elif args.normalise_speakers is None and model.normalisation is not None:
         average = model.normalisation.average
-    predictions, embeddings = predict_split(task, model, split, average=average, **options)
+    attention = {}
+    predictions, embeddings = predict_split(task, model, split, average=average, attention=attention, **options)
     setting = speaker_setting(task, split, added, average is not None)
     if average is not None:
         origin["normalise_speakers"] = args.normalise_speakers or "as trained"
@@ -64,6 +67,9 @@ def evaluate(args, split, out):
             records.write_adaptation(used, args.checkpoint, split)
     scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
     scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **task.selection, **setting, **origin, **scores}
+    (out / "attention.npz").unlink(missing_ok=True)
+    if attention:
+        write_attention(out / "attention.npz", attention)
     records.write_evaluation(out, args.checkpoint, split, predictions.ids, used)
     write_json(out / "metrics.json", scores)
     return scores
@@ -73,6 +79,7 @@ def evaluate(args, split, out):
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_evaluated()
+    parser.add_feature_cache()
     parser.add_argument("--embeddings", action="store_true", help="write embeddings.npz and draw maps of it")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument(

@@ -29,7 +29,7 @@ def main(argv=None):
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
-    from emohubert.pseudo_labels.stages import learn_kmeans
+    from emohubert.pseudo_labels.label_in_shards import learn_kmeans
 
     model = learn_kmeans(
         args.feat_dir,

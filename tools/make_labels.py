@@ -55,7 +55,7 @@ def main(argv=None):
     parser.add_overwrite()
     args = parser.parse_args(argv)
     from emohubert.models.from_pretrained import load_encoder
-    from emohubert.pseudo_labels.make import LabelMaker
+    from emohubert.pseudo_labels.label_frames import LabelMaker
 
     LabelMaker(
         args.manifest_dir,

@@ -3,7 +3,7 @@
 
 Support vector machines on eGeMAPS functionals, or on a layer of a frozen encoder (--checkpoint small --layer 1), of all utterances of a
 manifest directory's split; the speaker's labels are used in the setting `heard` alone, half of them, and the other half is the test of
-all settings. Writes personalisation.json, speakers.png and shifts.png into OUT_DIR. After figure 1 of Tran, Yin & Soleymani 2023.
+all settings. Writes personalisation.json, speakers.png and shifts.png into OUT_DIR, which reports show. After figure 1 of Tran, Yin & Soleymani 2023.
 
   tools/personalisation.py exp/ravdess exp/worth --checkpoint small --layer 1
 """
@@ -44,9 +44,10 @@ def main(argv=None):
     (of_path,) = vectors.values()
     x, targets, speakers = baseline.usable(split, of_path, args.target)
     found = personalisation.study(x, targets, speakers, args.counts and sorted(set(args.counts)), args.seed, workers)
-    write_json(out / "personalisation.json", {"features": next(iter(vectors)), "split": str(split.tsv), **found})
+    summary, title = personalisation.lines(found), f"What knowing a speaker would bring, {next(iter(vectors))}"
+    write_json(out / "personalisation.json", {"title": title, "split": str(split.tsv), "summary": summary, **found})
     personalisation.draw(out, found)
-    print("\n".join(personalisation.lines(found)))
+    print("\n".join(summary))
 
 
 if __name__ == "__main__":

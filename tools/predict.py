@@ -4,16 +4,22 @@
 CKPT is a .pt file; without it the model in the package predicts, ser_small: angry, happy, neutral, sad, for non-commercial use. How far
 to trust it is said when it starts; give it more of each person with --speaker.
 
-Any format and rate that libsndfile reads; channels are averaged. A line per file, in the order given: the class and the
-probability of each class, or the dimensions. With --window a time line: a line per window, with start and end in seconds;
-windows begin every --hop, and the last one ends with the recording. A speaker-conditioned model gets the
+Any format and rate that libsndfile reads; channels are averaged; - is standard input. A line per file, in the order given: the class
+and the probability of each class, or the dimensions. A line per part, with start and end in seconds: with --window, windows that begin
+every --hop, the last one ending with the recording; with --vad, stretches of speech (Silero VAD, the extra `vad`); with --segments FILE,
+those that it lists: RTTM, whose files are found among PATHs by their names without folder and ending, or a table (CSV, TSV) with the
+columns path, and where there are any start, end, speaker; relative paths are below its folder. A speaker-conditioned model gets the
 embedding of the unknown speaker, or with --speaker-id of the one named: of its table, or of --speaker-vectors (from
 tools/adapt_speaker.py).
 
 What is known of a new speaker, without labels, grows with the speaker's lines, in the order given; `heard` counts those that each
 line is predicted by, itself included. With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated.
 With --speaker a model trained with model.speaker_normalisation normalises its pooled vectors by their mean and variance so far,
-mixed with those of the average training speaker; without, everybody passes for that speaker.
+mixed with those of the average training speaker; without, everybody passes for that speaker. --speaker segments: as --segments says.
+
+--temperature (temperature.json of tools/calibrate.py, or a number) makes the probabilities as certain as they deserve; a temperature.json
+beside the checkpoint, as ser_small has one, is used without being named. With --min-confidence P the emotion is “-”, an abstention,
+where no class has that probability.
 
 A file that cannot be read, or is shorter than one frame, is reported and skipped; exit status 2 at the end.
 
@@ -21,11 +27,16 @@ A file that cannot be read, or is shorter than one frame, is reported and skippe
   tools/predict.py someone/ --speaker all
   tools/predict.py runs/ser_classification_base/checkpoint_best.pt recordings/ --format csv --output predictions.csv
   tools/predict.py runs/ser_regression_base/checkpoint_best.pt interview.mp3 --window 5 --hop 1
+  tools/predict.py meeting.wav --segments meeting.rttm --speaker segments --min-confidence 0.5
+  ffmpeg -i talk.mp4 -f wav - | tools/predict.py - --vad
 """
 
 import logging
 import os
 import sys
+import tempfile
+from argparse import ArgumentTypeError
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
@@ -47,13 +58,14 @@ from emohubert.evaluation.predict_files import (
 )
 
 logger = logging.getLogger("emohubert.predict")
-FOLDER, ALL, DEFAULT = "folder", "all", "ser_small"
+FOLDER, ALL, SEGMENTS, DEFAULT = "folder", "all", "segments", "ser_small"
 
 
-def predict(args, paths, out):
+def predict(args, paths, segments, out):
     """Write the predictions of all files to an open file; returns how many could not be predicted."""
     from emohubert.core.device import choose_device
-    from emohubert.evaluation import inference
+    from emohubert.evaluation import inference, temperature
+    from emohubert.evaluation.segments import VoiceActivity
     from emohubert.speakers import pldc
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
@@ -73,35 +85,79 @@ def predict(args, paths, out):
     by_speaker = online or args.calibration is not None
     if args.speaker is not None and not by_speaker:
         raise InputError("--speaker without --calibration, and the model was trained without speaker normalisation; leave it out")
+    if not task.classes and (args.min_confidence or args.temperature):
+        raise InputError(
+            f"{args.checkpoint}: predicts dimensions, which have no probabilities; leave --temperature and --min-confidence out"
+        )
+    if args.vad:
+        options["parts_of"] = VoiceActivity(args.longest)
+    elif segments:
+        options["parts_of"] = lambda path, n_samples: segments[path].of(path, n_samples)
     files = predict_files(task, model, paths, args.window, args.hop, embeddings=by_speaker, **options)
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
-    speaker_of = os.path.dirname if args.speaker == FOLDER else lambda path: ALL
+    speaker_of = {FOLDER: os.path.dirname, SEGMENTS: lambda path: segments[path].speakers}.get(args.speaker, lambda path: ALL)
     if online:
         found = one_by_one(found, speaker_of, lambda: inference.online(task, model))
     if args.calibration:
         fitted = pldc.load(args.calibration)
         pldc.check_calibration(fitted, task, model, args.calibration)
         found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
+    scale = temperature_of(args, online)
     failed = 0
 
     def successful():
         nonlocal failed
         for prediction in found:
             if prediction.error is None:
-                yield prediction
+                values = prediction.values if scale is None else temperature.scaled(prediction.values, scale)
+                yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
             else:
                 failed += 1
                 print_error(prediction.error)
 
-    layout = Layout(task.classes, task.dimensions, args.window is not None, by_speaker, max(map(len, paths)))
+    in_parts = args.window is not None or args.vad or bool(segments)
+    layout = Layout(task.classes, task.dimensions, in_parts, by_speaker, max(map(len, paths)), args.min_confidence)
     FORMATS[args.format](out, successful(), layout)
     return failed
 
 
+def temperature_of(args, normalised):
+    """The temperature that --temperature says, or the file beside the checkpoint; None without."""
+    from emohubert.evaluation import temperature
+
+    path = temperature.beside(args.checkpoint) if args.temperature is None else args.temperature
+    try:
+        return None if path is None else cli.positive_float(str(path))
+    except ArgumentTypeError:
+        return temperature.read(path, normalised)
+
+
+def choose_files(args, folder):
+    """(paths of audio files, {path: Segments} or {}), of PATHs and --segments; standard input is kept in a folder, and `args.names` says
+    what it is called in the output."""
+    from emohubert.evaluation.segments import read_segments
+
+    args.names = {}
+    if "-" in args.paths:
+        path = Path(folder) / "standard input"
+        path.write_bytes(sys.stdin.buffer.read())
+        args.paths[args.paths.index("-")] = str(path)
+        args.names[str(path)] = "-"
+    if args.segments is None:
+        if not args.paths:
+            raise InputError("no audio: give a PATH, or --segments FILE")
+        return find_files(args.paths), {}
+    given = find_files(args.paths) if args.paths else []
+    segments = read_segments(args.segments, given)
+    if unused := [path for path in given if path not in segments]:
+        logger.info("%s: has no segment of %d audio files, such as %s; they are left out", args.segments, len(unused), unused[0])
+    return list(segments), segments
+
+
 def choose_model(args):
     """Where the first argument is no checkpoint, it is a path, and the model is the one in the package; `args` are changed."""
-    if args.checkpoint is not None and Path(args.checkpoint).suffix != ".pt" and args.checkpoint != DEFAULT:
+    if args.checkpoint is not None and Path(args.checkpoint).suffix != ".pt" and args.checkpoint != DEFAULT:  # a PATH
         args.paths.insert(0, args.checkpoint)
         args.checkpoint = None
     if args.checkpoint in (None, DEFAULT):
@@ -111,9 +167,9 @@ def choose_model(args):
 
 def stamp_of(args, paths):
     """What --output was made from."""
-    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision")
+    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence", "temperature")
     settings = {name: getattr(args, name) for name in names}
-    for name in ("checkpoint", "calibration", "speaker_vectors"):
+    for name in ("checkpoint", "calibration", "speaker_vectors", "segments"):
         path = getattr(args, name)
         settings[name] = sha256(path) if path and Path(path).is_file() else None
     stats = [(path, os.stat(path)) for path in paths if os.path.exists(path)]
@@ -125,19 +181,23 @@ def stamp_of(args, paths):
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="checkpoint of the task emotion_finetuning (default: ser_small)")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="audio file, or folder")
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="audio file, folder, or - for standard input")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json: one object a line")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to standard output")
     parser.add_argument("--window", type=cli.positive_float, metavar="S", help="seconds of a window: a time line")
     parser.add_argument(
         "--hop", type=cli.positive_float, metavar="S", help="seconds between the beginnings of windows (default: the window)"
     )
+    parser.add_argument("--vad", action="store_true", help="predict stretches of speech, cut where they pause if they exceed --longest")
+    parser.add_argument("--segments", metavar="FILE", help="predict the parts that an RTTM file or a table lists")
     parser.add_argument(
-        "--longest", type=cli.positive_float, default=LONGEST_SECONDS, metavar="S", help="longest file without --window, in seconds"
+        "--longest", type=cli.positive_float, default=LONGEST_SECONDS, metavar="S", help="longest file or part without --window, in seconds"
     )
+    parser.add_argument("--min-confidence", type=float, default=0.0, metavar="P", help="abstain below this probability")
+    parser.add_argument("--temperature", metavar="FILE|T", help="temperature.json of tools/calibrate.py --temperature, or a number")
     parser.add_argument("--calibration", metavar="FILE", help="calibration.npz of tools/calibrate.py")
     parser.add_argument(
-        "--speaker", choices=(ALL, FOLDER), help="all files are of one speaker (as with --calibration), or those of each folder"
+        "--speaker", choices=(ALL, FOLDER, SEGMENTS), help="all is of one speaker (as with --calibration), or each folder, or see above"
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
@@ -152,9 +212,21 @@ def main(argv=None):
         raise InputError(f"--workers {args.workers}: give 0 or more")
     if args.speaker_vectors and args.speaker_id is None:
         raise InputError("--speaker-vectors without --speaker-id; name the speaker")
-    paths = find_files(args.paths)
+    if not 0 <= args.min_confidence <= 1:
+        raise InputError(f"--min-confidence {args.min_confidence:g}: give a probability from 0 to 1")
+    parts = {"--window": args.window, "--vad": args.vad, "--segments": args.segments}
+    if len(chosen := [name for name, value in parts.items() if value]) > 1:
+        raise InputError(f"{' and '.join(chosen)}: give one of them")
+    if args.speaker == SEGMENTS and args.segments is None:
+        raise InputError("--speaker segments without --segments FILE; give it, or another --speaker")
+    with tempfile.TemporaryDirectory() as folder:
+        write(args, *choose_files(args, folder))
+
+
+def write(args, paths, segments):
+    """Predict to standard output, or to --output, unless that is whole and made with the same settings."""
     if args.output is None:
-        failed = predict(args, paths, sys.stdout)
+        failed = predict(args, paths, segments, sys.stdout)
     else:
         make_folder(args.output.parent)
         stamp = stamp_of(args, paths)
@@ -163,7 +235,7 @@ def main(argv=None):
             return
         stamp.clear()
         with atomic(args.output) as out:
-            failed = predict(args, paths, out)
+            failed = predict(args, paths, segments, out)
         if not failed:
             stamp.write()
     if failed:

@@ -83,6 +83,11 @@ class Parser(argparse.ArgumentParser):
         self.add_precision()
         self.add_overwrite()
 
+    def add_feature_cache(self):
+        """--feature-cache."""
+        text = "keep the features of a frozen encoder there, for other models with the same one"
+        self.add_argument("--feature-cache", metavar="DIR", help=text)
+
     def add_overwrite(self):
         """--overwrite, with its one meaning."""
         text = "make everything again, even what is whole and made with the same settings"
@@ -109,7 +114,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def print_problems(report, complete):
     """Print the end of a check (CheckReport, AuditReport); InputError if it has problems. `complete`: where all are, if too many."""
-    for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {leak.message}" for leak in report.leaks if leak.allowed)):
+    allowed = {}
+    for leak in report.leaks:
+        if leak.allowed:
+            allowed.setdefault((leak.kind, leak.between.get("role")), []).append(leak.message)
+    lines = [of[0] + (f" (and {len(of) - 1} more of this kind: {complete})" if len(of) > 1 else "") for of in allowed.values()]
+    for line in (*(f"note: {note}" for note in report.notes), *(f"allowed: {line}" for line in lines)):
         print(line)
     problems = report.problems
     if len(problems) > 1:

@@ -1,6 +1,7 @@
 """The one error that bad input raises, and how a training run ends on it."""
 
 import functools
+import importlib
 import sys
 
 
@@ -10,6 +11,14 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """Something cannot be written: space, rights, quota. Never taken for a fault of what was read."""
+
+
+def need(module, extra, what):
+    """The optional module that something needs; InputError, with the extra that installs it, where it is not there."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{what} needs the package {module}: pip install 'emohubert[{extra}]'") from None
 
 
 def print_error(error):

@@ -194,16 +194,24 @@ def _decode(f, start, stop, path):
 
 def _read_resampled(f, start, stop, path):
     """Resample just [start, stop): whole periods of the polyphase filter, with its support on both sides, then a slice."""
-    from scipy.signal import resample_poly  # takes half a second to import
-
-    divisor = math.gcd(SAMPLE_RATE, f.samplerate)
-    up, down = SAMPLE_RATE // divisor, f.samplerate // divisor
+    up, down = _ratio(f.samplerate)
     margin = math.ceil(20 * max(up, down) / (up * down)) + 1  # the filter of resample_poly reaches 10 × max(up, down) taps
     first = max(start // up - margin, 0)
     last = -(-stop // up) + margin
     source = _decode(f, first * down, min(last * down, f.frames), path)
-    resampled = resample_poly(source, up, down).astype(np.float32, copy=False)
-    return resampled[start - first * up : stop - first * up]
+    return resampled(source, f.samplerate)[start - first * up : stop - first * up]
+
+
+def resampled(waveform, rate):
+    """float32 samples of some rate (n) at 16 kHz, as `read` gives them: (⌈n · 16 000 / rate⌉)."""
+    from scipy.signal import resample_poly  # takes half a second to import
+
+    return resample_poly(waveform, *_ratio(rate)).astype(np.float32, copy=False)
+
+
+def _ratio(rate):
+    divisor = math.gcd(SAMPLE_RATE, rate)
+    return SAMPLE_RATE // divisor, rate // divisor
 
 
 _call_each_function_once()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.cli import progress
-from ..core.errors import InputError
+from ..core.errors import InputError, need
 from ..core.files import atomic, fingerprint, make_folder, write_json
 from ..core.parallel import cores
 from ..corpus import audio
@@ -104,10 +104,7 @@ def functionals(splits, cache, workers):
         with np.load(cache) as kept:
             if str(kept["key"]) == key:
                 return dict(zip(paths, kept["functionals"], strict=True))
-    try:
-        import opensmile  # noqa: F401
-    except ImportError:
-        raise InputError("the baseline needs opensmile (free for research): pip install 'emohubert[baseline]'") from None
+    need("opensmile", "baseline", "the baseline, for research only,")
     blocks = [paths[i : i + 8] for i in range(0, len(paths), 8)]
     found = Parallel(n_jobs=workers, return_as="generator")(delayed(_extract)(block) for block in blocks)
     values = np.concatenate(list(progress(found, "eGeMAPS", total=len(blocks), unit="× 8 files")))

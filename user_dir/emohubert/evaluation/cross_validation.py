@@ -108,7 +108,9 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
             if not run.checkpoint.is_file():
                 raise InputError(f"{run.checkpoint}: training has not written it; see {run.folder}/hydra_train.log")
             with one_at_a_time:
-                evaluate([str(a) for a in (run.checkpoint, run.manifest, run.split, run.results, "--device", device)])
+                cache = [o.partition("=")[2] for o in run.overrides if o.startswith("task.feature_cache=")]
+                options = ["--device", device, *(["--feature-cache", cache[-1]] if cache else [])]
+                evaluate([str(a) for a in (run.checkpoint, run.manifest, run.split, run.results, *options)])
         except BaseException:
             failed.set()
             raise

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core.files import make_folder
 from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 from ..training.curves import chosen_update
-from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps
+from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, sweeps
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
@@ -117,6 +117,21 @@ def thresholds(path, sweeps):
         panels[0].set_title("Deciding for a class at a threshold")
         panels[-1].set_xlabel("threshold on its probability")
         figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_BELOW)
+        return save_figure(figure, path)
+
+
+def coverage(path, selected):
+    """Accuracy and UA of the most confident share of utterances over that share, from `metrics.risk_coverage`."""
+    with new_figure(WIDTH, 3.6) as (figure, axes):
+        for i, (name, label) in enumerate({"UA": "UA", "WA": "WA (accuracy)"}.items()):
+            axes.plot(100 * selected["coverage"], selected[name], color=COLOURS[i], label=label, linewidth=1.8, linestyle=("-", "--")[i])
+        lowest = np.nanmin([selected["UA"], selected["WA"]])
+        axes.set(
+            xlim=(0, 100), ylim=(min(0.5, lowest - 0.02), 1.01), xlabel="the most confident utterances, % of all", ylabel="score of these"
+        )
+        axes.set_title(f"Deciding for the most confident only: AURC {selected['aurc']:.3f}")
+        axes.grid(color=_GRID)
+        figure.legend(ncols=2, **_BELOW)
         return save_figure(figure, path)
 
 
@@ -241,6 +256,7 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
         confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
         bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
         thresholds(directory / "thresholds.png", sweeps(predictions))
+        coverage(directory / "coverage.png", risk_coverage(predictions))
     if embeddings is not None and len(predictions) > 2:
         _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)
 

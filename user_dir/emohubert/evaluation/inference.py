@@ -1,6 +1,7 @@
 """Running a fine-tuned model over recordings."""
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -13,9 +14,11 @@ from ..core.batching import by_length
 from ..core.cli import progress
 from ..core.device import autocast, check_precision, exact_arithmetic
 from ..core.errors import InputError
+from ..core.files import fingerprint
 from ..core.parallel import as_finished
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
+from ..data.cached_features import CachedFeatures
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
@@ -27,12 +30,14 @@ _READ_AHEAD = 3  # batches that are being read or wait for a GPU
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model says about the utterance `index` of a dataset: `values`, float64, probabilities (classes) or (dimensions), and the
-    pooled vector `embedding`, float32 (width); or `error`, an InputError that says why there is nothing."""
+    """What a model says about the utterance `index` of a dataset: `values`, float64, probabilities (classes) or (dimensions), the pooled
+    vector `embedding`, float32 (width), and, where it is pooled by attention, the frames' weights `attention`, float32 (frames); or
+    `error`, an InputError that says why there is nothing."""
 
     index: int
     values: np.ndarray | None = None
     embedding: np.ndarray | None = None
+    attention: np.ndarray | None = None
     error: InputError | None = None
 
 
@@ -86,24 +91,40 @@ def _forward(task, model, dataset, items, device, precision):
         values = found["output"].float()
         values = (values.softmax(dim=1) if task.classes else values).double().cpu().numpy()
         embeddings = found["embedding"].float().cpu().numpy()
-    for index, *row in zip(batch["id"].tolist(), values, embeddings, strict=True):
-        if all(np.isfinite(x).all() for x in row):
+        attention = _attention(model, found, dataset.sizes[batch["id"].numpy()])
+    for index, *row in zip(batch["id"].tolist(), values, embeddings, attention, strict=True):
+        if all(np.isfinite(x).all() for x in row[:2]):
             yield Outcome(index, *row)
         else:
             what = f"{dataset.split.audio(index)}: the model's output is not finite; check the checkpoint"
             yield Outcome(index, error=InputError(what))
 
 
-def predict_split(task, model, split, transform=None, average=None, **options):
+def _attention(model, found, sizes):
+    """The weights of each utterance's frames, padding left out, of a model that pools by attention; otherwise None for each."""
+    if model.pooling.weights is None:
+        return [None] * len(sizes)
+    weights = model.pooling.weights(found["frames"], found["valid"]).float().cpu().numpy()
+    frames = audio.n_frames(sizes)
+    own = -(-weights.shape[1] * frames // max(frames.max(), 1))  # also where frames have another rate
+    return [row[:n] for row, n in zip(weights, own, strict=True)]
+
+
+def predict_split(task, model, split, transform=None, average=None, feature_cache=None, attention=None, **options):
     """Predict every utterance of a split, once, as `run` does, with its `options`; references are taken from the split and seen by no part of the model.
 
     `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
     vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
+    `feature_cache`: a folder for the features of a frozen encoder, as far as they are one or two frames an utterance; other models with the
+    same encoder find them there. `attention`: a dict that takes, where the model pools by attention, id → weights of the frames.
 
     Returns (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled vectors, not
     normalised). Utterances under one frame are left out, and named in the log. InputError: a file cannot be read.
     """
     dataset = task.make_dataset(split, training=False, targets=np.zeros(len(split), dtype=np.int64), transform=transform)
+    few = str(model.cfg.freeze) == "all" and model.few_frames is not None and transform is None and options.get("precision") != "bf16"
+    if feature_cache is not None and few:
+        dataset.features = CachedFeatures(model, dataset, feature_cache, _hash_of(model.backbone), options.get("device", "cpu"))
     kept = dataset.kept
     outcomes = [None] * len(split)
     with contextlib.closing(run(task, model, dataset, **options)) as found:
@@ -114,6 +135,8 @@ def predict_split(task, model, split, transform=None, average=None, **options):
     values, embeddings = np.stack([outcomes[i].values for i in kept]), np.stack([outcomes[i].embedding for i in kept])
     ids = np.array(split.ids, dtype=object)[kept].tolist()
     speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
+    if attention is not None:
+        attention |= {name: outcomes[i].attention for name, i in zip(ids, kept, strict=True) if outcomes[i].attention is not None}
     if average is not None:
         for rows in by_speaker(speakers).values():
             values[rows] = from_vectors(task, model, average, embeddings[rows])
@@ -125,6 +148,10 @@ def predict_split(task, model, split, transform=None, average=None, **options):
         if split.dimensions and name in split.dimensions:
             references[:, column] = split.dimensions[name][kept]
     return DimensionPredictions(ids, speakers, task.dimensions, references, values), embeddings
+
+
+def _hash_of(module):
+    return fingerprint({name: hashlib.sha256(x.cpu().numpy().tobytes()).hexdigest() for name, x in module.state_dict().items()})
 
 
 def from_vectors(task, model, average, vectors):

@@ -58,6 +58,29 @@ def expected_calibration_error(confidence, correct, bins=15):
     return float(_ratio(gaps.sum(), len(confidence)))
 
 
+def risk_coverage(confidence, reference, predicted, classes):
+    """What deciding only for the most confident utterances would give, for every number of them: {"coverage", "WA", "UA"}, (n) each, and
+    "aurc", the area under the risk–coverage curve: the mean of 1 − WA over all coverages (Geifman, Uziel & El-Yaniv 2019; 0 is best; NaN
+    for no utterance). Of (n) confidences, references and predictions, both integers below `classes`. Utterances of one confidence, whose order
+    means nothing, count as if evenly mixed."""
+    _same_length(reference, predicted)
+    order = np.argsort(-np.asarray(confidence, dtype=np.float64), kind="stable")
+    reference, n = np.asarray(reference, dtype=np.int64)[order], len(order)
+    of_class = np.eye(classes)[reference]
+    right = of_class * (reference == np.asarray(predicted)[order])[:, None]
+    ends = np.flatnonzero(np.diff(np.asarray(confidence)[order], append=np.nan) != 0)  # the last utterance of each confidence
+    many = np.arange(1, n + 1)
+
+    def up_to(values):  # (n, classes) → sums over the first k, even within a confidence
+        sums = np.vstack([np.zeros(classes), values.cumsum(0)[ends]])
+        return np.stack([np.interp(many, np.append(0, ends + 1), column) for column in sums.T], axis=1)
+
+    right, of_class = up_to(right), up_to(of_class)
+    accuracy = right.sum(1) / many
+    aurc = float(np.mean(1 - accuracy)) if n else float("nan")
+    return {"coverage": many / max(n, 1), "WA": accuracy, "UA": _mean_of_defined(_ratio(right, of_class)), "aurc": aurc}
+
+
 def threshold_sweep(is_class, probability):
     """What deciding for one class at `probability >= threshold` would give, for the thresholds 0.05, 0.10, …, 0.95, from (n), whether the
     reference is that class and the system's probability of it: {"threshold", "accuracy", "precision", "recall", "F1", "FP", "FN", "TP"}, an

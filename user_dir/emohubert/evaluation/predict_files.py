@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from ..core.parallel import cores, pool
 from ..corpus import audio
 from ..corpus.build import LeftOut, find_audio
-from ..corpus.manifest import UNKNOWN_SPEAKER, Split
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, Split
 
 logger = logging.getLogger("emohubert")
 
@@ -38,7 +38,7 @@ class FilePrediction:
     values: np.ndarray | None = None  # float64 (parts, classes), probabilities, or (parts, dimensions)
     embeddings: np.ndarray | None = None  # float32 (parts, width), pooled vectors; None where they are not wanted
     error: InputError | None = None  # why there is nothing else
-    speaker: str | None = None  # of `one_by_one`, as is
+    speakers: list = field(default_factory=list)  # of `one_by_one`, as is, a part's each
     heard: list = field(default_factory=list)  # how many of the speaker's parts there were with each, itself included
 
 
@@ -71,13 +71,16 @@ def windows(n_samples, window=None, hop=None):
     return np.stack([starts, starts + window], axis=1)
 
 
-def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SECONDS, embeddings=False, speaker=UNKNOWN_SPEAKER, **options):
+def predict_files(
+    task, model, paths, window=None, hop=None, longest=LONGEST_SECONDS, parts_of=None, embeddings=False, speaker=UNKNOWN_SPEAKER, **options
+):
     """Predict audio files of any format, rate and length.
 
     Args:
         task, model: from `load_trained`.
         window, hop: of a time line, in seconds; by default files are predicted whole.
-        longest: without a window, seconds of the longest file that is predicted.
+        longest: without a window, seconds of the longest file, or part of one, that is predicted.
+        parts_of: (path, samples) → int64 (parts, 2), see `segments`: the parts that are predicted, in place of the whole file.
         embeddings: keep the pooled vectors.
         speaker: of all files, see `check_speaker`.
         options: batch_seconds, device, workers, padded of `inference.run`.
@@ -85,7 +88,7 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
     Yields:
         A FilePrediction for every file, also for one that cannot be predicted; up to a few hundred files out of order (see `in_order`).
     """
-    cut = _cutter(window, hop, longest)
+    cut = _cutter(window, hop, longest, parts_of)
 
     def measure(index, path):
         try:
@@ -93,7 +96,8 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
         except InputError as error:
             return FilePrediction(index, path, error=error)
 
-    predict = functools.partial(_predict, task, model, in_blocks=window is not None, embeddings=embeddings, speaker=speaker, **options)
+    in_blocks = window is not None or parts_of is not None
+    predict = functools.partial(_predict, task, model, in_blocks=in_blocks, embeddings=embeddings, speaker=speaker, **options)
     for first in range(0, len(paths), _FILES):
         group, parts = [], 0
         for prediction in pool(options.get("workers") or cores()).map(measure, range(first, first + _FILES), paths[first : first + _FILES]):
@@ -109,7 +113,7 @@ def predict_files(task, model, paths, window=None, hop=None, longest=LONGEST_SEC
             yield from predict(group)
 
 
-def _cutter(window, hop, longest):
+def _cutter(window, hop, longest, parts_of):
     """A function from a path and its number of samples to spans; InputError for a recording that is too short or too long."""
     if window is None and hop is not None:
         raise InputError("--hop without --window; give both, or neither")
@@ -121,39 +125,31 @@ def _cutter(window, hop, longest):
             raise InputError(f"--hop: {hop} samples for windows of {window}; use from 1 to the window's, so that nothing is lost")
 
     def cut(path, n_samples):
-        seconds = n_samples / audio.SAMPLE_RATE
         if n_samples < audio.RECEPTIVE_FIELD:
             raise InputError(f"{path}: {n_samples} samples at 16 kHz are under one frame ({audio.RECEPTIVE_FIELD}); leave the file out")
+        spans = windows(n_samples, window, hop) if parts_of is None else parts_of(path, n_samples)
+        seconds = np.diff(spans).max() / audio.SAMPLE_RATE
         if window is None and seconds > longest:
             raise InputError(f"{path}: {seconds:.1f} s are more than --longest {longest:g}; use --window for a time line, or raise it")
-        return windows(n_samples, window, hop)
+        return spans
 
     return cut
 
 
 def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
-    """The predictions of files with spans; with `in_blocks`, a file is decoded in blocks that its windows share."""
-    import torch
-
-    from .inference import run
-
+    """The predictions of files with spans; with `in_blocks`, a file is decoded in blocks that its parts share."""
     parts = [len(f.spans) for f in files]
     owner, part = np.repeat(np.arange(len(files)), parts), np.concatenate([np.arange(n) for n in parts])
     spans, missing = np.concatenate([f.spans for f in files]), parts.copy()
-    paths = [files[i].path for i in owner]
-    split = Split(Path("."), "files", Path(), paths, spans[:, 1] - spans[:, 0], speakers=[speaker] * len(paths))
-    dataset = task.make_dataset(split, training=False, targets=np.zeros(len(paths), dtype=np.int64))
-    read = _Blocks() if in_blocks else audio.read
+    read, paths = _Blocks() if in_blocks else audio.read, [files[i].path for i in owner]
 
-    def load(index):
-        path, (start, stop) = paths[index], map(int, spans[index])
-        samples = read(path, start, stop)
-        if len(samples) != stop - start:
-            raise InputError(f"{path}: became shorter while it was read; predict it again")
-        source = torch.from_numpy(audio.normalise(samples) if dataset.normalise else samples)
-        return {"id": index, "source": source, "target": dataset.targets[index], **dataset.drawn(index, audio.n_frames(len(samples)))}
+    def samples_of(index):
+        samples = read(paths[index], *map(int, spans[index]))
+        if len(samples) != np.diff(spans[index]):
+            raise InputError(f"{paths[index]}: became shorter while it was read; predict it again")
+        return samples
 
-    with contextlib.closing(run(task, model, dataset, load, **options)) as found:
+    with contextlib.closing(predict_parts(task, model, paths, np.diff(spans)[:, 0], samples_of, speaker, **options)) as found:
         for outcome in found:
             which = owner[outcome.index]
             file = files[which]
@@ -172,17 +168,35 @@ def _predict(task, model, files, in_blocks, embeddings, speaker, **options):
                 yield file if file.error is None else FilePrediction(file.index, file.path, error=file.error)
 
 
+def predict_parts(task, model, names, lengths, samples_of, speaker=UNKNOWN_SPEAKER, **options):
+    """`inference.run` over recordings at 16 kHz that no manifest lists: an Outcome of each. `names`: for messages; `lengths`: int64 (n),
+    samples; `samples_of`: index → float32 samples; `speaker`: of all of them."""
+    import torch
+
+    from .inference import run
+
+    split = Split(Path("."), "files", Path(), names, lengths, speakers=[speaker] * len(names))
+    dataset = task.make_dataset(split, training=False, targets=np.zeros(len(names), dtype=np.int64))
+
+    def load(index):
+        samples = samples_of(index)
+        source = torch.from_numpy(audio.normalise(samples) if dataset.normalise else samples)
+        return {"id": index, "source": source, "target": dataset.targets[index], **dataset.drawn(index, audio.n_frames(len(samples)))}
+
+    return run(task, model, dataset, load, **options)
+
+
 class _Blocks:
-    """Reads windows of recordings, each block of a recording decoded once; the last few blocks are kept."""
+    """Reads parts of recordings, each block of a recording decoded once; the last blocks, of 80 minutes, are kept."""
 
     def __init__(self):
-        self._read, self._lock = functools.lru_cache(4)(audio.read), threading.Lock()
+        self._read, self._lock = functools.lru_cache(16)(audio.read), threading.Lock()
 
     def __call__(self, path, start, stop):
         first = start // _BLOCK * _BLOCK
-        with self._lock:  # windows come in order: a second thread nearly always wants the same block
-            block = self._read(path, first, first + _BLOCK + stop - start)
-        return block[start - first : stop - first]
+        with self._lock:  # parts come in order: a second thread nearly always wants the same block
+            blocks = [self._read(path, begin, begin + _BLOCK) for begin in range(first, stop, _BLOCK)]
+        return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[start - first : stop - first]
 
 
 def in_order(predictions):
@@ -196,16 +210,20 @@ def in_order(predictions):
 
 
 def one_by_one(predictions, speaker_of, new_speaker):
-    """Yield each FilePrediction (with embeddings), its parts changed by what was received of its speaker so far, in this order; windows of
-    a time line are utterances. `speaker_of`: path → speaker. `new_speaker`: makes a speaker's function (embedding, values) → values."""
-    speakers, heard = defaultdict(new_speaker), Counter()
+    """Yield each FilePrediction (with embeddings), its parts changed by what was received of their speaker so far, in this order; parts of
+    a recording are utterances. `speaker_of`: path → speaker, or a list of each part's; parts of the unknown speaker stay as they are.
+    `new_speaker`: makes a speaker's function (embedding, values) → values."""
+    known, heard = defaultdict(new_speaker), Counter()
     for prediction in predictions:
         if prediction.error is None:
-            name, parts = speaker_of(prediction.path), len(prediction.values)
-            values = [speakers[name](*part) for part in zip(prediction.embeddings, prediction.values, strict=True)]
-            counts = range(heard[name] + 1, heard[name] + parts + 1)
-            heard[name] += parts
-            prediction = replace(prediction, values=np.stack(values), speaker=name, heard=[*counts])
+            names = speaker_of(prediction.path)
+            names = [names] * len(prediction.values) if isinstance(names, str) else names
+            values, counts = [], []
+            for name, *part in zip(names, prediction.embeddings, prediction.values, strict=True):
+                heard[name] += 1
+                counts.append(heard[name])
+                values.append(part[1] if name == UNKNOWN_SPEAKER else known[name](*part))
+            prediction = replace(prediction, values=np.stack(values), speakers=names, heard=counts)
         yield prediction
 
 
@@ -222,13 +240,14 @@ def check_speaker(task, speaker):
 @dataclass(frozen=True)
 class Layout:
     """What a line of output holds: `classes` or `dimensions`, names (the other is empty), with a `timeline` start and end in seconds,
-    with `speakers` speaker and heard. `width`: characters of the longest path, for tables."""
+    with `speakers` speaker and heard. `width`: characters of the longest path, for tables. Under `min_confidence` the emotion is “-”."""
 
     classes: list
     dimensions: list
     timeline: bool = False
     speakers: bool = False
     width: int = 20
+    min_confidence: float = 0.0
 
     @property
     def columns(self):
@@ -245,8 +264,13 @@ class Layout:
         for file in predictions:
             for part, values in enumerate(file.values):
                 times = [round(int(n) / audio.SAMPLE_RATE, 6) for n in file.spans[part]] if self.timeline else []
-                speaker = [file.speaker, file.heard[part]] if self.speakers else []
-                yield [file.path, *times, *speaker, *([self.classes[int(np.argmax(values))]] if self.classes else [])], values
+                speaker = [file.speakers[part], file.heard[part]] if self.speakers else []
+                yield [file.path, *times, *speaker, *([self.decided(values)] if self.classes else [])], values
+
+    def decided(self, probabilities):
+        """The most probable class, or “-”, an abstention."""
+        best = int(np.argmax(probabilities))
+        return self.classes[best] if probabilities[best] >= self.min_confidence else NO_EMOTION
 
 
 def write_table(f, predictions, layout):

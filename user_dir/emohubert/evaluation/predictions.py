@@ -1,4 +1,4 @@
-"""Predictions of a split and their files: `predictions.tsv` and `embeddings.npz`.
+"""Predictions of a split and their files: `predictions.tsv`, `embeddings.npz` and `attention.npz`.
 
 Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`. Regression: `id speaker`, then `NAME NAME_pred` for
 every dimension. A reference that does not exist is `-` (class) or `nan` (dimension): such an utterance is predicted, not scored.
@@ -110,6 +110,13 @@ def sweeps(predictions):
     scored = predictions.scored
     emotions, probabilities = np.array(predictions.emotions, dtype=object)[scored], predictions.probabilities[scored]
     return {name: metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True)}
+
+
+def risk_coverage(predictions):
+    """`metrics.risk_coverage` over the utterances with a reference."""
+    rows, of = predictions.scored, predictions.classes.index
+    reference, predicted = ([of(v[i]) for i in np.flatnonzero(rows)] for v in (predictions.emotions, predictions.predicted))
+    return metrics.risk_coverage(predictions.confidence[rows], reference, predicted, len(predictions.classes))
 
 
 def rows_in_split(predictions, split):
@@ -226,3 +233,18 @@ def read_embeddings(path):
     for row in np.flatnonzero(~np.isfinite(values).all(1))[:1]:
         raise InputError(f"{path}: the embedding of “{ids[row]}” is not finite; evaluate a checkpoint that did not diverge")
     return Embeddings(ids.tolist(), speakers.astype(np.str_).tolist(), values.astype(np.float32))
+
+
+def write_attention(path, weights):
+    """Write `attention.npz` atomically from {id: weights of its frames}: `ids`, `frames` (n), `weights` (float32, one after the other)."""
+    lengths = [len(w) for w in weights.values()]
+    with atomic(path, "wb") as f:
+        np.savez(f, ids=np.array(list(weights), dtype=np.str_), frames=lengths, weights=np.concatenate(list(weights.values())))
+
+
+def read_attention(path):
+    """{id: weights of its frames} from an `attention.npz`."""
+    ids, frames, weights = read_arrays(path, ("ids", "frames", "weights"), "weights of tools/evaluate.py").values()
+    if ids.shape != frames.shape or weights.shape != (frames.sum(),):
+        raise InputError(f"{path}: {weights.size} weights for {frames.sum()} frames of {ids.size} utterances; run tools/evaluate.py again")
+    return dict(zip(ids.tolist(), np.split(weights, frames.cumsum()[:-1]), strict=True))

@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from ..core.files import make_folder, sha256, write_json
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from . import metrics
-from .predictions import NO_VALUE, ClassPredictions, rows_in_split, sweeps, write_embeddings, write_predictions, write_table
+from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, sweeps, write_embeddings, write_predictions, write_table
 
 NOBODY = {UNKNOWN_SPEAKER, NO_EMOTION}
 """Speakers who are none: utterances of unknown speakers count in overall scores and in groups, and for no speaker."""
@@ -37,7 +37,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     Returns, for both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ± standard deviation
     over speakers), `ci` (bootstrap), `by` (metadata column → value → scores), `difference` (columns with exactly two values, such as sex:
     first minus second), `columns_left_out`, `per_speaker`; for classes `UA`, `WA`, `macro_f1`, `classes`, `confusion` (rows: references),
-    `ece`; for dimensions `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
+    `ece`, `aurc`; for dimensions `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
     InputError: an utterance is not in the split, or no utterance at all was predicted.
     """
     if not len(predictions):
@@ -62,6 +62,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}
     return {
         **_overall(measures, overall, spread),
+        **({"aurc": risk_coverage(predictions)["aurc"]} if isinstance(predictions, ClassPredictions) else {}),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
         "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},

@@ -18,17 +18,14 @@ _UNUSED = -1e4  # of layer weights, before the softmax: exp is zero, in half pre
 
 
 def write(source, folder, half=False):
-    """Write a Source as a folder for `transformers.AutoModelForAudioClassification`, or an encoder for `AutoModel`, with a model card unless
-    the folder has a README.md. Returns names of parameters that are left out. InputError: the format cannot express the model."""
+    """Write a Source as a folder for `transformers.AutoModelForAudioClassification`, with a model card unless the folder has a README.md; an
+    encoder for `AutoModel`. Returns names of parameters that are left out. InputError: the format cannot express the model."""
     classifier = None if source.task is None else _classifier(source)
-    pretrained = _with_speaker_in_projection(source)
-    if classifier is not None:
-        pretrained.left_out = [name for name in pretrained.left_out if name.startswith("frame_head.")]
-    left_out = write_folder(pretrained, folder, half, classifier)
+    left_out = write_folder(_with_speaker_in_projection(source), folder, half, classifier)
+    if classifier is None:
+        return left_out
     write_card(source, folder)
-    if classifier is not None:  # folded, not left out
-        left_out = [name for name in left_out if not name.startswith("speaker_conditioning.")]
-    return left_out
+    return [name for name in left_out if name.startswith("frame_head.")]  # the others are folded
 
 
 def _classifier(source):
@@ -48,6 +45,7 @@ def _classifier(source):
     head = _affine(lambda x: _from_pooled(model, x, source.speaker), width)
     if added is None or head is None:
         raise _refused(source, _position(source) if added is None else f"model.head={cfg.head}")
+    head = [tensor / source.temperature for tensor in head]
     weights = dict(zip(("projector.weight", "projector.bias", "classifier.weight", "classifier.bias"), (*added, *head), strict=True))
     if model.layer_weights is not None:
         weights["layer_weights"] = torch.cat([model.layer_weights.new_tensor([_UNUSED]), model.layer_weights])
@@ -73,11 +71,13 @@ def _from_pooled(model, x, speaker):
 def _with_speaker_in_projection(source):
     """The Pretrained, with the speaker's vector where it meets the encoder's input folded into T; mask embeddings are conditioned, too."""
     pretrained, conditioning = source.pretrained, source.encoder.speaker_conditioning
-    if conditioning is None or pretrained.config.get("speaker_position") == "output":
+    position = pretrained.config.get("speaker_position")
+    if conditioning is None or (position == "output" and (source.task is not None or source.speaker_id is None)):
         return pretrained
     conditioning, weights = conditioning.double(), dict(pretrained.weights)
-    e, some = conditioning.vectors(source.speaker["speaker"]), torch.randn(1, 1, source.encoder.width, dtype=torch.float64)
-    if source.task is None and not torch.equal(conditioning.after_encoder(some, e), some):
+    e = conditioning.vectors(source.speaker["speaker"])
+    frames = torch.ones(1, 1, source.encoder.width, dtype=torch.float64)
+    if source.task is None and not torch.equal(conditioning.after_encoder(frames, e), frames):
         raise _refused(source, _position(source))
     folded = _affine(lambda x: conditioning.before_encoder(x.unsqueeze(0), None, e)[0].squeeze(0), source.encoder.width)
     if folded is None or "post_extract_proj.weight" not in weights:
@@ -91,16 +91,14 @@ def _with_speaker_in_projection(source):
 
 def _affine(function, width):
     """(W, b), float64, of a function W x + b of vectors, (n, width) → (n, …); None if it is another one."""
-    basis, some = (
-        torch.eye(width, dtype=torch.float64),
-        torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
-    )
+    basis = torch.eye(width, dtype=torch.float64)
+    x = 10 * torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         b = function(0 * basis[:1])
         if len(b) != 1:
             return None
-        matrix, expected = (function(basis) - b).T, function(10 * some)
-        fits = torch.allclose(10 * some @ matrix.T + b, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        matrix, expected = (function(basis) - b).T, function(x)
+        fits = torch.allclose(x @ matrix.T + b, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     return (matrix, b[0]) if fits else None
 
 

@@ -18,10 +18,12 @@ from ..core.files import atomic, make_folder
 from ..corpus.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames
 from ..models.hubert import own_frames
 from ..models.pooling import without_padding
+from ..models.speaker_normalisation import SpeakerNormalisation
 
 OPSET = 17
-_TOLERANCE = 1e-3  # of the file on noise, relative to the largest value; found are 1e-5
+_TOLERANCE = 1e-3  # of the file on noise, relative to the largest value; usual is 1e-6
 _LARGEST = 2**31 - 2**24  # bytes
+_LARGE = 2**13  # elements of a tensor that half precision is for, not norms and statistics
 _TRACEABLE = {  # what fairseq's encoder does with Python's numbers, on tensors; frames that only fill up to an even number are left out
     "pad_to_multiple": lambda x, *_, **__: (x, 0),
     "index_put": lambda x, padding, value: x.masked_fill(padding.unsqueeze(-1), value),
@@ -34,12 +36,18 @@ class Graph(nn.Module):
     def __init__(self, source):
         super().__init__()
         self.model, self.is_encoder, self.normalise = source.model, source.task is None, source.pretrained.normalise
+        self.temperature = source.temperature
         source.encoder.feature_grad_mult = 0.0
-        for module in [m for m in self.modules() if hasattr(m, "weight_g")]:
-            nn.utils.remove_weight_norm(module)
+        for module in list(self.modules()):
+            if hasattr(module, "weight_g"):
+                nn.utils.remove_weight_norm(module)
+            elif isinstance(module, nn.Embedding):  # other speakers stay out of the file
+                module.weight = nn.Parameter(module.weight[source.speaker["speaker"]], requires_grad=False)
+            elif isinstance(module, SpeakerNormalisation):
+                module.table = module.table[:, :1].clone()
         self.speaker = list(source.speaker)
         for name, row in source.speaker.items():
-            self.register_buffer(f"of_{name}", row)
+            self.register_buffer(f"of_{name}", torch.zeros_like(row) if name == "speaker" else row)
 
     def forward(self, signal, lengths):
         """signal (batch, samples) float32, lengths (batch,) int64 → frames (batch, frames, width), zero in the padding, and the model's
@@ -55,7 +63,7 @@ class Graph(nn.Module):
             outputs = [found["x"]]
         else:
             found = self.model(signal, lengths, **rows)
-            outputs = [found["frames"], found["output"]]
+            outputs = [found["frames"], found["output"] / self.temperature]
         frames = own_frames(n_frames(lengths), outputs[0].size(1), signal.device)
         return (without_padding(outputs[0], frames), *outputs[1:])
 
@@ -69,7 +77,7 @@ def _normalised(signal, lengths, own):
 
 
 def write(source, path, precision="float32"):
-    """Write a Source as an ONNX file; returns the largest difference from the model on noise, relative to the largest value.
+    """Write a Source, once, as an ONNX file; returns the largest difference from the model on noise, relative to the largest value.
 
     `precision`: float32; half: weights are kept in half precision and computed with in float32; int8: linear layers in 8 bits (dynamic
     quantisation), the rest as in half. InputError: onnx or onnxruntime is missing, or the graph of a pooling, head
@@ -148,6 +156,7 @@ def _metadata(source, precision):
         "sample_rate": str(SAMPLE_RATE),
         "precision": precision,
         "speaker": source.speaker_id or "unknown",
+        "temperature": str(source.temperature),
     }
     if source.outputs:
         found["classes" if source.task.classes else "dimensions"] = json.dumps(list(source.outputs), ensure_ascii=False)
@@ -160,7 +169,7 @@ def _halve(model):
 
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= _LARGE:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}_half"))
             casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))

@@ -12,6 +12,7 @@ from ..core.errors import InputError
 from ..core.programs import shipped
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import UNKNOWN_SPEAKER, Split
+from ..evaluation import temperature
 from ..models.from_pretrained import build_encoder
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import Pretrained
@@ -21,7 +22,7 @@ from ..tasks.trained import load_trained
 @dataclass
 class Source:
     """A checkpoint as it was read. Of an emotion model `task` and `model` are from `load_trained`; of an encoder `task` is None, and the
-    model of `build_encoder`. `speaker`: what of the speaker the model's `forward` takes, a row for each argument."""
+    model of `build_encoder`. `speaker`: what of the speaker the model's `forward` takes, a row for each argument. An export changes the model."""
 
     path: Path
     pretrained: Pretrained
@@ -29,6 +30,7 @@ class Source:
     speaker: dict
     task: Any = None
     speaker_id: str | None = None  # None: the unknown speaker
+    temperature: float = 1.0  # of the temperature.json beside the checkpoint: logits are divided by it, as predictions are
 
     @property
     def encoder(self):
@@ -65,4 +67,6 @@ def read(path, speaker_id=None, encoder=False):
         one = Split(Path(), "export", Path(), ["speech"], np.array([RECEPTIVE_FIELD]), who)
         dataset = task.make_dataset(one, training=False, targets=np.zeros(1, dtype=np.int64))
         speaker["speaker_features"] = torch.from_numpy(dataset.speaker_features)
-    return Source(Path(path), pretrained, model.eval().requires_grad_(False), speaker, task, speaker_id)
+    file = temperature.beside(path) if task is not None and task.classes else None
+    scale = 1.0 if file is None else temperature.read(file)
+    return Source(Path(path), pretrained, model.eval().requires_grad_(False), speaker, task, speaker_id, scale)

@@ -15,6 +15,8 @@ class Pooling(nn.Module):
 
     few_frames = None
     """1: of the frames nothing but the mean counts; 2: nothing but mean and standard deviation. Cached features are then so few frames."""
+    weights = None
+    """Of a pooling with attention, a method: the weight of each frame, (batch, frames), from what `forward` takes."""
 
     def __init__(self, width):
         super().__init__()
@@ -59,8 +61,11 @@ class AttentionPooling(Pooling):
 
     def forward(self, x, own):
         """(batch, frames, width), (batch, frames) → (batch, width)"""
-        a = softmax_over_time(torch.tanh(self.attention(x)), own).to(x.dtype)  # (batch, frames)
-        return torch.einsum("bt,btd->bd", a, without_padding(x, own))
+        return torch.einsum("bt,btd->bd", self.weights(x, own), without_padding(x, own))
+
+    def weights(self, x, own):
+        """a, of each frame: (batch, frames)."""
+        return softmax_over_time(torch.tanh(self.attention(x)), own).to(x.dtype)
 
 
 @POOLINGS.register("statistics")
@@ -73,11 +78,15 @@ class StatisticsPooling(Pooling):
 
     def forward(self, x, own):
         """(batch, frames, width), (batch, frames) → (batch, 2 × width)"""
-        a = softmax_over_time(self.attention(x), own).to(x.dtype).unsqueeze(-1)  # (batch, frames, 1)
+        a = self.weights(x, own).unsqueeze(-1)  # (batch, frames, 1)
         x = without_padding(x, own)
         mean = (a * x).sum(dim=1)
         variance = (a * (x - mean.unsqueeze(1)).pow(2)).sum(dim=1)
         return torch.cat([mean, (variance + 1e-8).sqrt()], dim=-1)
+
+    def weights(self, x, own):
+        """Of each frame: (batch, frames)."""
+        return softmax_over_time(self.attention(x), own).to(x.dtype)
 
 
 def loud_frames(source, frames, decibels):

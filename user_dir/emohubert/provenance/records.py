@@ -31,7 +31,7 @@ EVALUATION, CALIBRATION, ADAPTATION = "evaluation", "calibration", "adaptation"
 ROLES = (TRAIN, PRETRAINING, SELECTION, WATCHED, CLUSTERING, FEATURES, LABELS, EVALUATION, CALIBRATION, ADAPTATION)
 """What utterances were for (see `trail.MEANING`); a record of `labels` lists none and only says where labels come from."""
 _COLUMNS = "path\tn_samples\tspeaker\tsession"
-_KINDS = ("checkpoint", "labels", "centroids", "predictions", "vectors")
+_KINDS = ("checkpoint", "labels", "centroids", "predictions", "vectors", "temperature")
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,20 @@ def write_calibration(folder, predictions, split, ids, used):
     evaluations that were used: embeddings, predictions of training speakers."""
     sources = [source("predictions", folder) for folder in dict.fromkeys(Path(path).parent for path in (predictions, *used))]
     return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)
+
+
+def write_scaled(predictions, validation, temperature):
+    """Record that predictions were scaled by a temperature, a file beside which the utterances of `validation` are recorded, by which it was
+    chosen: predictions.seen, as it is beside the files `predictions`, in the folder of `temperature`. Without records, none is written."""
+    given = [Path(path).with_name(f"predictions{SUFFIX}") for path in (predictions, validation)]
+    if not all(path.is_file() for path in given):
+        return
+    for path, new in zip(given, (Path(temperature).with_name(given[0].name), beside(temperature)), strict=True):
+        first, rest = path.read_bytes().split(b"\n", 1)
+        facts = json.loads(first)
+        facts |= {"role": SELECTION} if new.name != given[0].name else {"sources": [*facts["sources"], source("temperature", temperature)]}
+        with atomic(new, "wb") as f:
+            f.write(json.dumps(facts, sort_keys=True).encode() + b"\n" + rest)
 
 
 def write_adaptation(vectors, checkpoint, split):

@@ -16,7 +16,7 @@ MEANING = {
     PRETRAINING: "pretrained on",
     CLUSTERING: "in the fit of centroids or acoustic pieces",
     ADAPTATION: "in the embedding, the normalisation or the calibration of a new speaker",
-    SELECTION: "in the choice of the checkpoint",
+    SELECTION: "in the choice of the checkpoint or of a temperature",
     WATCHED: "validated on",
 }
 """Roles in which evaluated data can have been met, and what they mean."""

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 NUMBER = (int, float)
 _GROUPS = {"*": {"UA?": NUMBER, "dims?": {"*": {"ccc?": NUMBER}}}}
 _METRICS = {"n": int, "per_speaker": _GROUPS, "by": {"*": _GROUPS}, "difference?": _GROUPS, "ci?": {"dims?": {"*": dict}}, "ece?": NUMBER}
-_CLASSES = {**_METRICS, "UA": NUMBER, "WA": NUMBER, "macro_f1": NUMBER, "classes": [str], "confusion": [[int]]}
+_CLASSES = {**_METRICS, "UA": NUMBER, "WA": NUMBER, "macro_f1": NUMBER, "classes": [str], "confusion": [[int]], "aurc?": NUMBER}
 _DIMENSIONS = {**_METRICS, "dims": {"*": dict.fromkeys(("ccc", "pearson", "rmse"), NUMBER)}}
 _CALIBRATION = {"paired": {"*": dict}}
 _CHECK = {"errors": list, "leaks": [{"shared?": list}]}
@@ -28,11 +28,12 @@ SYSTEMS = {"systems": [{"name": str, "setting?": [str], "scores": {"*": [NUMBER]
 COMPARISON = {"tests": {"*": dict}, "left_out": dict}
 _CHANGE = {"value": NUMBER, "change": NUMBER, "change_ci": (list, float)}
 _ROBUSTNESS = {"conditions": [{"name": str, "scores": {"*": _CHANGE}}]}
+PERSONALISATION = {"title": str, "summary": [str], "scores": {"*": {"*": [NUMBER]}}}
 _FILES = {  # name of a file → attribute of RunFolder that holds it, and its shape
     r"corpus\.json": ("corpora", dict),
     r"check_manifest.*\.json": ("checks", _CHECK),
     r"audit\.json": ("audits", _AUDIT),
-    r"(results|comparison|robustness|summary)\.json": ("results", (dict, list)),
+    r"(results|comparison|robustness|personalisation|summary)\.json": ("results", (dict, list)),
 }
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
@@ -9,7 +10,7 @@ from ..evaluation.metrics import class_scores
 from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .collect import COMPARISON, SYSTEMS, discover, fits, is_robustness
+from .collect import COMPARISON, PERSONALISATION, SYSTEMS, discover, fits, is_robustness
 from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
@@ -20,23 +21,25 @@ model.freeze criterion._name optimization.lr optimization.max_update optimizatio
 """Keys of a configuration that are shown unfolded."""
 
 
-def write(folder, overwrite=False):
+def write(folder, overwrite=False, explored=False):
     """Write `report.html` into a run's folder, unless it is there and made from the same files. Returns (path of the page, the RunFolder,
-    whether it was written now); InputError as `discover`, or where nothing can be written."""
+    whether it was written now); InputError as `discover`, or where nothing can be written. `explored`: it links to the explorer, as it does
+    where there is one."""
     run = discover(folder)
     path = run.folder / REPORT
     folders = {*(e.folder for e in run.evaluations), *((run.folder / name).parent for name in run.results)}
     pictures = sorted((str(p), sha256(p)) for folder in folders for p in _pictures(folder))
-    stamp = fingerprint([run.inputs, run.unread, pictures, [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]])
+    explored = explored or (run.folder / "explore" / "index.html").is_file()
+    stamp = fingerprint([run.inputs, run.unread, pictures, explored, [sha256(p) for p in sorted(TEMPLATE.parent.glob("*.*"))]])
     if not overwrite and path.is_file() and f'content="{stamp}"' in path.read_text(encoding="utf-8", errors="replace")[:4000]:
         return path, run, False
     make_folder(run.folder)
     with atomic(path) as f:
-        f.write(_render(run, stamp))
+        f.write(_render(run, stamp, explored))
     return path, run, True
 
 
-def _render(run, stamp):
+def _render(run, stamp, explored):
     import jinja2
     import yaml
 
@@ -45,9 +48,10 @@ def _render(run, stamp):
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
-    environment.tests |= {"comparison": lambda c: fits(c, COMPARISON), "robustness": is_robustness, "systems": lambda c: fits(c, SYSTEMS)}
+    shapes = {"comparison": COMPARISON, "systems": SYSTEMS, "personalisation": PERSONALISATION}
+    environment.tests |= {"robustness": is_robustness, **{name: partial(fits, shape=shape) for name, shape in shapes.items()}}
     names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
-    names |= {"facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
+    names |= {"explored": explored, "facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
     groups = {}
     for warning in warnings.of_run(run):
         groups.setdefault((warning.level, warning.kind), []).append(warning)

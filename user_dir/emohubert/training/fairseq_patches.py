@@ -21,7 +21,7 @@ from ..core.errors import InputError, exit_on_input_error
 from ..core.files import make_folder
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
 from ..provenance import records
-from . import processes, resuming
+from . import launch, processes, resuming
 from .processes import patch
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ def preparing_output_folder(_, save_dir):
         handler = logging.FileHandler(folder / "hydra_train.log")
         handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
         logging.getLogger().addHandler(handler)
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and processes.is_first():
+            logging.getLogger().addHandler(launch.TerminalBar(folder))
 
 
 def copying_whole(copy, src_path, dst_path, overwrite=False):

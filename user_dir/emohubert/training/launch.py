@@ -20,6 +20,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import make_folder, write_lines
 from ..core.programs import folder_of
+from ..corpus.audio import SAMPLE_RATE
 
 logger = logging.getLogger("emohubert")
 
@@ -133,7 +134,7 @@ def failure(log, begin=0):
 
 
 class _Progress:
-    """Update of how many, loss and time left: a bar on a terminal, else a line a minute."""
+    """Update of how many, scores, speed and time left: a bar on a terminal, else a line a minute."""
 
     def __init__(self, folder, bar):
         self.folder, self.with_bar, self.bar = folder, bar, None
@@ -153,26 +154,57 @@ class _Progress:
                 with contextlib.suppress(ValueError):  # where another process has printed into it
                     self.values |= json.loads(line[line.index("{") :])
                 self.done = max(self.done, *(int(self.values.get(name, 0)) for name in ("num_updates", "valid_num_updates")))
-        loss = self.values.get("loss", "")
         if self.done > before and self.with_bar:
-            self._draw(loss)
+            self._draw()
         elif self.done > before and time.monotonic() - self.told > _SECONDS:
             self.told = time.monotonic()
             seconds = (time.monotonic() - self.began) / (self.done - self.first) * (self.total - self.done)
             of_all = f" of {self.total} ({seconds / 60:.0f} min left)" if self.total else ""
-            logger.info("%s: update %d%s, loss %s", self.folder, self.done, of_all, loss)
+            logger.info("%s: update %d%s, %s", self.folder, self.done, of_all, self.scores())
 
-    def _draw(self, loss):
+    def scores(self):
+        """What was logged last, of training and validation: loss, masked accuracy, UA or CCC; and the speed."""
+        names = {"loss": "loss", "accuracy_masked_0": "masked accuracy", "ua": "UA", "ccc": "CCC"}
+        found = [f"{text} {self.values[name]}" for name, text in names.items() if name in self.values]
+        valid = [f"{text} {self.values[f'valid_{name}']}" for name, text in names.items() if f"valid_{name}" in self.values]
+        with contextlib.suppress(KeyError, ValueError):
+            if "accuracy_masked_0" in self.values:  # a word is a sample
+                found.append(f"{float(self.values['wps']) / SAMPLE_RATE:.0f} s of audio/s")
+            else:
+                found.append(f"{float(self.values['ups']) * float(self.values['bsz']):.0f} utterances/s")
+        return ", ".join(found) + (f"; validation: {', '.join(valid)}" if valid else "")
+
+    def _draw(self):
         if self.bar is None:
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.total or None, initial=self.first, desc=self.folder.name, unit=" updates", dynamic_ncols=True)
-        self.bar.set_postfix_str(f"loss {loss}", refresh=False)
+        self.bar.set_postfix_str(self.scores(), refresh=False)
         self.bar.update(self.done - self.bar.n)
 
     def end(self):
         """Close the bar and say what came of it."""
         if self.bar is not None:
             self.bar.close()
-        valid = "".join(f"; {name} {self.values[name]}" for name in ("valid_loss", "valid_ua", "valid_ccc") if name in self.values)
-        logger.info("%s: %d updates in %.0f s%s", self.folder, self.done, time.monotonic() - self.began, valid)
+        logger.info("%s: %d updates in %.0f s; %s", self.folder, self.done, time.monotonic() - self.began, self.scores())
+
+
+class TerminalBar(logging.Handler):
+    """The same bar under `fairseq-hydra-train` itself, from the log's records. Of these the terminal still shows ours, and warnings."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self._progress = _Progress(folder, bar=True)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.addFilter(lambda record: record.levelno > logging.INFO or record.name.startswith("emohubert"))
+
+    def emit(self, record):
+        """A line of the log."""
+        self._progress.update([f"[{record.name}] {record.getMessage()}"])
+
+    def close(self):
+        """At the end of the program."""
+        if self._progress.bar is not None:
+            self._progress.bar.close()
+        super().close()

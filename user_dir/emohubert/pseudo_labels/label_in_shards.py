@@ -1,4 +1,4 @@
-"""The same as `make`, in stages with files in between, so that many machines can share a corpus.
+"""The same as `label_frames`, in stages with files in between, so that many machines can share a corpus.
 
 Each stage reads fairseq's files and writes files that fairseq's scripts read: either side's stages can be replaced.
 """
