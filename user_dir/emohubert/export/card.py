@@ -50,7 +50,7 @@ Fine-tuned; {selected}. {scales}
 
 ## Speakers
 
-Trained with {speakers}. {who}{normalised}
+Trained with {speakers}.{who}{normalised}
 
 ## Limits
 
@@ -72,7 +72,8 @@ def write_card(source, folder):
         return
     settings = {"init_from": Path(str(model.cfg.init_from)).name, **{name: model.cfg[name] for name in _SETTINGS}}
     if task.classes:
-        scales = f"Logits are divided by a temperature of {source.temperature:.3g}; 1: they are not calibrated."
+        fitted = f"Logits are divided by a fitted temperature of {source.temperature:.3g}."
+        scales = "Probabilities are not calibrated." if source.temperature == 1 else fitted
     else:
         scales = f"Scales of the labels: {dict(task.state.label_scales)}" if task.state.label_scales else ""
     fields = {
@@ -88,7 +89,7 @@ def write_card(source, folder):
         "scales": scales,
         "settings": "\n".join(f"| model.{name} | {value} |" for name, value in settings.items()),
         "speakers": task.speaker_embedding,
-        "who": f"Here everybody is {source.speaker_id or 'the unknown speaker'}."
+        "who": f" Here everybody is {source.speaker_id or 'the unknown speaker'}."
         if task.speaker_embedding != "no speaker embedding"
         else "",
         "normalised": " Utterance vectors are normalised by the average training speaker." if model.normalisation is not None else "",
