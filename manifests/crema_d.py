@@ -14,6 +14,7 @@ Dataset”, IEEE Transactions on Affective Computing 5(4), 2014.
 
 import re
 import sys
+from math import isfinite
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
-from emohubert.corpus.manifest import NO_EMOTION, Utterance
+from emohubert.corpus.manifest import NO_EMOTION, Utterance, as_number
 from emohubert.corpus.protocols import balanced_folds, protocol_splits
 from emohubert.corpus.tables import need_columns, read_delimited
 
@@ -50,10 +51,9 @@ def read_release(folders, name, needed):
 
 def number(row, column, where):
     """A cell as a number."""
-    try:
-        return float(row[column])
-    except ValueError:
-        raise InputError(f"{where}: {column} is “{row[column]}”, not a number; restore the file of the release") from None
+    if not isfinite(value := as_number(row[column])):
+        raise InputError(f"{where}: {column} is “{row[column]}”, not a number; restore the file of the release")
+    return value
 
 
 def read_votes(path, rows):

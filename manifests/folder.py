@@ -37,7 +37,7 @@ def main(argv=None):
         raise InputError(f"--speaker {args.speaker}: not a regular expression ({error})") from None
     left_out = build.LeftOut()
     entries = []
-    for path in build.find_audio(args.audio_dir, left_out):
+    for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out, build.converted_path):
         found = pattern.search(f"/{path}")
         entries.append(Utterance(path, 0, found[1] if found and found[1] else UNKNOWN_SPEAKER, NO_EMOTION, meta={}))
     build.check_found(entries, args.audio_dir, "audio files")

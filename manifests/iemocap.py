@@ -8,8 +8,10 @@ counts as happy), neutral and sad: 5 531 utterances. Dimensions are rated 1–5 
 C. Busso et al., “IEMOCAP: Interactive emotional dyadic motion capture database”, Language Resources and Evaluation 42, 2008.
 """
 
+import logging
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
@@ -18,12 +20,15 @@ from emohubert.core.cli import command
 from emohubert.core.errors import InputError
 from emohubert.corpus import build
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
-from emohubert.corpus.tables import read_text
+from emohubert.corpus.tables import Paths, read_text
+
+logger = logging.getLogger("emohubert")
 
 STANDARD = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 OTHERS = {"fru": "frustrated", "sur": "surprised", "fea": "fearful", "dis": "disgusted", "oth": NO_EMOTION, "xxx": NO_EMOTION}
 DIMENSIONS = ("valence", "arousal", "dominance")  # the order in the files, where arousal is called activation
 SCALE = (1, 5)
+SESSION = re.compile(r"session[ _-]?[1-5]", re.IGNORECASE)
 LINE = re.compile(
     r"\[[\d.]+ *- *[\d.]+\]\s+(?P<turn>Ses0(?P<session>[1-5])[FM]_\w+_(?P<sex>[FM])\w+)\s+(?P<label>\w{3})\s+\[(?P<values>[^]]*)\]"
 )
@@ -35,12 +40,26 @@ PROTOCOLS = {
 }
 
 
-def read_session(folder, left_out):
+def find_sessions(folder):
+    """Names of the session folders, in order, in whatever capitals; InputError if there is none, or two of one session."""
+    sessions = sorted((p.name for p in folder.glob("*") if SESSION.fullmatch(p.name) and p.is_dir()), key=lambda name: name[-1])
+    if not sessions:
+        raise InputError(f"{folder}: holds no Session1 … Session5; give the folder IEMOCAP_full_release as AUDIO_DIR")
+    for one, other in pairwise(sessions):
+        if one[-1] == other[-1]:
+            raise InputError(f"{folder}: holds both {one} and {other}; remove one of them")
+    if len(sessions) < 5:
+        logger.warning("%s: holds only %s; the other sessions are not there", folder, ", ".join(sessions))
+    return sessions
+
+
+def read_session(paths, session, left_out):
     """Entries of one session; the labelled turns without audio and the unreadable lines go to `left_out`."""
-    where = folder.parent
-    files = sorted(p for p in (folder / "dialog/EmoEvaluation").glob("Ses*.txt"))
+    where = paths.folder
+    labels = where / paths.spelled(f"{session}/dialog/EmoEvaluation")
+    files = sorted(p for p in labels.glob("*") if re.fullmatch(r"(?i)Ses.*\.txt", p.name))
     if not files:
-        raise InputError(f"{folder / 'dialog/EmoEvaluation'}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
+        raise InputError(f"{labels}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
     for file in files:
         for number, line in enumerate(read_text(file, errors="replace").splitlines(), 1):
             if not line.startswith("["):
@@ -50,11 +69,11 @@ def read_session(folder, left_out):
                 left_out["lines of EmoEvaluation that cannot be read"].append(f"{file.relative_to(where)}:{number}")
                 continue
             dialogue = match["turn"].rpartition("_")[0]
-            path = folder / "sentences/wav" / dialogue / f"{match['turn']}.wav"
-            if path.is_file():
-                yield path.relative_to(where).as_posix(), match, dialogue
+            path = paths.spelled(f"{session}/sentences/wav/{dialogue}/{match['turn']}.wav")
+            if (where / path).is_file():
+                yield path, match, dialogue
             else:
-                left_out["labelled, but no audio"].append(path.relative_to(where).as_posix())
+                left_out["labelled, but no audio"].append(path)
 
 
 def dimensions(path, text, left_out):
@@ -105,14 +124,12 @@ def main(argv=None):
         help="standard: the 5 531 of the four classes; all: every turn, with more classes, and - where annotators did not agree",
     )
     args = parser.parse_args(argv)
-    sessions = sorted(p for p in args.audio_dir.glob("Session[1-5]") if p.is_dir())
-    if not sessions:
-        raise InputError(f"{args.audio_dir}: holds no Session1 … Session5; give the folder IEMOCAP_full_release as AUDIO_DIR")
+    sessions, paths = find_sessions(args.audio_dir), Paths(args.audio_dir)
     classes = STANDARD if args.utterances == "standard" else STANDARD | OTHERS
     left_out = build.LeftOut()
     entries = []
-    for folder in sessions:
-        for path, match, dialogue in read_session(folder, left_out):
+    for name in sessions:
+        for path, match, dialogue in read_session(paths, name, left_out):
             if match["label"] not in classes:
                 left_out[f"another class: {match['label']}"].append(path)
                 continue

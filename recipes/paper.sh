@@ -16,7 +16,8 @@ OPTIONS_HELP='
 Options of every recipe:
   --corpus-dir DIR         audio of the corpus
   --manifests NAME         script in manifests/ (emodb ravdess nemo crema_d iemocap msp_podcast synthetic table)
-  --init CKPT              checkpoint to start from: fairseq HuBERT or wav2vec 2.0, ours, or a Hugging Face folder; {fold} is replaced.
+  --init CKPT              checkpoint to start from: HuBERT, wav2vec 2.0, WavLM, data2vec audio (fairseq'"'"'s, Microsoft'"'"'s, or a Hugging
+                           Face folder) or ours; {fold} is replaced.
                            small: the small HuBERT that comes with the package
                            scratch: a tiny HuBERT, pretrained from nothing on each fold'"'"'s unlabelled training part
   --out DIR                output folder; run again, a recipe resumes where it stopped

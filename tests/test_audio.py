@@ -343,6 +343,8 @@ CONTAINERS = {
     "wav": ("WAV", "PCM_16"),
     "aiff": ("AIFF", "PCM_16"),
     "w64": ("W64", "PCM_16"),
+    "rf64": ("RF64", "PCM_16"),
+    "caf": ("CAF", "PCM_16"),
     "sph": ("NIST", "PCM_16"),
     "au": ("AU", "PCM_16"),
     "flac": ("FLAC", "PCM_16"),
@@ -403,12 +405,66 @@ def test_headers_that_cannot_be_believed(tmp_path):
         audio.probe(path)
 
 
+def test_a_wav_header_that_was_not_brought_up_to_date(tmp_path):
+    path = tmp_path / "a.wav"
+    for size in (0, 2, 3000, 3001):
+        path.write_bytes(wav(PCM.tobytes(), size=size))
+        with pytest.raises(InputError, match=f"{size} bytes of audio, and {6000 - size} bytes follow"):
+            audio.probe(path)
+    path.write_bytes(wav(bytes(6000), size=0))  # silence, after a header of none
+    with pytest.raises(InputError, match="6000 bytes follow"):
+        audio.probe(path)
+    for after in (bytes(700), b"TAG" + bytes(125), b"\1\2", chunk(b"LIST", b"INFO")):
+        path.write_bytes(wav(PCM.tobytes(), after=after))
+        assert audio.probe(path) == 3000
+    path.write_bytes(wav(b"", after=chunk(b"LIST", b"INFO")))
+    assert audio.probe(path) == 0
+
+
+def test_checksums_are_heeded(tmp_path):
+    path = encoded(tmp_path / "a.ogg", chirp())
+    content = path.read_bytes()
+    second = content.index(b"OggS", content.index(b"OggS", 4) + 4)  # the page before holds the set-up of the codec
+    for damaged in (
+        content[: second + 90] + b"\0\1" + content[second + 92 :],
+        content[:second] + content[content.index(b"OggS", second + 4) :],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged at byte"):
+            audio.probe(path)
+    for subtype in ("PCM_S8", "PCM_16", "PCM_24"):
+        soundfile.write(path := tmp_path / "a.flac", np.stack([chirp(), -chirp()], axis=1), 16_000, subtype=subtype)
+        content = path.read_bytes()
+        assert audio.content_of(path)[1] == 48_000
+        path.write_bytes(content[:26] + bytes([content[26] ^ 1]) + content[27:])
+        with pytest.raises(InputError, match="not those that were encoded"):
+            audio.content_of(path)
+        path.write_bytes(content[:26] + bytes(16) + content[42:])  # an encoder that states none
+        assert audio.content_of(path)[1] == 48_000
+        path.write_bytes(content[:21] + bytes([content[21] | 15]) + content[22:])  # 2³⁵ samples
+        for look in (audio.probe, audio.read, audio.content_of):
+            with pytest.raises(InputError, match="the last is not there"):
+                look(path)
+
+
+def test_silence_may_be_coded_as_densely_as_can_be(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.zeros(2_000_000, dtype=np.int16), 16_000)
+    assert (tmp_path / "a.flac").stat().st_size < 20_000 and len(audio.read(tmp_path / "a.flac")) == 2_000_000
+
+
+@pytest.mark.parametrize("content", [bytes(9000), b"<html>not found</html>" * 30, b".snx" + bytes(range(256)) * 20])
+def test_an_au_file_without_a_header_is_not_guessed(tmp_path, content):
+    (tmp_path / "a.au").write_bytes(content)
+    assert "has no header that tells what it is" in read_error(tmp_path / "a.au")
+
+
 def test_what_cannot_be_written_is_no_damage_of_what_is_read(tmp_path):
     """A full disk must not empty a corpus with --skip-damaged."""
-    encoded(tmp_path / "a.wav", chirp())
+    (corpus := tmp_path / "corpus").mkdir()
+    encoded(corpus / "a.wav", chirp())
     target = tmp_path / "16k"
     (target / "a.flac").mkdir(parents=True)  # in the way of the copy
     entries = [Utterance("a.wav", 0, "x", "-", {}, {})]
     with pytest.raises(WriteError, match="cannot be written"):
-        build.resample(tmp_path, target, entries, build.LeftOut(), skip_damaged=True)
+        build.resample(corpus, target, entries, build.LeftOut(), skip_damaged=True)
     assert sorted(p.name for p in target.iterdir()) == ["a.flac"]

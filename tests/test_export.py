@@ -30,13 +30,15 @@ BATCH = torch.nn.utils.rnn.pad_sequence([0.1 * noise(n, seed=n)[0] + 0.02 for n 
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
-    """{"base", "large", "wav2vec1": path of a pretrained encoder with random weights}."""
+    """{kind: path of a pretrained encoder with random weights}."""
     root = tmp_path_factory.mktemp("encoders")
     saved(root / "base", "Hubert", num_hidden_layers=2)
     saved(root / "large", "Hubert", num_hidden_layers=2, **LARGE)
     (root / "large" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    saved(root / "wavlm", "WavLM", num_hidden_layers=2, num_buckets=32, max_bucket_distance=40)
+    saved(root / "data2vec", "Data2VecAudio", num_hidden_layers=2, num_conv_pos_embeddings=3, conv_pos_kernel_size=5)
     fairseq_wav2vec(root / "wav2vec1")
-    return {kind: root / kind for kind in ("base", "large", "wav2vec1")}
+    return {kind: root / kind for kind in ("base", "large", "wavlm", "data2vec", "wav2vec1")}
 
 
 def checkpoint(path, encoder, target="emo", **values):
@@ -99,7 +101,7 @@ EXPRESSIBLE = {
     "plain": ("base", None, {}),
     "pre-norm": ("large", None, {}),
     "output, layers": ("base", None, {"speaker_position": "output", "layer_weighting": True}),
-    "output": ("large", "bert", {"speaker_position": "output"}),
+    "output, LoRA": ("large", "bert", {"speaker_position": "output", "lora_rank": 2}),
     "input": ("base", None, {"speaker_position": "input"}),
     "film, pre-norm": ("large", "bert", {"speaker_position": "film"}),
     "normalised speakers, one at the head": ("base", "anna", {"speaker_normalisation": True, "head_speaker": "embedding"}),
@@ -175,6 +177,7 @@ def test_an_encoder_has_no_place_for_a_vector_at_its_output(encoders, tmp_path, 
         ("base", {"speaker_position": "prefix"}, "model.speaker_position=prefix"),
         ("large", {"layer_weighting": True}, "model.layer_weighting=true"),
         ("wav2vec1", {}, "wav2vec 1"),
+        ("wavlm", {}, "WavLM"),
     ],
 )
 def test_what_the_format_cannot_express_is_refused(encoders, kind, values, named, tmp_path, capsys):
@@ -209,6 +212,8 @@ ANY = {
     "contrastive, output, embedding": ("large", {"head": "contrastive", "speaker_position": "output", "head_speaker": "embedding"}),
     "MFCCs": ("base", {"head_speaker": "mfcc", "head": "mlp"}),
     "wav2vec1": ("wav2vec1", {"encoder_layerdrop": 0.0, "head": "relu_linear"}),
+    "wavlm, LoRA": ("wavlm", {"lora_rank": 2, "speaker_position": "prefix"}),
+    "data2vec": ("data2vec", {"layer_weighting": True}),
 }
 
 

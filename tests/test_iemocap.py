@@ -209,3 +209,25 @@ def test_wrong_folders(small_copy, tmp_path, capsys):
         (small_copy / f"Session{session}").rename(tmp_path / f"Session{session}")
     assert run("manifests/iemocap.py", small_copy, tmp_path / "m") == 2
     assert "2 sessions; cross-validation needs three or more" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_folders_in_any_capitals(small_copy, tmp_path, capsys):
+    (small_copy / "Session5").rename(small_copy / "session5")
+    (small_copy / "session5/dialog/EmoEvaluation").rename(small_copy / "session5/dialog/emoevaluation")
+    (small_copy / "Session2").rename(small_copy / "SESSION2")
+    (small_copy / "SESSION2/sentences").rename(small_copy / "SESSION2/Sentences")
+    for file in list((small_copy / "SESSION2/Sentences/wav").rglob("Ses*.wav")):
+        file.rename(file.with_name(file.name.lower()))
+    assert run("manifests/iemocap.py", small_copy, tmp_path / "m") == 0
+    everything = read_split(tmp_path / "m", "all")
+    assert len(everything) == 100 and sorted(Counter(everything.meta["session"]).values()) == [20] * 5
+    assert "session5/sentences/wav/Ses05F_impro01/Ses05F_impro01_F000.wav" in everything.paths
+    (small_copy / "Session5").symlink_to("session5")
+    assert run("manifests/iemocap.py", small_copy, tmp_path / "m") == 2
+    assert "holds both " in (error := capsys.readouterr().err.splitlines()[-1]) and "ession5; remove one of them" in error
+
+
+def test_sessions_that_are_not_there_are_named(small_copy, tmp_path, capsys):
+    (small_copy / "Session5").rename(small_copy / "disk5")
+    assert run("manifests/iemocap.py", small_copy, tmp_path / "m") == 0
+    assert "holds only Session1, Session2, Session3, Session4; the other sessions are not there" in capsys.readouterr().err

@@ -33,6 +33,13 @@ def test_a_path_means_itself(name):
 
 
 @pytest.mark.parametrize(
+    "name", ["a(1).pt", "a,b", "é.pt", "新", "a=b", "#1", "[x]y", "{x}/y", "[x]/y", "'x/y", "$x/y", "it's", "a&b", "a~b>c"]
+)
+def test_a_name_without_a_folder_means_itself(name):
+    assert parsed(launch.quoted(f"model.init_from={name}")) == name
+
+
+@pytest.mark.parametrize(
     "value", ["[0.003]", "null", "'[(16,10,5)] + [(16,3,2)] * 4'", "[L1/km5,mfcc/km9]", "1e-3", "true", "${common.user_dir}/x", ""]
 )
 def test_other_values_are_hydras(value):

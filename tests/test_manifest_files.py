@@ -168,7 +168,17 @@ def test_what_a_line_cannot_hold_is_refused(tmp_path, change):
     with pytest.raises(InputError, match="rename it") as caught:
         write_splits(tmp_path / "m", "/r", {"train": [utterance]})
     assert f"/r/{utterance.path}" in str(caught.value)
-    assert not list((tmp_path / "m").iterdir())
+    for root in ("/r\nx", "/r\tx", "/r\rx", "/r\udcfc"):
+        with pytest.raises(InputError, match="the name of the folder .* rename it"):
+            write_splits(tmp_path / "m", root, {"train": [Utterance("a.wav", 1000, "x")]})
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_cannot_be_written_is_found_before_anything_is(tmp_path):
+    good, bad = Utterance("a.wav", 1000, "x"), Utterance("b.wav", 1000, "x\ty")
+    for splits in ({"train": [good], "valid": [bad]}, {"train": [good], "valid": []}):
+        error_of(write_splits, tmp_path / "m", "/r", splits)
+        assert not (tmp_path / "m").exists()
 
 
 def test_metadata_with_tabs_and_line_breaks_stays_in_its_column(tmp_path):

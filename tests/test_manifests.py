@@ -205,14 +205,27 @@ def test_resampling_again_touches_only_what_changed(tmp_path):
     assert [u.n_samples for u in done] == [4000, 4100]
 
 
+def test_a_damaged_copy_is_made_again(tmp_path):
+    noise(tmp_path / "in/a.wav", 12_000, 48_000)
+    entries = [Utterance("a.wav", 0, "a")]
+    build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
+    copy, whole = tmp_path / "out/a.flac", (tmp_path / "out/a.flac").read_bytes()
+    for damaged in (b"", whole[:3000]):
+        times = copy.stat()
+        copy.write_bytes(damaged)
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())[0].n_samples == 4000
+        assert copy.read_bytes() == whole
+
+
 def test_resampling_refuses_name_clashes_and_the_corpus_itself(tmp_path):
     for name in ("a.wav", "a.flac"):
         noise(tmp_path / "in" / name)
     entries = [Utterance("a.wav", 0, "a"), Utterance("a.flac", 0, "a")]
-    with pytest.raises(InputError, match=r"two files would become a\.flac"):
+    with pytest.raises(InputError, match=r"a\.wav and a\.flac would both become a\.flac"):
         build.resample(tmp_path / "in", tmp_path / "out", entries, build.LeftOut())
-    with pytest.raises(InputError, match="is the corpus folder itself"):
-        build.resample(tmp_path / "in", tmp_path / "in", entries, build.LeftOut())
+    with pytest.raises(InputError, match="lies in the corpus"):
+        build.resample(tmp_path / "in", tmp_path / "in", entries[:1], build.LeftOut())
 
 
 # --- EmoDB ----------------------------------------------------------------------------------------------------------
@@ -563,26 +576,79 @@ def test_corpus_json_tells_what_was_made(recordings, tmp_path):
     assert corpus["utterances"] == 6 and corpus["speakers"] == 3 and len(corpus["source_sha256"]) == 64
 
 
-@pytest.mark.parametrize(
-    ("names", "splits"),
-    [
-        (("Train", "Validation", "TEST"), ["train", "valid", "test"]),
-        (("training set", "Dev", "Testing"), ["train", "valid", "test"]),
-        (("TRAIN", "devel", "Test_Seen"), ["train", "valid", "test_seen"]),
-    ],
-)
-def test_table_splits_in_capitals_or_long(names, splits, recordings, tmp_path):
-    ours = dict(zip(("train", "dev", "test"), names, strict=True))
-    write_table(recordings / "list.csv", [row | {"split": ours[row["split"]]} for row in ROWS])
-    assert run("manifests/table.py", recordings, tmp_path / "m") == 0 and splits_of(tmp_path / "m") == splits
-
-
 def test_links_that_lead_back_are_not_followed(tmp_path):
     noise(tmp_path / "corpus/a/one.wav")
     noise(tmp_path / "corpus/b/two.wav")
     noise(tmp_path / "elsewhere/three.wav")
-    for link, target in (("a/back", ".."), ("b/up", "../.."), ("a/b", "../b"), ("b/a", "../a"), ("c", "../elsewhere")):
+    links = (("a/back", ".."), ("b/up", "../.."), ("b/self", "."), ("a/b", "../b"), ("b/a", "../a"), ("c", "../elsewhere"), ("d", "c"))
+    for link, target in (*links, ("nowhere", "gone"), ("round", "round")):
         (tmp_path / "corpus" / link).symlink_to(target)
-    found = build.find_audio(tmp_path / "corpus", left_out := build.LeftOut())
-    assert {"a/one.wav", "b/two.wav", "c/three.wav"} <= set(found) and len(found) <= 4
-    assert build.first_copies(found, left_out) and len(build.first_copies(found, left_out)) == 3
+    (tmp_path / "elsewhere/corpus").symlink_to(tmp_path / "corpus")
+    assert build.find_audio(tmp_path / "corpus", left_out := build.LeftOut()) == ["a/one.wav", "b/two.wav", "c/three.wav"]
+    again = ["a/b", "a/back", "b/a", "b/self", "b/up", "c/corpus", "d"]
+    assert {reason: sorted(paths) for reason, paths in left_out.items()} == {"folders that links lead to once more": again}
+
+
+def test_a_corpus_that_links_cross_is_listed_once(tmp_path, capsys):
+    for i in range(40):
+        noise(tmp_path / f"corpus/s{i}/x{i}.wav")
+        for j in range(40):
+            (tmp_path / f"corpus/s{i}/to{j}").symlink_to(f"../s{j}")
+    (tmp_path / "linked").symlink_to("corpus")
+    assert run("manifests/folder.py", tmp_path / "linked", tmp_path / "m") == 0
+    assert read_corpus(tmp_path / "m")["utterances"] == 40
+    assert "left out, folders that links lead to once more: 1600 (" in capsys.readouterr().err
+
+
+def test_resampling_into_the_corpus_is_refused(tmp_path, capsys):
+    noise(tmp_path / "corpus/a/one.wav")
+    noise(tmp_path / "corpus/a/two.wav")
+    (tmp_path / "link").symlink_to("corpus")
+    before = contents(tmp_path)
+    for audio, target in (
+        ("corpus", "corpus/16k"),
+        ("link", "corpus/a"),
+        ("corpus", "link/deep/16k"),
+        ("corpus/a", "corpus"),
+        ("link", "link"),
+    ):
+        if (audio, target) == ("corpus/a", "corpus"):  # around the corpus, not in it
+            assert run("manifests/folder.py", tmp_path / audio, tmp_path / "m", "--resample", tmp_path / target) == 0
+            continue
+        assert run("manifests/folder.py", tmp_path / audio, tmp_path / "n", "--resample", tmp_path / target) == 2
+        assert "lies in the corpus, where the next search would find the copies" in failure(capsys)
+    assert {name: before[name] for name in contents(tmp_path) if name in before} == before and not (tmp_path / "n").exists()
+
+
+def test_resampling_writes_only_below_its_folder(tmp_path):
+    noise(tmp_path / "one.wav")
+    (tmp_path / "corpus").mkdir()
+    for path in ("../one.wav", str(tmp_path / "one.wav")):
+        with pytest.raises(InputError, match="outside of it"):
+            build.resample(tmp_path / "corpus", tmp_path / "out/16k", [Utterance(path, 0, "a")], build.LeftOut())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--resample", "16k")])
+def test_empty_recordings_are_named_and_leave_nothing(options, tmp_path, capsys):
+    options = [tmp_path / "16k" if o == "16k" else o for o in options]
+    noise(tmp_path / "corpus/good.wav")
+    noise(tmp_path / "corpus/more.wav")
+    noise(tmp_path / "corpus/header.wav", 0)
+    assert run("manifests/folder.py", tmp_path / "corpus", tmp_path / "m", *options) == 0
+    assert "left out, shorter than one frame (400 samples): 1 (header.wav)" in capsys.readouterr().err
+    assert run("manifests/folder.py", tmp_path / "corpus", tmp_path / "m", *options) == 0
+    assert "already made" in failure(capsys)
+    (tmp_path / "corpus/empty.wav").touch()
+    assert run("manifests/folder.py", tmp_path / "corpus", tmp_path / "m", *options) == 2
+    assert f"error: {tmp_path}/corpus/empty.wav: the file is empty" in failure(capsys)
+    assert all(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file() and p.name != "empty.wav")
+    assert not list(tmp_path.rglob("header.flac"))
+
+
+def test_a_folder_with_two_formats_of_one_recording_lists_it_once(tmp_path):
+    for name in ("a/one.wav", "a/one.flac", "b/one.wav", "b/two.wav"):
+        noise(tmp_path / "corpus" / name)
+    assert run("manifests/folder.py", tmp_path / "corpus", tmp_path / "m") == 0
+    corpus = read_corpus(tmp_path / "m")
+    assert corpus["utterances"] == 3 and corpus["left_out"] == {"a second copy of the same name": ["a/one.wav"]}

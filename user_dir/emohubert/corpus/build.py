@@ -17,12 +17,13 @@ from ..core.errors import InputError, WriteError
 from ..core.files import Stamp, atomic, make_folder, read_json
 from ..core.parallel import in_threads
 from .audio import EXTENSIONS, RECEPTIVE_FIELD, SAMPLE_RATE, probe, read
-from .manifest import NO_EMOTION, write_corpus
+from .manifest import NO_EMOTION, check_splits, write_corpus
 from .protocols import PROTOCOLS, protocol_splits
 
 logger = logging.getLogger("emohubert")
 
 STAMP = ".stamp.json"
+_ROUNDED = SAMPLE_RATE // 100  # samples by which the end of a part may lie beyond the end of its file
 _NAMED = 5  # left-out files that are named in the log; corpus.json names all
 
 
@@ -61,35 +62,39 @@ class LeftOut(defaultdict):
 
 
 def find_audio(folder, left_out, under=""):
-    """Relative paths (sorted) of all audio files below a folder, or below `under` in it; hidden files go to `left_out`, links are
-    followed, but not back to where the search was."""
+    """Relative paths (sorted) of all audio files below a folder, or below `under` in it. Links are followed, after the folders that are
+    there themselves, but each folder is searched once; hidden files and what is not searched go to `left_out`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder of the corpus")
-    found, searched, top = [], set(), (folder / under).resolve()
-    for where, folders, files in os.walk(folder / under, followlinks=True):
-        searched.add(os.path.realpath(where))
-        loops = {
-            f
-            for f in folders
-            if (path := Path(where, f)).is_symlink() and (os.path.realpath(path) in searched or top.is_relative_to(path.resolve()))
-        }
-        folders[:] = sorted(set(folders) - loops)
-        for name in files:
-            if Path(name).suffix.lower() in EXTENSIONS:
-                path = (Path(where) / name).relative_to(folder)
-                if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
-                    left_out["hidden files, such as ._*"].append(path.as_posix())
-                else:
-                    found.append(path.as_posix())
+
+    def unreadable(error):
+        left_out[f"folders that cannot be read ({error.strerror})"].append(os.path.relpath(error.filename, folder))
+
+    found, waiting = [], [folder / under]
+    searched = set(map(str, waiting[0].resolve().parents))  # a link that leads above the corpus leads back into it
+    for start in waiting:
+        for where, folders, files in os.walk(start, onerror=unreadable):
+            path = Path(where).relative_to(folder)
+            if (real := os.path.realpath(where)) in searched:
+                left_out["folders that links lead to once more"].append(path.as_posix())
+                folders.clear()
+                continue
+            searched.add(real)
+            folders.sort()
+            waiting += [link for f in folders if (link := Path(where, f)).is_symlink()]
+            for name in files:
+                if Path(name).suffix.lower() in EXTENSIONS:
+                    hidden = any(part.startswith(".") or part == "__MACOSX" for part in (*path.parts, name))
+                    (left_out["hidden files, such as ._*"] if hidden else found).append((path / name).as_posix())
     return sorted(found)
 
 
-def first_copies(paths, left_out):
-    """The paths whose file name did not come before in another folder or format (archives unpacked twice, converted copies)."""
+def first_copies(paths, left_out, name=lambda path: Path(path).stem):
+    """The paths whose `name` did not come before, in another folder or format (archives unpacked twice, converted copies)."""
     first = {}
     for path in paths:
-        if first.setdefault(Path(path).stem, path) != path:
+        if first.setdefault(name(path), path) != path:
             left_out["a second copy of the same name"].append(path)
     return list(first.values())
 
@@ -140,9 +145,9 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in apart}
     hashed = _source(args.audio_dir, entries, [left_out, source])
     settings = {"corpus": corpus, "root": str(args.audio_dir.resolve()), "options": options, "source": hashed}
-    earlier = _earlier_files(args.out_dir)
+    earlier, not_made = _earlier_files(args.out_dir), _earlier_left_out(args.out_dir)
     manifests = [args.out_dir / f for f in earlier]
-    converted = [args.resample / converted_path(u.path) for u in entries] if args.resample else []
+    converted = [args.resample / converted_path(u.path) for u in entries if u.path not in not_made] if args.resample else []
     stamp = Stamp(args.out_dir / STAMP, {**settings, "files": earlier}, [*manifests, *converted])
     if not args.overwrite and stamp.is_current():
         logger.info("%s: already made from the same files with the same options", args.out_dir)
@@ -154,6 +159,8 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
         entries = measure(root, entries, left_out, args.skip_damaged, args.workers)
     check_found(entries, args.audio_dir, "usable audio")
     folds = protocol(entries)
+    for fold, splits in folds.items():
+        check_splits(args.out_dir / fold, Path(root).resolve(), splits)
     make_folder(args.out_dir)
     stamp.clear()
     _remove(manifests, args.out_dir)
@@ -178,21 +185,29 @@ def measure(root, entries, left_out, skip_damaged=False, workers=4):
 def resample(source, target, entries, left_out, skip_damaged=False, workers=4, overwrite=False):
     """Convert every file to 16 kHz mono, 16 bit FLAC below `target`, unless it is there with the source's time of change and the right
     length; returns the entries with the new paths and lengths."""
-    source, target = Path(source), make_folder(target)
-    if source.resolve() == target.resolve():
-        raise InputError(f"--resample {target}: is the corpus folder itself; give another folder")
-    renamed = {u.path: converted_path(u.path) for u in entries}
-    if clash := next((p for p, n in Counter(renamed.values()).items() if n > 1), None):
-        raise InputError(f"{source}: two files would become {clash}; rename one, or work without --resample")
-    for folder in sorted({(target / p).parent for p in renamed.values()}):
+    source, target, renamed, first = Path(source), Path(target), {}, {}
+    for u in entries:
+        renamed[u.path] = new = converted_path(u.path)
+        if (other := first.setdefault(new, u.path)) != u.path:
+            raise InputError(f"{source}: {other} and {u.path} would both become {new}; rename one, or work without --resample")
+    folders = sorted({(target / new).parent for new in first})
+    for folder in folders:
+        if not Path(os.path.normpath(folder)).is_relative_to(os.path.normpath(target)):
+            raise InputError(f"--resample {target}: files would be written to {folder}, outside of it; correct their paths")
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"--resample {target}: lies in the corpus, where the next search would find the copies; give another folder")
+    for folder in (target, *folders):
         make_folder(folder)
     clipped = []
 
     def convert(u):
-        old, new = source / u.path, target / renamed[u.path]
-        expected, modified = probe(old), old.stat().st_mtime_ns
-        if overwrite or not (new.is_file() and new.stat().st_mtime_ns == modified and probe(new) == expected):
-            wave = read(old)
+        old, new = source / (u.cut[0] if u.cut else u.path), target / renamed[u.path]
+        start, stop = _span(u.cut, old, probe(old))
+        expected, modified = stop - start, old.stat().st_mtime_ns
+        if expected < RECEPTIVE_FIELD:  # will be left out
+            return expected
+        if overwrite or not _is_copy(new, modified, expected):
+            wave = read(old, start, stop)
             if np.abs(wave).max(initial=0) > 1:
                 clipped.append(u.path)
             write_audio(new, wave)
@@ -203,6 +218,24 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
     if clipped:
         logger.info("%d files went beyond full scale and were clipped, such as %s", len(clipped), sorted(clipped)[0])
     return [replace(u, path=renamed[u.path]) for u in measured]
+
+
+def _span(cut, path, length):
+    """First sample and the one after the last of what is taken of a recording; an end in a table may be rounded up."""
+    _, start, stop, where = cut or ("", 0, None, "")
+    stop = length if stop is None or length < stop <= length + _ROUNDED else stop
+    if cut and not start < stop <= length:
+        part, there = f"{start / SAMPLE_RATE:g} to {stop / SAMPLE_RATE:g} s", f"{length / SAMPLE_RATE:g} s"
+        raise InputError(f"{where}: {path} lasts {there}, so there is no part from {part}; correct start and end, in seconds")
+    return start, stop
+
+
+def _is_copy(path, modified, length):
+    """Whether a converted file is there, whole, and of its source as it is now."""
+    try:
+        return path.stat().st_mtime_ns == modified and probe(path) == length
+    except (OSError, InputError):
+        return False
 
 
 def converted_path(path):
@@ -261,9 +294,9 @@ def _source(root, entries, more):
     """A hash that changes when the corpus does: labels, and every file's size and time of modification."""
     digest = hashlib.sha256()
     for u in entries:
-        path = Path(root) / u.path
-        stat = path.stat() if path.is_file() else None
-        row = [u.path, u.speaker, u.emotion, u.dimensions, u.meta, stat and stat.st_size, stat and stat.st_mtime_ns]
+        path = Path(root) / (u.cut[0] if u.cut else u.path)
+        stat = path.stat() if os.path.isfile(path) else None
+        row = [u.path, u.cut, u.speaker, u.emotion, u.dimensions, u.meta, stat and stat.st_size, stat and stat.st_mtime_ns]
         digest.update(json.dumps(row, default=str).encode())
     digest.update(json.dumps(more, sort_keys=True).encode())
     return digest.hexdigest()
@@ -276,6 +309,14 @@ def _earlier_files(out_dir):
     except (InputError, KeyError, TypeError):
         return []
     return [f.as_posix() for f in files if not f.is_absolute() and ".." not in f.parts]  # they will be removed: never reach outside
+
+
+def _earlier_left_out(out_dir):
+    """What an earlier run left out, by its corpus.json."""
+    try:
+        return {path for paths in read_json(Path(out_dir) / "corpus.json")["left_out"].values() for path in paths}
+    except (InputError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _written_files(out_dir, folds):

@@ -5,6 +5,9 @@ libsndfile shortens a cut file without a word, hears only the first of two strea
 
 import re
 import struct
+import zlib
+
+import soundfile
 
 from ..core.errors import InputError
 
@@ -13,6 +16,8 @@ RATES = (1_000, 768_000)
 _MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s of MPEG audio layer III by index
 _MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_DENSE = 100  # samples a byte: more are believed only if the last one is there
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
 
 
@@ -22,11 +27,25 @@ def check(open_stream, size, found, path):
         raise InputError(f"{path}: its header says {found.samplerate} Hz; {RATES[0]} to {RATES[1]} are believed: correct the header")
     if found.frames >= 1 << 62:  # a FLAC whose encoder did not know
         raise InputError(f"{path}: its header leaves the length open; encode it again")
-    kind = {"WAV": _wav, "WAVEX": _wav, "AIFF": _aiff, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}.get(found.format)
-    if kind is not None:
+    if found.format == "RAW":  # what libsndfile takes any .au file for that it does not know
+        raise InputError(f"{path}: has no header that tells what it is; restore it, or convert it to WAV or FLAC")
+    if found.frames > _DENSE * size and not _has_end(found):
+        raise InputError(f"{path}: truncated, its header says {found.frames} samples and the last is not there; restore it")
+    if kind := _KINDS.get(found.format):
         with open_stream() as stream:
             if wrong := kind(stream, size, found):
                 raise InputError(f"{path}: {wrong}")
+
+
+def _has_end(found):
+    """Whether the last sample is there, decoded; else a header could demand any amount of memory."""
+    try:
+        found.seek(found.frames - 1)
+        there = len(found.read(1))
+        found.seek(0)
+        return there == 1
+    except soundfile.LibsndfileError:
+        return False
 
 
 def _cut(there, wanted, kind):
@@ -34,24 +53,57 @@ def _cut(there, wanted, kind):
 
 
 def _wav(stream, size, found):
-    head = stream.read(12)
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+    head, wide = stream.read(12), None
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
         return None
     while len(chunk := stream.read(8)) == 8:
         name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-        if name == b"data":
-            there = size - stream.tell()
-            if length == 0 and there > 1:
-                return (
-                    f"its header says that there is no audio, and {there} bytes follow: whoever wrote it was interrupted; repair the header"
-                )
-            return _cut(there, length, "WAV") if length < 0x7FFF_0000 else None  # streams write about 2³¹ or 2³² for "unknown"
-        stream.seek(length + length % 2, 1)
+        start = stream.tell()
+        if name == b"ds64" and length >= 16:
+            wide = struct.unpack("<8xQ", stream.read(16))[0]
+        elif name == b"data":
+            length = wide if wide is not None and length == 0xFFFF_FFFF else length
+            if 0x7FFF_0000 <= length <= 0xFFFF_FFFF or length >= 1 << 62:  # what streams write for "unknown"
+                return None
+            return _cut(size - start, length, "WAV") or _after_data(stream, size, start + length, length)
+        if start + length > size:
+            break
+        stream.seek(start + length + length % 2)
     return "truncated WAV, its audio is not there; restore it" if found.frames == 0 else None
 
 
+def _after_data(stream, size, end, length):
+    """After the audio of a WAV file nothing is to follow but other chunks, an ID3 tag, or zeros that fill a block."""
+    stream.seek(end)
+    rest = stream.read(1 << 20)
+    names = [name for name in (rest[:4], rest[1:5]) if len(name) == 4]  # a chunk of odd length has a byte of padding, or not
+    blank = length and not rest.strip(b"\0")
+    if not names or blank or rest.startswith(b"TAG") or any(all(0x20 <= byte < 0x7F for byte in name) for name in names):
+        return None
+    interrupted = "whoever wrote it was interrupted; repair the header"
+    return f"its header says that there are {length} bytes of audio, and {size - end} bytes follow: {interrupted}"
+
+
 def _aiff(stream, size, found):
-    return _cut(size - 8, struct.unpack(">I", stream.read(8)[4:])[0], "AIFF")
+    length = struct.unpack(">I", stream.read(8)[4:])[0]
+    head = stream.read(1 << 16)
+    at = head.find(b"COMM")
+    stated = struct.unpack(">I", head[at + 10 : at + 14])[0] if 0 <= at < len(head) - 14 else found.frames
+    if length + 8 <= size and stated > found.frames and found.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")):
+        return f"its header says {stated} samples, its audio has {found.frames}; restore it"
+    return _cut(size - 8, length, "AIFF")
+
+
+def _caf(stream, size, found):
+    stream.seek(8)
+    while len(chunk := stream.read(12)) == 12:
+        length = struct.unpack(">q", chunk[4:])[0]
+        if chunk[:4] == b"data":
+            return _cut(size - stream.tell(), length, "CAF") if length >= 0 else None  # -1: to the end
+        if not 0 <= length <= size - stream.tell():
+            break
+        stream.seek(length, 1)
+    return "truncated CAF, its audio is not there; restore it"
 
 
 def _w64(stream, size, found):
@@ -61,9 +113,10 @@ def _w64(stream, size, found):
 def _nist(stream, size, found):
     header = stream.read(1024).decode("latin-1")
     fields = {name: int(value) for name, value in re.findall(r"(sample_count|sample_n_bytes|channel_count) -i (\d+)", header)}
-    if len(fields) < 3 or "coding -s" in header and "pcm" not in header:
+    start = header[8:16].strip()
+    if len(fields) < 3 or not start.isdecimal() or "coding -s" in header and "pcm" not in header:
         return None
-    start = int(header.split("\n")[1])
+    start = int(start)
     return _cut(size - start, fields["sample_count"] * fields["sample_n_bytes"] * fields["channel_count"], "SPHERE")
 
 
@@ -73,14 +126,31 @@ def _au(stream, size, found):
 
 
 def _ogg(stream, size, found):
-    """Page by page: the last one of the stream ends it, and no other stream begins after it."""
-    ended = False
-    while len(page := stream.read(27)) == 27 and page[:4] == b"OggS":
+    """Page by page: none is missing or damaged, the last one of the stream ends it, and no other stream begins after it."""
+    ended, last = False, {}  # the latter: stream → number of its last page
+    while len(head := stream.read(27)) == 27 and head[:4] == b"OggS":
         if ended:
             return "several streams one after another, of which only the first would be heard; decode it to WAV or FLAC"
-        lengths = stream.read(page[26])
-        ended = stream.seek(sum(lengths), 1) <= size and bool(page[5] & 4)
+        serial, number, checksum = struct.unpack("<14xIII", head[:26])
+        lengths = stream.read(head[26])
+        page = head[:22] + bytes(4) + head[26:] + lengths + stream.read(sum(lengths))
+        if len(page) < 27 + head[26] + sum(lengths):
+            break
+        if last.get(serial, number - 1) != number - 1 or _ogg_checksum(page) != checksum:
+            return f"damaged at byte {stream.tell() - len(page)} or before; restore it"
+        ended, last[serial] = bool(head[5] & 4), number
     return None if ended else "truncated, its stream has no end; restore it"
+
+
+def _ogg_checksum(page):
+    """The checksum of RFC 3533, which is zlib's with the bits the other way round, and without its inversions."""
+    return int(f"{zlib.crc32(page.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF:032b}"[::-1], 2)
+
+
+def flac_md5(stream):
+    """The MD5 of the samples that a FLAC file states; None where it states none."""
+    head = stream.read(42)
+    return head[26:] if head[:4] == b"fLaC" and any(head[26:]) else None
 
 
 def _mp3(stream, size, found):
@@ -106,3 +176,17 @@ def _mp3(stream, size, found):
         return None
     what = f"{found.frames} samples by its header, {samples} by its frames"
     return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"
+
+
+_KINDS = {
+    "WAV": _wav,
+    "WAVEX": _wav,
+    "RF64": _wav,
+    "AIFF": _aiff,
+    "CAF": _caf,
+    "W64": _w64,
+    "NIST": _nist,
+    "AU": _au,
+    "OGG": _ogg,
+    "MP3": _mp3,
+}

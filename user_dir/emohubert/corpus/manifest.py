@@ -19,6 +19,7 @@ from .audio import SAMPLE_RATE, is_packed, probe
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
+_LARGEST = float(np.finfo(np.float32).max)
 _REMEDY = "make the manifest first (manifests/NAME.py), or correct the path"
 
 
@@ -32,6 +33,7 @@ class Utterance:
     emotion: str = NO_EMOTION
     dimensions: dict = field(default_factory=dict)  # name → value
     meta: dict = field(default_factory=dict)  # column → text: whatever else the corpus knows (sex, session, intensity, …)
+    cut: tuple | None = None  # (path of a recording, start, stop at 16 kHz, or None for its end, file:line) of a part yet to be written
 
     @property
     def id(self):
@@ -205,10 +207,9 @@ def read_counts(path):
 
 def write_splits(directory, root, splits):
     """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first."""
+    check_splits(directory, root, splits)
     directory = make_folder(directory)
     for name, utterances in splits.items():
-        if not utterances:
-            raise InputError(f"{directory / name}.tsv: the split would be empty; choose other options or look into the corpus folder")
         _write_split(directory, root, name, utterances)
     train = splits.get("train") or next(iter(splits.values()))
     for kind, symbols, unknown in (("emo", [u.emotion for u in train], NO_EMOTION), ("spk", [u.speaker for u in train], UNKNOWN_SPEAKER)):
@@ -216,11 +217,20 @@ def write_splits(directory, root, splits):
             write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in sorted(counts.items())])
 
 
+def check_splits(directory, root, splits):
+    """InputError if a split is empty, or a line of the manifest cannot hold what is to be written: to be found before anything is."""
+    unfit = "is empty, or holds a tab, a line break or something that is not UTF-8; rename it"
+    if _UNWRITABLE.search(str(root)):
+        raise InputError(f"{root}: the name of the folder {unfit}")
+    for name, utterances in splits.items():
+        if not utterances:
+            raise InputError(f"{Path(directory, name)}.tsv: the split would be empty; choose other options or look into the corpus folder")
+        for u in utterances:
+            if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
+                raise InputError(f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}” {unfit}")
+
+
 def _write_split(directory, root, name, utterances):
-    for u in utterances:
-        if any(_UNWRITABLE.search(field) for field in (u.path, u.speaker, u.emotion)):
-            where = f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}”"
-            raise InputError(f"{where} is empty, or holds a tab, a line break or something that is not UTF-8; rename it")
     dimensions, columns = list(utterances[0].dimensions), [column for column in utterances[0].meta if column != "id"]
     values = ([f"{u.dimensions.get(d, float('nan')):.6g}" for d in dimensions] for u in utterances)
     classes = [u.emotion for u in utterances]
@@ -278,8 +288,12 @@ def write_corpus(directory, corpus, root, folds, everything=None, options=None, 
 def read_corpus(directory):
     """`corpus.json` of a manifest directory or of its parent; {} without one."""
     for folder in (Path(directory), Path(directory).parent):
-        if (folder / "corpus.json").is_file():
-            return read_json(folder / "corpus.json")
+        if (path := folder / "corpus.json").is_file():
+            facts = read_json(path)
+            scales = facts.get("label_scales") or {} if isinstance(facts, dict) else None
+            if not isinstance(scales, dict) or not all(isinstance(scale, dict) for scale in scales.values()):
+                raise InputError(f"{path}: is not what a corpus script writes; make the manifest again")
+            return facts
     return {}
 
 
@@ -314,9 +328,10 @@ def _dimensions(split):
 
 
 def as_number(text):
-    """A float, infinite where the text is none."""
+    """A float, infinite where the text is none, or none that single precision has."""
     try:
-        return float(text)
+        value = float(text)
+        return float("inf") if "_" in str(text) or abs(value) > _LARGEST else value
     except (TypeError, ValueError):
         return float("inf")
 

@@ -1,25 +1,35 @@
-"""Tables that come with a corpus: text, CSV and TSV files as people write them."""
+"""Tables that come with a corpus: text, CSV and TSV files as people write them, and the paths in them."""
 
+import contextlib
 import csv
+import functools
 import io
-from collections import Counter
-from pathlib import Path
+import os
+import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter, defaultdict
+from pathlib import Path, PureWindowsPath
 
 from ..core.errors import InputError
 from ..core.files import reading_text
 
 
 def read_text(path, errors="strict"):
-    """A text file of a corpus, UTF-8; `errors="replace"` where only the ASCII part matters. InputError if it is missing or no such text."""
+    """A text file of a corpus, UTF-8, or UTF-16 with its mark; `errors="replace"` where only the ASCII part matters. InputError if it is
+    missing or no such text."""
     with reading_text(path, "give its place in the options, or complete the corpus folder"):
-        return Path(path).read_bytes().decode("utf-8-sig", errors)
+        content = Path(path).read_bytes()
+        return content.decode("utf-16" if content.startswith((BOM_UTF16_BE, BOM_UTF16_LE)) else "utf-8-sig", errors)
 
 
 def read_delimited(path):
     """A CSV or TSV file: (column names, list of (line number, {column: text})), texts stripped, empty lines skipped. The delimiter (tab,
-    comma, semicolon or |) is the one that the header has most of. InputError if the file is malformed or empty."""
+    comma, semicolon or |) is the one that the header has most of. Empty cells after the last column, and columns without a name that hold
+    nothing, are passed over. InputError if the file is malformed or empty."""
     text = read_text(path)
-    header = text.split("\n", 1)[0]
+    if "\0" in text:
+        raise InputError(f"{path}: holds zero bytes, so it is no plain text; save it as CSV, in UTF-8")
+    header = next(filter(str.strip, text.splitlines()), "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t,;|", key=header.count), strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)]
@@ -27,13 +37,15 @@ def read_delimited(path):
         raise InputError(f"{path}:{reader.line_num}: {error}; correct the quotes or the delimiter") from error
     if len(lines) < 2:
         raise InputError(f"{path}: lists nothing; the first line must name the columns, one line per utterance must follow")
-    columns = lines[0][1]
-    if (twice := next((name for name, n in Counter(columns).items() if n > 1), None)) is not None:
-        raise InputError(f"{path}:1: the column “{twice}” is there twice; rename one")
-    for number, row in lines[1:]:
-        if len(row) != len(columns):
+    (first, columns), *rows = lines
+    named = [i for i, name in enumerate(columns) if name or any(any(row[i : i + 1]) for _, row in rows)]
+    columns = [name or f"column {i}" for i, name in enumerate(columns, 1)]
+    if (twice := next((name for name, n in Counter(columns[i] for i in named).items() if n > 1), None)) is not None:
+        raise InputError(f"{path}:{first}: the column “{twice}” is there twice; rename one")
+    for number, row in rows:
+        if len(row) <= max(named) or any(row[len(columns) :]):
             raise InputError(f"{path}:{number}: {len(row)} columns where the header has {len(columns)}; correct the line")
-    return columns, [(number, dict(zip(columns, row, strict=True))) for number, row in lines[1:]]
+    return [columns[i] for i in named], [(number, {columns[i]: row[i] for i in named}) for number, row in rows]
 
 
 def need_columns(path, columns, needed):
@@ -41,3 +53,53 @@ def need_columns(path, columns, needed):
     for name in needed:
         if name not in columns:
             raise InputError(f"{path}:1: has no column “{name}” (it has {', '.join(columns)}); use the file of the release")
+
+
+class Paths:
+    """Paths of files below a folder, as tables write them and as the disk spells them."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self._names = functools.cache(self._read_names)
+        self._is_folder = functools.cache(lambda path: os.path.exists(path) and os.path.samefile(path, self.folder))
+
+    def relative(self, text):
+        """A path of a table, absolute or not, with slashes or Windows' backslashes, as one relative to the folder, as `spelled`; None if it
+        leads out of the folder, or to itself."""
+        windows = "\\" in text and not os.path.lexists(self.folder / text)
+        path = Path(PureWindowsPath(text).as_posix() if windows else text)
+        if path.is_absolute():
+            above = next(filter(self._is_folder, path.parents), None)  # also where one of the two is by way of a link
+            if above is None:
+                return None
+            path = path.relative_to(above)
+        if ".." in path.parts:
+            straight = Path(os.path.normpath(path))
+            if ".." in straight.parts or os.path.realpath(self.folder / straight) != os.path.realpath(self.folder / path):
+                return None
+            path = straight
+        return self.spelled(path.as_posix()) if path.parts else None
+
+    def spelled(self, path):
+        """A relative path as the disk spells it, where that differs in capitals or in how accents are encoded (Unicode's normal forms); the
+        path itself if nothing there is like it, or several names are."""
+        if os.path.lexists(self.folder / path):
+            return path
+        found = Path()
+        for part in Path(path).parts:
+            like = self._names(found).get(_alike(part), []) if not os.path.lexists(self.folder / found / part) else [part]
+            if len(like) != 1:
+                return path
+            found /= like[0]
+        return found.as_posix()
+
+    def _read_names(self, where):
+        found = defaultdict(list)
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.folder / where):
+                found[_alike(name)].append(name)
+        return found
+
+
+def _alike(name):
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from fairseq.models.wav2vec import wav2vec2
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..core.errors import InputError
 from ..core.files import atomic, make_folder
@@ -41,7 +42,9 @@ class Graph(nn.Module):
         for module in list(self.modules()):
             if hasattr(module, "weight_g"):
                 nn.utils.remove_weight_norm(module)
-            elif isinstance(module, nn.Embedding):  # other speakers stay out of the file
+            elif parametrize.is_parametrized(module, "weight"):  # LoRA
+                parametrize.remove_parametrizations(module, "weight")
+            elif type(module) is nn.Embedding:  # other speakers stay out of the file
                 module.weight = nn.Parameter(module.weight[source.speaker["speaker"]], requires_grad=False)
             elif isinstance(module, SpeakerNormalisation):
                 module.table = module.table[:, :1].clone()

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -18,6 +18,7 @@ from ..pretrained.types import WAV2VEC1
 from .from_pretrained import encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
+from .lora import TARGETS
 from .pooling import POOLINGS, loud_frames
 from .speaker_conditioning import AT_HEAD, POSITIONS, SpeakerAtHead
 from .speaker_normalisation import SpeakerNormalisation
@@ -25,6 +26,7 @@ from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")
 _DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
+_LORA = ("lora_rank", "lora_alpha", "lora_targets")
 _MASKS = ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length")
 
 
@@ -32,7 +34,7 @@ _MASKS = ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length"
 class EmotionHubertConfig(FairseqDataclass):
     """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
 
-    init_from: Optional[str] = option(None, "the encoder: checkpoint of HuBERT, wav2vec 2.0, wav2vec 1 or ours, or Hugging Face folder")
+    init_from: Optional[str] = option(None, "the encoder: checkpoint (HuBERT, wav2vec, WavLM, data2vec, ours) or Hugging Face folder")
     num_layers: Optional[int] = option(None, "keep the first N Transformer layers (default: all)")
     pooling: str = option("mean", f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own")
     silence_db: Optional[float] = option(None, "frames so many decibels below the utterance's loudest are not pooled; null: all are")
@@ -46,6 +48,11 @@ class EmotionHubertConfig(FairseqDataclass):
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
     freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers (wav2vec 1: alignment); all: cache features")
+    lora_rank: int = option(
+        0, "above 0: the encoder's weights are frozen whatever `freeze` says, and low-rank additions to them trained (LoRA)"
+    )
+    lora_alpha: float = option(16.0, "LoRA is scaled by alpha / rank")
+    lora_targets: List[str] = option(["q_proj", "v_proj"], f"layers with LoRA, some of {', '.join(TARGETS)}")
     speaker_position: str = option("inherit", f"inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own")
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
     speaker_normalisation: bool = option(False, "bring every speaker's pooled vectors to zero mean and unit variance, needs task.speakers")
@@ -70,7 +77,9 @@ def resolve_backbone(cfg):
     if pretrained.is_wav2vec1:
         _check_for_wav2vec1(cfg, pretrained)
         return {**pretrained.config, **changes}, pretrained
-    changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS)}
+    changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS, *(_LORA if cfg.lora_rank else ()))}
+    if cfg.lora_rank and str(cfg.freeze) == "all":
+        raise InputError("model.freeze=all computes features once, but LoRA changes them; use freeze=encoder, or lora_rank=0")
     if cfg.num_layers is not None:
         if not 1 <= cfg.num_layers <= (most := pretrained.n_layers):
             raise InputError(f"model.num_layers={cfg.num_layers}: {cfg.init_from} has {most} layers; use 1 to {most}")
@@ -86,6 +95,7 @@ def _check_for_wav2vec1(cfg, pretrained):
     wrong = {
         "num_layers": cfg.num_layers is not None and "has no Transformer layers; use num_layers=null",
         "layer_weighting": cfg.layer_weighting and "has one layer of frames; use layer_weighting=false",
+        "lora_rank": cfg.lora_rank and "has no Transformer to add to; use lora_rank=0",
         "speaker_position": cfg.speaker_position not in ("inherit", "none")
         and "has no place for the speaker; use speaker_position=none, or head_speaker",
         "freeze": str(cfg.freeze) == "all" and not is_aligned(pretrained) and "has no trained alignment to 50 frames/s; use freeze=encoder",
@@ -133,12 +143,13 @@ class EmotionHubertModel(BaseFairseqModel):
             self.backbone.feature_extractor.requires_grad_(False)
         if what in ("encoder", "all"):
             for name, parameter in self.backbone.named_parameters():
-                parameter.requires_grad_(what == "encoder" and name.startswith(("speaker_conditioning.", "alignment.")))
+                trained = name.startswith(("speaker_conditioning.", "alignment.")) or ".lora_" in name
+                parameter.requires_grad_(what == "encoder" and trained)
 
     def train(self, mode=True):
         """Training mode; a frozen encoder stays in evaluation mode, so that its features do not change."""
         super().train(mode)
-        if self.cfg.freeze in ("encoder", "all"):
+        if self.cfg.freeze in ("encoder", "all") and not self.cfg.lora_rank:
             self.backbone.eval()
         return self
 

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from ..core.errors import InputError
 from ..corpus.audio import SAMPLE_RATE, n_frames
 from ..pretrained.load import read_pretrained
-from ..pretrained.types import ENCODER, LoadReport, mismatch
+from ..pretrained.types import ENCODER, LORA, LoadReport, mismatch
 from .hubert import SpeakerHubertConfig, SpeakerHubertModel
 from .wav2vec1 import build_aligned
 
 logger = logging.getLogger(__name__)
 
-_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn")  # what no parameter's shape tells of the architecture
+_RELATIVE_POSITIONS = ("relative_position_buckets", "relative_position_distance")
+_SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn", "pos_conv_depth", *_RELATIVE_POSITIONS)
+"""What no parameter's shape tells of the architecture, or names tell only at length."""
 _STOCK_SPECIALS = 4  # fairseq's label embeddings have as many rows more than labels: <s>, <pad>, </s> and <unk>
 
 
@@ -32,10 +34,13 @@ def initialise(model, pretrained):
     """
     pretrained.require_transformer()
     _check_architecture(model, pretrained)
-    own, source, report = model.state_dict(), dict(pretrained.weights), LoadReport()
+    state, source, report = model.state_dict(), dict(pretrained.weights), LoadReport()
+    places = {n.replace(f"{LORA}original", ".weight"): n for n in state}
+    own = {n: state[place] for n, place in places.items()}
     _fit_predictions(model, own, source, report)
     _fit_speakers(model, own, source, pretrained, report)
-    wrong = [n for n, w in own.items() if n.startswith(ENCODER) and (n not in source or source[n].shape != w.shape)]
+    needed = {n: w for n, w in own.items() if n.startswith(ENCODER) and LORA not in n}
+    wrong = [n for n, w in needed.items() if n not in source or source[n].shape != w.shape]
     left = tuple(f"encoder.layers.{i}." for i in range(model.n_layers, pretrained.n_layers))  # layers that the model does without
     wrong += [n for n in source if n.startswith(ENCODER) and n not in own and not n.startswith(left)]
     if wrong:
@@ -47,9 +52,21 @@ def initialise(model, pretrained):
     report.skipped += [*(n for n in source if n not in fitting), *pretrained.left_out]
     report.new += [n for n in own if n not in fitting]
     report.loaded += [n for n in fitting if n not in report.resized]
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict({places[n]: w for n, w in fitting.items()}, strict=False)
     logger.info("%s: %s", pretrained.path, report)
     return report
+
+
+def adopt(cfg, pretrained):
+    """Put into a model's configuration what the configurations for HuBERT leave open: how a WavLM or a data2vec knows positions, and how
+    data2vec, of any size, normalises. Returns whether it is a data2vec."""
+    theirs = encoder_config(pretrained.config)
+    data2vec = theirs.pos_conv_depth > 1
+    names = _RELATIVE_POSITIONS if theirs.relative_position_buckets else ()
+    names = (*names, "pos_conv_depth", "conv_pos", "extractor_mode", "layer_norm_first") if data2vec else names
+    with open_dict(cfg):
+        cfg.update({name: theirs[name] for name in names})
+    return data2vec
 
 
 def _check_architecture(model, pretrained):

@@ -13,7 +13,7 @@ x → z = CNN(x) → T(x) = Linear(LayerNorm(z)) → masks → speaker (models/s
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Optional
+from typing import List, Optional
 
 import torch
 from fairseq.data.data_utils import numpy_seed
@@ -28,6 +28,8 @@ from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import FRAME_RATE, RECEPTIVE_FIELD, n_frames
 from ..pretrained.types import parse_conv_layers
+from .lora import TARGETS, add_lora
+from .positions import PositionalConvolutions, add_relative_positions
 from .speaker_conditioning import POSITIONS, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -39,13 +41,21 @@ SUPPORTED |= dict.fromkeys(("conv_pos_batch_norm", "no_mask_overlap", "no_mask_c
 
 @dataclass
 class SpeakerHubertConfig(HubertConfig):
-    """fairseq's HuBERT configuration, and the speaker."""
+    """fairseq's HuBERT configuration, the speaker, LoRA, and what WavLM and data2vec have instead of HuBERT's positions."""
 
     label_rate: float = option(FRAME_RATE, "frames a second; labels of another rate are aligned by the dataset")
     speaker_position: str = option("none", f"of the speaker's vector: none, {', '.join(POSITIONS)}, or your own")
     speaker_fc: bool = option(False, "a fully connected layer after the speaker table (PAPT)")
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
-    init_from: Optional[str] = option(None, "checkpoint of HuBERT, wav2vec 2.0 or ours, or Hugging Face folder (empty: random)")
+    init_from: Optional[str] = option(
+        None, "checkpoint (HuBERT, wav2vec 2.0, WavLM, data2vec, ours) or Hugging Face folder (empty: random)"
+    )
+    relative_position_buckets: int = option(0, "buckets of WavLM's gated relative positions; 0: none. From init_from where that is a WavLM")
+    relative_position_distance: int = option(800, "frames from which on all distances share the last bucket")
+    pos_conv_depth: int = option(1, "positional convolutions, conv_pos // depth wide; from init_from where that is a data2vec")
+    lora_rank: int = option(0, "above 0: the encoder's weights are frozen, and low-rank additions to them trained (LoRA)")
+    lora_alpha: float = option(16.0, "LoRA is scaled by alpha / rank")
+    lora_targets: List[str] = option(["q_proj", "v_proj"], f"layers with LoRA, some of {', '.join(TARGETS)}")
 
 
 class ExactConvFeatures(ConvFeatureExtractionModel):
@@ -127,6 +137,12 @@ class SpeakerHubertModel(HubertModel):
             self.speaker_conditioning = POSITIONS[cfg.speaker_position](len(self.speakers), cfg.encoder_embed_dim, cfg.speaker_fc)
         if not dictionaries:
             self.remove_pretraining_modules()
+        if cfg.relative_position_buckets:
+            add_relative_positions(self.encoder, cfg)
+        if cfg.pos_conv_depth > 1:
+            self.encoder.pos_conv = PositionalConvolutions(*self.encoder.pos_conv)
+        if cfg.lora_rank:
+            add_lora(self, cfg)
 
     @classmethod
     def build_model(cls, cfg, task):
@@ -209,14 +225,10 @@ class SpeakerHubertModel(HubertModel):
         bool: own frames). The last is without a pre-norm model's final LayerNorm, as fairseq's `extract_features(output_layer=…)`."""
         z, own, padding = self.convolve(source, lengths)
         x = self.with_masks(self.project(z), mask_indices, mask_channel_indices)
-        speaker_conditioning = self.speaker_conditioning
-        if speaker_conditioning is not None:
-            x, padding = speaker_conditioning.before_encoder(x, padding, self.vectors_of(speaker, len(x), speaker_vectors))
-        with self._seeded_layerdrop():
-            _, results = self.encoder.extract_features(x, padding, tgt_layer=max(layers) - 1)
+        _, results = self._transform(x, padding, self.vectors_of(speaker, len(x), speaker_vectors), max(layers))
         outputs = {layer: results[layer - 1][0].transpose(0, 1) for layer in layers}  # (frames, batch, width) → (batch, frames, width)
-        if speaker_conditioning is not None:
-            outputs = {layer: speaker_conditioning.frames_of(x) for layer, x in outputs.items()}
+        if self.speaker_conditioning is not None:
+            outputs = {layer: self.speaker_conditioning.frames_of(x) for layer, x in outputs.items()}
         return outputs, own
 
     def vectors_of(self, speaker, batch, given=None):
@@ -255,14 +267,21 @@ class SpeakerHubertModel(HubertModel):
     def contextualise(self, x, padding, e, output_layer=None):
         """f = E(x), with the speaker at its position: masked T(x) (batch, frames, width) → (batch, frames, width). `padding` and `e`: as
         from `convolve` and `vectors_of`. With an `output_layer` (1-based) the output is that of this layer, nothing added to it."""
-        speaker = self.speaker_conditioning
-        if speaker is not None:
-            x, padding = speaker.before_encoder(x, padding, e)
-        with self._seeded_layerdrop():
-            x, _ = self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
-        if speaker is not None:
-            x = speaker.frames_of(x)
+        x, _ = self._transform(x, padding, e, output_layer)
+        if self.speaker_conditioning is not None:
+            x = self.speaker_conditioning.frames_of(x)
         return self.with_speaker(x, e) if output_layer is None else x
+
+    def _transform(self, x, padding, e, output_layer):
+        """fairseq's Transformer as in `contextualise`: its output, frames that the speaker adds included, and its results by layer."""
+        if self.speaker_conditioning is not None:
+            x, padding = self.speaker_conditioning.before_encoder(x, padding, e)
+        if self.cfg.pos_conv_depth > 1:
+            self.encoder.pos_conv.padding = padding
+        if self.cfg.lora_rank and self.cfg.checkpoint_activations and torch.is_grad_enabled():
+            x = x.requires_grad_().clone()  # layers that are checkpointed have gradients only where their input has
+        with self._seeded_layerdrop():
+            return self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
 
     def with_speaker(self, f, e):
         """f, (batch, frames, width), with the speaker's vector where that is added to the encoder's output."""

@@ -1,4 +1,4 @@
-"""Hugging Face model folders: HuBERT and wav2vec 2.0 in fairseq's terms, read and written without the transformers library.
+"""Hugging Face model folders: HuBERT and models like it in fairseq's terms, read and written without the transformers library.
 
 `config.json` becomes values of SpeakerHubertConfig, parameters get fairseq's names. What the encoder cannot honour exactly is
 refused, so that whatever loads gives what `transformers` gives; and the other way round.
@@ -18,7 +18,13 @@ from .types import Pretrained, parse_conv_layers
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = ("hubert", "wav2vec2")  # `model_type`; also the prefix of the encoder's parameters in a model with a head
+FAMILIES = {
+    "hubert": {},
+    "wav2vec2": {},
+    "wavlm": {"num_buckets": 320, "max_bucket_distance": 800},
+    "data2vec-audio": {"num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19},
+}
+"""`model_type`: what it has more or other than DEFAULTS. With _ for -, the prefix of the encoder's parameters in a model with a head."""
 DEFAULTS = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu",
     "layer_norm_eps": 1e-5, "feat_extract_norm": "group", "feat_extract_activation": "gelu", "feat_proj_layer_norm": True,
@@ -46,6 +52,16 @@ _FIELDS = {
     "conv_bias": "conv_bias", "do_stable_layer_norm": "layer_norm_first",
 }  # fmt: skip
 """Theirs → fairseq's names of those of `_CHOICES` that are not fixed."""
+_POSITIONS = {  # values of SpeakerHubertConfig for what a family has instead of HuBERT's positions
+    "wavlm": {
+        "relative_position_buckets": lambda theirs: theirs["num_buckets"],
+        "relative_position_distance": lambda theirs: theirs["max_bucket_distance"],
+    },
+    "data2vec-audio": {
+        "pos_conv_depth": lambda theirs: theirs["num_conv_pos_embeddings"],
+        "conv_pos": lambda theirs: theirs["num_conv_pos_embeddings"] * theirs["conv_pos_kernel_size"],
+    },
+}
 _PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "padding_side": "right", "padding_value": 0.0}
 _AGAIN = "copy or download the folder again"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -57,8 +73,12 @@ _NAMES = [
     (r"encoder\.pos_conv_embed\.conv\.(weight_g|weight_v|bias)", r"encoder.pos_conv.0.\1"),
     (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original0", "encoder.pos_conv.0.weight_g"),
     (r"encoder\.pos_conv_embed\.conv\.parametrizations\.weight\.original1", "encoder.pos_conv.0.weight_v"),
+    (r"encoder\.pos_conv_embed\.layers\.(\d+)\.conv\.(weight|bias)", r"encoder.pos_conv.\1.0.\2"),
     (r"encoder\.layer_norm\.(weight|bias)", r"encoder.layer_norm.\1"),
     (r"encoder\.layers\.(\d+)\.attention\.([qkv]|out)_proj\.(weight|bias)", r"encoder.layers.\1.self_attn.\2_proj.\3"),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_linear\.(weight|bias)", r"encoder.layers.\1.self_attn.grep_linear.\2"),
+    (r"encoder\.layers\.(\d+)\.attention\.gru_rel_pos_const", r"encoder.layers.\1.self_attn.grep_a"),
+    (r"encoder\.layers\.(\d+)\.attention\.rel_attn_embed\.weight", r"encoder.layers.\1.self_attn.relative_attention_bias.weight"),
     (r"encoder\.layers\.(\d+)\.layer_norm\.(weight|bias)", r"encoder.layers.\1.self_attn_layer_norm.\2"),
     (r"encoder\.layers\.(\d+)\.feed_forward\.intermediate_dense\.(weight|bias)", r"encoder.layers.\1.fc1.\2"),
     (r"encoder\.layers\.(\d+)\.feed_forward\.output_dense\.(weight|bias)", r"encoder.layers.\1.fc2.\2"),
@@ -82,11 +102,9 @@ def read_folder(folder):
         raise InputError(f"{folder}: no config.json in this folder; give a checkpoint file, or a folder that save_pretrained wrote")
     options = _dict(path)
     family = options.get("model_type")
-    if family == "wavlm":
-        raise InputError(f"{path}: WavLM's attention has a gated position bias that this encoder lacks; use a HuBERT or wav2vec 2.0")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
-    config = _architecture(path, {**DEFAULTS, **options})
+    config = _architecture(path, family, {**DEFAULTS, **FAMILIES[family], **options})
     if (file := next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)) is None:
         raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
     weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
@@ -104,12 +122,14 @@ def _dict(path):
     return value
 
 
-def _architecture(path, options):
+def _architecture(path, family, options):
     """Values of SpeakerHubertConfig for those of a config.json."""
+    if family == "data2vec-audio":  # whatever its config.json says of them
+        options |= {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
     for name, choices in _CHOICES.items():
         if options[name] not in list(choices):
             raise InputError(f"{path}: {name}={options[name]} is not supported, only {', '.join(map(str, choices))}; use another model")
-    for name in _SIZES:
+    for name in dict.fromkeys((*_SIZES, *FAMILIES[family])):
         if not _is_size(options[name]):
             raise InputError(f"{path}: {name}={options[name]} is not an integer of at least 1; {_AGAIN}")
     columns = [options[name] for name in ("conv_dim", "conv_kernel", "conv_stride")]
@@ -130,6 +150,7 @@ def _architecture(path, options):
         **{ours: options[theirs] for theirs, ours in _SIZES.items()},
         **{ours: _CHOICES[theirs][options[theirs]] for theirs, ours in _FIELDS.items()},
         "conv_feature_layers": conv_layers,
+        **{ours: of(options) for ours, of in _POSITIONS.get(family, {}).items()},
     }
 
 
@@ -141,7 +162,8 @@ def _encoder_weights(path, family, extractor_mode):
     """({fairseq's name: float32 tensor}, names left out)."""
     patterns = [(re.compile(pattern), name) for pattern, name in [*_NAMES, (_CONV_NORM, _CONV_NORMS[extractor_mode])]]
     tensors = _tensors(path)
-    prefix = f"{family}." if any(name.startswith(f"{family}.") for name in tensors) else ""  # with a head, or without
+    prefix = family.replace("-", "_") + "."
+    prefix = prefix if any(name.startswith(prefix) for name in tensors) else ""  # with a head, or without
     weights, left_out = {}, []
     for name, read in tensors.items():
         if not name.startswith(prefix):
@@ -218,6 +240,9 @@ def _expressed(pretrained):
     """(config.json of an encoder, {their name: tensor}, names of parameters that have no place)."""
     pretrained.require_transformer()
     ours, position = pretrained.config, pretrained.config.get("speaker_position", "none")
+    if ours.get("relative_position_buckets") or ours.get("pos_conv_depth", 1) > 1:
+        what = "a WavLM or data2vec cannot be written in this format here, only what has HuBERT's positions"
+        raise InputError(f"{pretrained.path}: {what}; use tools/export_onnx.py")
     if position not in ("none", "output"):
         raise InputError(f"{pretrained.path}: speaker_position={position}, for which the format has no place; only none and output can be")
     if "post_extract_proj.weight" not in pretrained.weights:

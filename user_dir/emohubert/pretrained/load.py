@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import torch
 from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
@@ -11,17 +12,19 @@ from ..core.programs import shipped
 from . import wav2vec1
 from .huggingface import read_folder
 from .safe_files import load_state
-from .types import ENCODER, WAV2VEC1, Pretrained
+from .types import ENCODER, LORA, WAV2VEC1, Pretrained
 
-_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "emotion_hubert")
-_ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_input": False, "pos_conv_depth": 1, "crop_seq_to_multiple": 1}
+_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "wavlm", "data2vec_audio", "emotion_hubert")
+_ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_input": False, "crop_seq_to_multiple": 1}
 """Options of fairseq's models, and the only value under which the encoder is the one here."""
+_OURS = {"speaker_position", "speaker_fc", "relative_position_buckets", "relative_position_distance", "pos_conv_depth"}
+"""Fields of SpeakerHubertConfig that fairseq's HubertConfig lacks, of those that say what the encoder computes."""
 
 
 def read_pretrained(path):
-    """Read a pretrained encoder: a fairseq HuBERT or wav2vec 2.0 checkpoint (`cfg` or old `args` style), a wav2vec 1.0
-    of fairseq, one of ours, or a Hugging Face model folder; `small`: the one in the package. InputError: not loadable, another
-    kind of model, or one whose results the encoder would not reproduce."""
+    """Read a pretrained encoder: a HuBERT, wav2vec 2.0 or data2vec audio checkpoint of fairseq (`cfg` or old `args` style), a wav2vec 1.0
+    of fairseq, Microsoft's WavLM, one of ours, its LoRA merged, or a Hugging Face model folder; `small`: the one in the package.
+    InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce."""
     path = shipped(path)
     if Path(path).is_dir():
         return read_folder(path)
@@ -41,14 +44,16 @@ def read_pretrained(path):
         config, keep = wav2vec1.read_config(model, path), wav2vec1.ENCODER
     else:
         config = _hubert_config(model, path)
-        if family == "wav2vec2":  # its masks and prediction heads are not those of HuBERT
+        if family in ("wav2vec2", "wavlm", "data2vec_audio"):  # their masks and prediction heads are not those of HuBERT
             other = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_")
             config, keep = {k: v for k, v in config.items() if not k.startswith(other)}, (*ENCODER, "mask_emb")
     if keep:
         left_out += [k for k in weights if not k.startswith(keep)]
         weights = {k: w for k, w in weights.items() if k.startswith(keep)}
-    normalise = bool(task.get("normalize", False))
-    return Pretrained(Path(path), family, config, normalise, weights, state.get("task_state") or {}, left_out, [Path(path)])
+    _merge_lora(weights, model)
+    task_state = state.get("task_state") or {}
+    normalise = bool(task_state.get("normalise", task.get("normalize", False)))
+    return Pretrained(Path(path), family, config, normalise, weights, task_state, left_out, [Path(path)])
 
 
 def _hubert_config(model, path):
@@ -56,15 +61,35 @@ def _hubert_config(model, path):
     for name, supported in _ONLY.items():
         if model.get(name, supported) != supported:
             raise InputError(f"{path}: {name}={model[name]} is not supported, only {supported}; use another checkpoint")
-    known = set(OmegaConf.structured(HubertConfig)) | {"speaker_position", "speaker_fc"}
+    known = set(OmegaConf.structured(HubertConfig)) | _OURS
     known -= {"latent_temp"}  # legacy, and text in old checkpoints
     return {k: v for k, v in model.items() if k in known and v is not None}
+
+
+def _merge_lora(weights, model):
+    """Put W + α/r · B A of `models.lora` in the place of W, A and B."""
+    for name in [name for name in weights if name.endswith(f"{LORA}original")]:
+        name = name.removesuffix("original")
+        weight, a, b = (weights.pop(name + part).float() for part in ("original", "0.lora_A", "0.lora_B"))
+        weights[name.replace(LORA, ".weight")] = torch.addmm(weight, b, a, alpha=model["lora_alpha"] / model["lora_rank"])
+
+
+def _wavlm_config(cfg, path):
+    """The options of Microsoft's WavLM in fairseq's terms."""
+    if not cfg.get("relative_position_embedding"):
+        return cfg
+    if not cfg.get("gru_rel_pos"):
+        raise InputError(f"{path}: gru_rel_pos=False is not supported, only relative positions with gates; use another checkpoint")
+    return {**cfg, "relative_position_buckets": cfg.get("num_buckets", 320), "relative_position_distance": cfg.get("max_distance", 1280)}
 
 
 def _configurations(state, path):
     """The model's and the task's configuration as dicts."""
     if state.get("cfg") is not None:
         cfg = OmegaConf.to_container(OmegaConf.create(state["cfg"], flags={"allow_objects": True}), resolve=False, enum_to_str=True)
+        if "relative_position_embedding" in cfg:  # Microsoft's WavLM has one flat table
+            cfg = {**_wavlm_config(cfg, path), "_name": "wavlm"}
+            return cfg, cfg
         return dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
     if isinstance(state.get("args"), argparse.Namespace):
         options = vars(state["args"])

@@ -13,6 +13,9 @@ ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder."
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
 WAV2VEC1 = "wav2vec"  # fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)
 
+LORA = ".parametrizations.weight."
+"""What stands between the name of a layer with LoRA and `original`, its weight, `0.lora_A` and `0.lora_B` (`models.lora`)."""
+
 
 @dataclass
 class FrameLabelSet:
@@ -31,7 +34,7 @@ class Pretrained:
     """A checkpoint's encoder in fairseq's terms, wherever it comes from."""
 
     path: Path  # of the file or folder
-    family: str  # hubert, speaker_hubert, wav2vec2, wav2vec or emotion_hubert
+    family: str  # hubert, speaker_hubert, wav2vec2, wavlm, data2vec_audio, wav2vec, emotion_hubert, or a folder's `model_type`
     config: dict  # values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`
     normalise: bool  # whether waveforms are normalised before they go in
     weights: dict  # {name in HubertModel or Wav2Vec1Encoder: tensor}

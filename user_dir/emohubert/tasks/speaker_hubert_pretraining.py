@@ -15,7 +15,7 @@ from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import read_counts, read_dictionary, read_split
 from ..data.frame_labelled import FrameLabelledSpeech
 from ..data.masking import Masking
-from ..models.from_pretrained import initialise
+from ..models.from_pretrained import adopt, initialise
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import FrameLabelSet
 from .common import SpeechTask, speaker_rows
@@ -30,7 +30,7 @@ class SpeakerHubertPretrainingConfig(FairseqDataclass):
     labels: List[str] = option(["km"], "endings of files in label_dir (km: train.km, dict.km.txt), or folders in it with those (L9/km50)")
     speakers: Optional[str] = option("spk", "ending of the speaker sidecar, with dict.ENDING.txt; null: no speakers")
     sample_rate: int = option(SAMPLE_RATE, "16000; audio of other rates is resampled while it is read")
-    normalize: bool = option(False, "zero mean and unit variance for every waveform (HuBERT large)")
+    normalize: bool = option(False, "zero mean and unit variance for every waveform (HuBERT large); a data2vec's own if init_from is one")
     max_sample_size: Optional[int] = option(250_000, "crop longer utterances to so many samples; null: never crop")
     min_sample_size: int = option(RECEPTIVE_FIELD, "leave out utterances under so many samples; they are counted in the log")
     check_audio: bool = option(True, "look into every audio file's header before training")
@@ -48,6 +48,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             raise InputError(f"task.sample_rate={cfg.sample_rate}: all models expect 16000 Hz; leave it, audio of any rate is resampled")
         self.state.add_factory("label_sets", self._read_label_dictionaries)
         self.state.add_factory("speakers", self._read_speakers)
+        self.state.add_factory("normalise", lambda: self.cfg.normalize)
         self.masking, self.speaker_dropout = None, 0.0
 
     @property
@@ -77,13 +78,16 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     @exit_on_input_error
     def build_model(self, cfg, from_checkpoint=False):
         """Build the model and start it from `model.init_from`, unless a checkpoint of its own is about to be loaded."""
-        model = super().build_model(cfg, from_checkpoint)
-        if cfg.init_from and not from_checkpoint:
-            pretrained = read_pretrained(cfg.init_from)
+        pretrained = read_pretrained(cfg.init_from) if cfg.init_from and not from_checkpoint else None
+        if pretrained is not None:
             pretrained.require_transformer()
-            if pretrained.normalise != self.cfg.normalize:
+            if adopt(cfg, pretrained):
+                self.state.merge_state_dict({"normalise": pretrained.normalise})
+            if pretrained.normalise != self.state.normalise:
                 theirs = f"task.normalize={str(pretrained.normalise).lower()}"
                 raise InputError(f"{cfg.init_from}: was trained with {theirs}; set {theirs}")
+        model = super().build_model(cfg, from_checkpoint)
+        if pretrained is not None:
             initialise(model, pretrained)
         self.masking, self.speaker_dropout = Masking.of(model.cfg), model.cfg.speaker_dropout
         return model
@@ -102,7 +106,7 @@ class SpeakerHubertPretrainingTask(SpeechTask):
             self.speaker_dropout,
             seed=self.cfg.seed,
             training=split.startswith("train"),
-            normalise=self.cfg.normalize,
+            normalise=self.state.normalise,
             max_samples=self.cfg.max_sample_size,
             min_samples=self.cfg.min_sample_size,
         )

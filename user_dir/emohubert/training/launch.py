@@ -28,15 +28,18 @@ PREEMPTED = 75
 """Exit status (EX_TEMPFAIL) of a preempted training: it has saved a checkpoint, and the same command resumes from it."""
 OVERRIDE = re.compile(r"(\+{1,2}|~)?[A-Za-z_][\w.@/]*=.*|~[A-Za-z_][\w.@/]*", re.DOTALL)
 """What is a `key=value` of Hydra on a command line, and no path or option."""
+_PLAIN = re.compile(r"[\w.+:%@?*$\\ |-]*", re.ASCII)
 _PROGRAM = Path(__file__).with_name("hydra_train.py")
 _SECONDS = 60  # between two lines of progress in a log
 _SHOWN = 30  # lines of a failed training's log that are shown
 
 
 def quoted(override):
-    """`key=value` as Hydra's grammar wants it: a value that holds a `/` is a path and quoted, unless it is quoted or a list already."""
+    """`key=value` as Hydra's grammar wants it: a value that holds a `/`, or what only file names hold, is quoted, unless it is quoted or a
+    list already."""
     key, equals, value = override.partition("=")
-    if "/" not in value or value[0] in "'\"[{$":
+    closed = {"'": "'", '"': '"', "[": "]", "{": "}"}.get(value[:1])
+    if _PLAIN.fullmatch(value) or value.startswith("${") or closed and len(value) > 1 and value.endswith(closed):
         return override
     value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + "\\'" * (found[2] == "'"), value)
     return f"{key}{equals}'{value}'"
