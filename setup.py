@@ -34,7 +34,7 @@ setup(
     license="MIT",
     # An installed package holds the programs, corpus scripts and configs as well; in the source tree they stand beside user_dir/.
     package_dir={"": "user_dir", **{f"emohubert.{name}": name for name in BESIDE}},
-    packages=[*find_packages("user_dir"), *(f"emohubert.{name}" for name in BESIDE)],
+    packages=[*find_packages("user_dir"), "hydra_plugins", *(f"emohubert.{name}" for name in BESIDE)],
     package_data={"": ["*.yaml", "*.j2", "*.js"], "emohubert": ["weights/*/*"]},
     cmdclass={"build_py": WithoutBenchmarks},
     extras_require={

@@ -5,7 +5,7 @@
 release: AudioWAV/, SentenceFilenames.csv, VideoDemographics.csv, processedResults/tabulatedVotes.csv (the CSV files may lie
 anywhere below AUDIO_DIR or --metadata). File names: actor, sentence, intended emotion, intended intensity.
 
-The crowd that only heard the clips gives: the class of --labels crowd; the shares of its votes as soft labels (dimensions
+The crowd that only heard the clips gives: the class of --labels crowd; its votes (.votes, and their shares as dimensions
 soft_CLASS); and the mean level it perceived, 0–100, as the dimension intensity, 0–1.
 
 H. Cao, D. G. Cooper, M. K. Keutmann, R. C. Gur, A. Nenkova, R. Verma, “CREMA-D: Crowd-sourced Emotional Multimodal Actors
@@ -57,7 +57,7 @@ def number(row, column, where):
 
 
 def read_votes(path, rows):
-    """Clip → what those who only heard it said: {"class", "dimensions", "meta"}."""
+    """Clip → what those who only heard it said: {"class", "votes", "dimensions", "meta"}."""
     votes = {}
     for line, row in rows:
         stimulus = next(iter(row.values()))
@@ -73,9 +73,9 @@ def read_votes(path, rows):
 
 def crowd_of(row, where):
     """What the listeners of a clip said, from its row."""
-    counts = {letter: number(row, letter, where) for letter in VOTES}
+    counts = {name: number(row, letter, where) for letter, name in VOTES.items()}
     total = sum(counts.values())
-    if total <= 0:
+    if total <= 0 or min(counts.values()) < 0:
         raise InputError(f"{where}: nobody voted; restore the file of the release")
     level = number(row, "meanEmoResp", where)
     if not SCALE[0] <= level <= SCALE[1]:
@@ -85,11 +85,11 @@ def crowd_of(row, where):
         raise InputError(f"{where}: emoVote “{row['emoVote']}” is not made of {' '.join(VOTES)}; restore the file of the release")
     levels = {letter: number(row, column, where) for letter, column in LEVELS.items()}
     dimensions = {"intensity": round(build.to_unit(level, *SCALE), 6)}
-    dimensions |= {f"soft_{name}": round(counts[letter] / total, 6) for letter, name in VOTES.items()}
+    dimensions |= {f"soft_{name}": round(count / total, 6) for name, count in counts.items()}
     meta = {"crowd": ":".join(VOTES[w] for w in winners), "responses": row["numResponses"]}
-    meta |= {f"votes_{name}": f"{counts[letter]:g}" for letter, name in VOTES.items()}
+    meta |= {f"votes_{name}": f"{count:g}" for name, count in counts.items()}
     meta |= {f"level_{name}": f"{levels[letter]:.6g}" if levels[letter] >= 0 else "" for letter, name in VOTES.items()}  # -1: nobody
-    return {"class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION, "dimensions": dimensions, "meta": meta}
+    return {"class": VOTES[winners[0]] if len(winners) == 1 else NO_EMOTION, "votes": counts, "dimensions": dimensions, "meta": meta}
 
 
 def random_split(utterances, seed):
@@ -133,7 +133,8 @@ def main(argv=None):
         person, crowd, intended = people[match["actor"]], votes[clip], EMOTIONS[match["emotion"]]
         meta = {"sex": person["Sex"].lower(), "age": person["Age"], "race": person["Race"], "ethnicity": person["Ethnicity"]}
         meta |= {"sentence": match["sentence"], "intended": intended, "intensity": INTENSITIES[match["level"]], **crowd["meta"]}
-        return Utterance(path, 0, match["actor"], intended if args.labels == "intended" else crowd["class"], crowd["dimensions"], meta)
+        emotion = intended if args.labels == "intended" else crowd["class"]
+        return Utterance(path, 0, match["actor"], emotion, crowd["dimensions"], meta, crowd["votes"])
 
     under = "AudioWAV" if (args.audio_dir / "AudioWAV").is_dir() else ""  # the release has MP3 and video as well
     entries = build.entries_by_name(args, "CREMA-D", NAME, entry, left_out, like="1001_IEO_ANG_HI.wav", under=under)

@@ -25,20 +25,16 @@ def main(argv=None):
 
     parser = build.parser(__doc__, audio_help="folder of speech")
     parser.add_argument("--valid", type=float, default=0.02, metavar="SHARE", help="share of the files that become the split valid")
-    parser.add_argument("--speaker", metavar="REGEX", help="regular expression whose first group, in the relative path, is the speaker")
+    parser.add_argument(
+        "--speaker", type=build.group, metavar="REGEX", help="regular expression whose first group, in the relative path, is the speaker"
+    )
     args = parser.parse_args(argv)
     if not 0 < args.valid < 1:
         raise InputError(f"--valid {args.valid}: not a share between 0 and 1")
-    try:
-        pattern = re.compile(args.speaker or "$.")
-        if args.speaker and not pattern.groups:
-            raise InputError(f"--speaker {args.speaker}: has no group; put the speaker in parentheses")
-    except re.error as error:
-        raise InputError(f"--speaker {args.speaker}: not a regular expression ({error})") from None
     left_out = build.LeftOut()
     entries = []
     for path in build.first_copies(build.find_audio(args.audio_dir, left_out), left_out, build.converted_path):
-        found = pattern.search(f"/{path}")
+        found = re.search(args.speaker or "$.", f"/{path}")
         entries.append(Utterance(path, 0, found[1] if found and found[1] else UNKNOWN_SPEAKER, NO_EMOTION, meta={}))
     build.check_found(entries, args.audio_dir, "audio files")
 

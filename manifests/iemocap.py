@@ -3,7 +3,8 @@
 
 Five sessions of one woman and one man each, scripted and improvised dialogues, 10 039 turns. AUDIO_DIR is the folder that
 holds Session1 … Session5; labels come from dialog/EmoEvaluation/*.txt. The standard four classes are angry, happy (excited
-counts as happy), neutral and sad: 5 531 utterances. Dimensions are rated 1–5 and written as 0–1.
+counts as happy), neutral and sad: 5 531 utterances. Dimensions are rated 1–5 and written as 0–1. The evaluators' own
+categories (C-E…, not the actors' of themselves) become .votes: one vote of each, in equal parts where there are several.
 
 C. Busso et al., “IEMOCAP: Interactive emotional dyadic motion capture database”, Language Resources and Evaluation 42, 2008.
 """
@@ -11,6 +12,7 @@ C. Busso et al., “IEMOCAP: Interactive emotional dyadic motion capture databas
 import logging
 import re
 import sys
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,12 +28,15 @@ logger = logging.getLogger("emohubert")
 
 STANDARD = {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"}
 OTHERS = {"fru": "frustrated", "sur": "surprised", "fea": "fearful", "dis": "disgusted", "oth": NO_EMOTION, "xxx": NO_EMOTION}
+CATEGORIES = {"anger": "angry", "happiness": "happy", "excited": "happy", "neutral": "neutral", "neutral state": "neutral"}
+CATEGORIES |= {"sadness": "sad", "frustration": "frustrated", "surprise": "surprised", "fear": "fearful", "disgust": "disgusted"}
 DIMENSIONS = ("valence", "arousal", "dominance")  # the order in the files, where arousal is called activation
 SCALE = (1, 5)
 SESSION = re.compile(r"session[ _-]?[1-5]", re.IGNORECASE)
 LINE = re.compile(
     r"\[[\d.]+ *- *[\d.]+\]\s+(?P<turn>Ses0(?P<session>[1-5])[FM]_\w+_(?P<sex>[FM])\w+)\s+(?P<label>\w{3})\s+\[(?P<values>[^]]*)\]"
 )
+VOTE = re.compile(r"C-E\d+:\s*(?P<categories>[^(\t]*)")
 PROTOCOLS = {
     "session": "five folds; each tests one session, validates on one speaker of the next session (women and men in turn), "
     "and trains on the seven other speakers",
@@ -61,7 +66,9 @@ def read_session(paths, session, left_out):
     if not files:
         raise InputError(f"{labels}: holds no Ses*.txt; complete the release, or correct AUDIO_DIR")
     for file in files:
-        for number, line in enumerate(read_text(file, errors="replace").splitlines(), 1):
+        lines = read_text(file, errors="replace").splitlines()
+        votes = read_votes(lines)
+        for number, line in enumerate(lines, 1):
             if not line.startswith("["):
                 continue  # header, ratings of single annotators
             match = LINE.match(line)
@@ -71,9 +78,23 @@ def read_session(paths, session, left_out):
             dialogue = match["turn"].rpartition("_")[0]
             path = paths.spelled(f"{session}/sentences/wav/{dialogue}/{match['turn']}.wav")
             if (where / path).is_file():
-                yield path, match, dialogue
+                yield path, match, dialogue, votes[match["turn"]]
             else:
                 left_out["labelled, but no audio"].append(path)
+
+
+def read_votes(lines):
+    """Turn → class → the evaluators' votes, which stand below the turn."""
+    votes, turn = defaultdict(Counter), None
+    for line in lines:
+        if line.startswith("["):
+            match = LINE.match(line)
+            turn = match and match["turn"]
+        elif vote := VOTE.match(line):
+            chosen = [c.strip().lower() for c in vote["categories"].split(";") if c.strip()]
+            for category in chosen:
+                votes[turn][CATEGORIES.get(category, NO_EMOTION)] += 1 / len(chosen)
+    return votes
 
 
 def dimensions(path, text, left_out):
@@ -129,7 +150,7 @@ def main(argv=None):
     left_out = build.LeftOut()
     entries = []
     for name in sessions:
-        for path, match, dialogue in read_session(paths, name, left_out):
+        for path, match, dialogue, votes in read_session(paths, name, left_out):
             if match["label"] not in classes:
                 left_out[f"another class: {match['label']}"].append(path)
                 continue
@@ -142,7 +163,7 @@ def main(argv=None):
                 "label": match["label"],
             }
             values = dimensions(path, match["values"], left_out)
-            entries.append(Utterance(path, 0, session + match["sex"], classes[match["label"]], values, meta))
+            entries.append(Utterance(path, 0, session + match["sex"], classes[match["label"]], values, meta, dict(votes)))
     build.check_found(entries, args.audio_dir, "labelled turns with audio")
     scales = {name: build.unit_scale(*SCALE) for name in DIMENSIONS}
     build.write(args, "iemocap", entries, lambda us: folds_of(us, args.protocol), everything=True, scales=scales, left_out=left_out)

@@ -2,10 +2,12 @@
 """Manifests of any corpus that has a table (CSV or TSV, first line the column names).
 
 Columns: path (below AUDIO_DIR), speaker, split, and emotion and/or dimensions such as arousal; start and end, in seconds, if
-an utterance is a part of its file; every other column goes to .meta.tsv. The delimiter (tab, comma, semicolon, |) is
-detected. Names of splits are written in lower case; other words for train, valid and test, such as Training, dev or
-evaluation (with or without “set”), become these, any other name stays. An empty emotion or dimension means that there is
-no label. Parts are written as files, to OUT_DIR/audio if there is no --resample.
+an utterance is a part of its file; votes_CLASS: how many annotators, or what share of them, heard that class (.votes; without
+a column emotion, the class is the one of most votes, none where two tie); every other column goes to .meta.tsv. The delimiter
+(tab, comma, semicolon, |) is detected. Names of splits are written in lower case; other words for train, valid and test, such
+as Training, dev or evaluation (with or without “set”), become these, any other name stays. An empty emotion or dimension means
+that there is no label, an empty number of votes that there are none. Parts are written as files, to OUT_DIR/audio if there is
+no --resample.
 """
 
 import logging
@@ -36,6 +38,7 @@ WORDS = {
 }
 SPLITS = {word: split for split, words in WORDS.items() for word in words}
 NO_SPLIT = ("nan", "na", "none", "null", "unknown", "true", "false", "yes", "no")  # what is no name of a split; nor are numbers
+VOTES = "votes_"
 USUAL = ("arousal", "valence", "dominance")
 OURS = ("path", "speaker", "split", "emotion", "start", "end", *USUAL)
 
@@ -126,10 +129,23 @@ def utterance(row, where, dimensions, scale, paths):
         if values[name] < scale[0] or values[name] > scale[1]:
             raise InputError(f"{where}: {name} {row[name]} is outside --scale {scale[0]:g} {scale[1]:g}; correct one of them")
         values[name] = build.to_unit(values[name], *scale)
-    meta = {column: text for column, text in row.items() if column not in ("path", "speaker", "split", "emotion", *dimensions)}
+    heard = [column for column in row if column.startswith(VOTES)]
+    votes = {column.removeprefix(VOTES): number_of_votes(row, column, where) for column in heard}
+    meta = {column: text for column, text in row.items() if column not in ("path", "speaker", "split", "emotion", *dimensions, *heard)}
     path, cut = part(path, row, where)
     speaker, emotion = (unicodedata.normalize("NFC", text) for text in (row["speaker"], row.get("emotion", "")))
-    return Utterance(path, 0, speaker, emotion or NO_EMOTION, values, meta, cut)
+    most = [name for name, number in votes.items() if number == max(votes.values()) > 0]
+    if "emotion" not in row and len(most) == 1:
+        emotion = most[0]
+    return Utterance(path, 0, speaker, emotion or NO_EMOTION, values, meta, votes, cut)
+
+
+def number_of_votes(row, column, where):
+    """A cell of votes, 0 where it is empty; InputError if it is negative, infinite or no number."""
+    value = as_number(row[column] or 0)
+    if not 0 <= value < float("inf"):
+        raise InputError(f"{where}: {column} is “{row[column]}”, not a number of votes; correct it, or leave it empty")
+    return value
 
 
 def read_entries(args, table, rows, dimensions, left_out):
@@ -186,7 +202,7 @@ def main(argv=None):
             raise InputError(
                 f"{table}:1: has no column “{name}” (it has {', '.join(columns)}); name it with --columns {name}=THEIRS{remedy}"
             )
-    if not dimensions and "emotion" not in columns:
+    if not dimensions and "emotion" not in columns and not any(name.startswith(VOTES) for name in columns):
         raise InputError(
             f"{table}:1: has neither a column “emotion” nor dimensions (it has {', '.join(columns)}); use --columns or --dimensions"
         )

@@ -329,7 +329,7 @@ def one_line(path, *words):
         ({"hidden_size": -64}, ["hidden_size=-64"]),
         ({"hidden_size": True}, ["hidden_size=True"]),
         ({"intermediate_size": 97}, ["fc1.weight", "(97, 64)", "(96, 64)"]),
-        ({"num_conv_pos_embeddings": 128}, ["pos_conv.0.weight_g"]),
+        ({"num_conv_pos_embeddings": 128}, ["pos_conv.0.weight_v", "(64, 16, 128)"]),
         ({"num_conv_pos_embedding_groups": 8}, ["pos_conv.0.weight_v"]),
     ],
 )

@@ -113,6 +113,12 @@ BROKEN = {
     "table too short": (lambda m: (m / "test.dim").write_text("arousal\n1\n"), "test.dim: ", "1 lines for the 4 utterances"),
     "not a number": (lambda m: replace_line(m / "test.dim", 3, "much"), "test.dim:3: ", "not a number"),
     "off the scale": (lambda m: replace_line(m / "test.dim", 3, "1.5"), "test.dim:3: ", "its scale in corpus.json is 0 to 1"),
+    "not votes": (lambda m: (m / "test.votes").write_text("angry\tsad\n1\t0\n1\t-1\n" + "0\t0\n" * 2), "test.votes:3: ", "number of votes"),
+    "votes for another class": (
+        lambda m: (m / "test.votes").write_text("angry\tbored\n" + "0\t1\n" * 4),
+        "test.votes:1: ",
+        "“bored” is not in",
+    ),
     "unknown class": (lambda m: replace_line(m / "valid.emo", 2, "bored"), "valid.emo:2: ", "the class “bored” is not in"),
     "empty class dictionary": (lambda m: (m / "dict.emo.txt").write_text(""), "dict.emo.txt: ", "the dictionary is empty"),
     "class dictionary missing": (lambda m: (m / "dict.emo.txt").unlink(), "dict.emo.txt: ", "no such file"),

@@ -1,6 +1,7 @@
 """Loading checkpoints: safely, from fairseq and from ours, with other labels and speakers."""
 
 import argparse
+import json
 import pickle
 
 import pytest
@@ -16,6 +17,7 @@ import emohubert.tasks  # noqa: F401 (allows what fairseq's checkpoints hold)
 from emohubert.core.errors import InputError
 from emohubert.models.from_pretrained import build_encoder, initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
+from emohubert.pretrained.huggingface import write_folder
 from emohubert.pretrained.load import read_pretrained
 from emohubert.pretrained.safe_files import load_state
 from emohubert.pretrained.types import FrameLabelSet
@@ -201,3 +203,23 @@ def test_what_is_no_checkpoint_is_not_called_unsafe(tmp_path, content, expected)
     (tmp_path / "hubert.pt").write_bytes(content)
     with pytest.raises(InputError, match=expected):
         load_state(tmp_path / "hubert.pt")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_conv_pos_embeddings"])
+def test_a_configuration_of_absurd_size_is_refused_before_memory_is_taken(tmp_path, name):
+    stock_checkpoint(tmp_path / "stock.pt")
+    write_folder(read_pretrained(tmp_path / "stock.pt"), tmp_path / "folder")
+    path = tmp_path / "folder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 10**9}))
+    with pytest.raises(InputError, match="copy both from one model"):
+        load_encoder(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", ["encoder_embed_dim", "encoder_layers", "final_dim", "conv_pos"])
+def test_so_is_that_of_a_checkpoint(tmp_path, name):
+    stock_checkpoint(tmp_path / "stock.pt")
+    state = torch.load(tmp_path / "stock.pt", weights_only=True)
+    state["cfg"]["model"][name] = 10**9 + 8
+    torch.save(state, tmp_path / "stock.pt")
+    with pytest.raises(InputError, match=r"stock\.pt: the configuration is of another model than the weights"):
+        load_encoder(tmp_path / "stock.pt")

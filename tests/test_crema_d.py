@@ -62,6 +62,7 @@ def everything(directory):
                 "emotion": split.emotions[i],
                 "n": int(split.n_samples[i]),
                 **{n: float(v[i]) for n, v in split.dimensions.items()},
+                **{f"votes {c}": v[i] for c, v in split.votes.items()},
                 **{f"meta {c}": v[i] for c, v in split.meta.items()},
             }
     return rows
@@ -90,7 +91,7 @@ def test_votes_are_joined_without_loss(independent):
         row = rows[clip]
         assert row["meta responses"] == vote["numResponses"]
         for letter, name in LETTERS.items():
-            assert row[f"meta votes_{name}"] == vote[letter]
+            assert row[f"meta votes_{name}"] == vote[letter] == f"{row[f'votes {name}']:g}"
             assert row[f"soft_{name}"] == pytest.approx(int(vote[letter]) / int(vote["numResponses"]), abs=1e-6)
             level = float(vote[f"mean{levels[letter]}Resp"])
             assert row[f"meta level_{name}"] == ("" if level == -1 else f"{level:.6g}")

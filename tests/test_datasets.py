@@ -431,6 +431,17 @@ def test_workers_end_with_their_epoch(corpus):
         gc.enable()
 
 
+def test_workers_end_though_something_holds_on_to_their_iterator(corpus):
+    """As the traceback does of an exception that OmegaConf raises and fairseq catches: it holds each validation's."""
+    before = set(multiprocessing.active_children())
+    batches = iterator(dataset(corpus, max_samples=12_000), 1, num_workers=2, data_buffer_size=4)
+    assert sum(1 for _ in batches.next_epoch_itr()) > 2
+    deadline = time.monotonic() + 4
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(multiprocessing.active_children()) - before
+
+
 def test_pickling(corpus):
     data = dataset(corpus, max_samples=12_000)
     data.set_epoch(4)

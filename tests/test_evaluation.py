@@ -231,6 +231,20 @@ def test_classification_equals_scikit_learn_on_the_written_predictions(tmp_path,
     assert low < scores["UA"] < high
 
 
+def test_distance_from_the_votes_by_hand():
+    made = from_probabilities(
+        ["a", "b", "c"], ["x", "y", "y"], ["sad", "-", "angry"], ["angry", "sad"], [[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]
+    )
+    split = a_split(made)
+    split.votes = {"sad": np.array([3.0, 1, 0]), "angry": np.array([1.0, 0, 0]), "bored": np.array([0.0, 9, 2])}
+    scores = scoring.evaluate(made.take([1, 2, 0]), split)
+    assert scores["n"] == 2 and scores["votes"]["n"] == 2, "votes count without a class, and only for classes of the model"
+    kl = [0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5), -math.log(0.75)]
+    assert scores["votes"]["kl"] == pytest.approx(np.mean(kl)) and scores["votes"]["tv"] == pytest.approx(0.25)
+    assert scores["votes"]["ci"]["kl"] == pytest.approx(sorted(kl)), "of two speakers with an utterance each"
+    assert "votes" not in scoring.evaluate(made, a_split(made))
+
+
 def test_regression_equals_audmetric_on_the_written_predictions(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda *_: None)
     made = some_dimensions()

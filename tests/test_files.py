@@ -289,15 +289,15 @@ def test_copies_are_renamed_into_place(tmp_path, monkeypatch):
     source.write_bytes(b"new" * 1000)
     target.write_bytes(b"old")
 
-    def killed(src, dst, **_):
-        Path(dst).write_bytes(Path(src).read_bytes()[:100])
+    def killed(old, new, _):
+        new.write(old.read(100))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", killed)
+        patch.setattr("shutil.copyfileobj", killed)
         with pytest.raises(KeyboardInterrupt):
             PathManager.copy(str(source), str(target), overwrite=True)
-    assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"old" and listing(tmp_path) == [source.name, target.name]
     assert PathManager.copy(str(source), str(target), overwrite=True)
     assert target.read_bytes() == source.read_bytes()
     assert listing(tmp_path) == [source.name, target.name]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 
 import audmetric
@@ -245,6 +246,61 @@ def test_balanced_class_weights():
     assert size == 4 and torch.allclose(loss, expected)
 
 
+def criterion_with(counts, **options):
+    return EmotionClassification(argparse.Namespace(state=argparse.Namespace(class_counts=counts)), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"class_weights": "balanced", "label_smoothing": 0.1}])
+def test_soft_labels_are_torchs_cross_entropy_with_probabilities(options):
+    output, shares = torch.randn(5, 3), torch.rand(5, 3).softmax(1)
+    sample = next(batches(torch.tensor([0, 1, 2, 2, -1]), [5])) | {"shares": shares.double()}
+    criterion = criterion_with([4, 2, 1], soft_labels=True, **options)
+    loss, size, log = criterion(Fixed(output), sample)
+    smoothing = options.get("label_smoothing", 0)
+    expected = F.cross_entropy(output, shares, weight=criterion.class_weights, label_smoothing=smoothing, reduction="none")
+    torch.testing.assert_close(loss, expected.sum())
+    assert size == 5 and log["sums"].sum() == 4, "an utterance without a class is learned from, and not scored"
+    if not options:  # and the divergence from the model, but for the entropy of the shares
+        divergence = F.kl_div(output.log_softmax(1), shares, reduction="sum")
+        torch.testing.assert_close(loss - divergence, -(shares * shares.log()).sum())
+    one_hot = next(batches(torch.tensor([0, 1]), [2])) | {"shares": torch.eye(3)[:2]}
+    torch.testing.assert_close(criterion(Fixed(output), one_hot)[0], criterion_with([4, 2, 1], **options)(Fixed(output), one_hot)[0])
+
+
+def test_focal_loss_by_hand():
+    output, target = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]]), torch.tensor([0, 1])
+    loss, _, _ = criterion_with([3, 1], focal_gamma=2.0)(Fixed(output), next(batches(target, [2])))
+    assert loss.item() == pytest.approx(0.5**2 * math.log(2) + 0.25**2 * math.log(4 / 3))
+    weighted, _, _ = criterion_with([3, 1], focal_gamma=2.0, class_weights="balanced")(Fixed(output), next(batches(target, [2])))
+    assert weighted.item() == pytest.approx(2 / 3 * 0.5**2 * math.log(2) + 2 * 0.25**2 * math.log(4 / 3))
+    soft = next(batches(target[:1], [1])) | {"shares": torch.tensor([[0.25, 0.75]])}
+    loss, _, _ = criterion_with([1, 1], focal_gamma=1.0, soft_labels=True)(Fixed(output[1:]), soft)
+    assert loss.item() == pytest.approx(0.25 * 0.75 * math.log(4) + 0.75 * 0.25 * math.log(4 / 3))
+    output, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 0])
+    options = {"class_weights": "balanced", "label_smoothing": 0.1}
+    nearly, plain = (
+        criterion_with([4, 3, 2, 1], focal_gamma=g, **options)(Fixed(output), next(batches(target, [6])))[0] for g in (1e-6, 0)
+    )
+    torch.testing.assert_close(nearly, plain, rtol=1e-4, atol=1e-4)
+    model = Fixed(torch.tensor([[200.0, 0.0]]))
+    criterion_with([1, 1], focal_gamma=0.5)(model, next(batches(torch.tensor([0]), [1])))[0].backward()
+    assert model.output.grad.isfinite().all()
+
+
+def test_logit_adjustment_by_hand():
+    """Menon et al. 2021, equation 10: log(1 + Σ_{y' ≠ y} (π_y' / π_y)^τ exp(f_y' − f_y)); decisions are by the logits as they are."""
+    output, target = torch.tensor([[0.0, 0.1], [1.0, 0.0]]), torch.tensor([0, 1])
+    loss, _, log = criterion_with([3, 1], logit_adjustment=2.0)(Fixed(output), next(batches(target, [2])))
+    assert loss.item() == pytest.approx(math.log1p((1 / 3) ** 2 * math.exp(0.1)) + math.log1p(3**2 * math.exp(1)), rel=1e-6)
+    assert log["sums"].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("options", [{"focal_gamma": -1.0}, {"logit_adjustment": math.nan}, {"logit_adjustment": -0.5}])
+def test_strange_options_are_refused(options):
+    with pytest.raises(InputError, match=rf"criterion\.{[*options][0]}=.*; "):
+        criterion_with([1, 1], **options)
+
+
 def _rank(rank, folder, output, target):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model = Fixed(output).train()
@@ -291,6 +347,81 @@ def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path,
     monkeypatch.setattr("emohubert.tasks.trained.load_trained", None)  # what is whole is found without loading the model
     assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "out", "--embeddings", "--repeats", "50") == 0
     assert (tmp_path / "out" / "predictions.tsv").stat().st_mtime_ns == before, "made again although nothing changed"
+
+
+@pytest.mark.slow
+def test_a_corpus_with_other_classes(corpus, classifier, regressor, tmp_path, capsys):
+    """Its classes are mapped onto the model's; what has no place there is named, and the rest is scored as if there were nothing else."""
+    manifest, out = tmp_path / "m", tmp_path / "out"
+    shutil.copytree(corpus / "manifest", manifest)
+    renamed = {"angry": "Anger", "happy": "exc", "neutral": "calm", "sad": "sad"}
+    truth = (manifest / "test.emo").read_text().split()
+    (manifest / "test.emo").write_text("".join(f"{renamed[name]}\n" for name in truth))
+    (manifest / "test.votes").write_text("Anger\tcalm\texc\thap\n" + "1\t5\t1\t2\n" * len(truth))
+    (manifest / "corpus.json").write_text((manifest / "corpus.json").read_text().replace('"noise"', '"other"'))
+    usual = ("tools/evaluate.py", classifier, manifest, "test", out)
+    assert run(*usual, "--label-map", "usual") == 0
+    assert "Anger → angry, exc → happy, hap → happy, sad; left out: calm 4" in capsys.readouterr().out
+    assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "plain") == 0
+    found, plain = read_predictions(out / "predictions.tsv"), read_predictions(tmp_path / "plain" / "predictions.tsv")
+    assert found.classes == ["angry", "happy", "sad"] and found.emotions == [name if name != "neutral" else "-" for name in truth]
+    three = plain.probabilities[:, [0, 1, 3]]
+    np.testing.assert_allclose(found.probabilities, three / three.sum(1, keepdims=True), rtol=1e-9)
+    scores = json.loads((out / "metrics.json").read_text())
+    settings = scores["setting"], json.loads((tmp_path / "plain" / "metrics.json").read_text())["setting"]
+    assert settings == ("transductive (4 speakers)", "seen (4 speakers)"), "of the same names, but not of the same corpus"
+    keep = np.array(truth) != "neutral"
+    decided = np.array(found.classes)[three.argmax(1)]
+    assert scores["UA"] == pytest.approx(balanced_accuracy_score(np.array(truth)[keep], decided[keep]))
+    assert scores["n"] == keep.sum() == 12 and scores["without_reference"] == 4 and scores["label_map"]["left_out"] == {"calm": 4}
+    assert scores["votes"]["n"] == 16 and scores["votes"]["tv"] == pytest.approx(
+        np.abs(found.probabilities - [0.25, 0.75, 0]).sum(1).mean() / 2
+    )
+    assert run("tools/audit_run.py", tmp_path, "--allow", "speaker") == 0
+    (tmp_path / "map.json").write_text('{"Anger": "sad", "exc": null, "calm": "neutral"}')
+    assert run(*usual, "--label-map", tmp_path / "map.json") == 0
+    assert read_predictions(out / "predictions.tsv").classes == ["neutral", "sad"]
+    capsys.readouterr()
+    for content, model, message in (
+        (
+            '{"Anger": "furious", "exc": "angry", "sad": "angry"}',
+            classifier,
+            "test.tsv: of its classes (Anger calm exc hap sad) fewer than two",
+        ),
+        ('["sad"]', classifier, "map.json: expected an object of class names"),
+        ("{}", regressor, "predicts dimensions (arousal valence)"),
+    ):
+        (tmp_path / "map.json").write_text(content)
+        assert run("tools/evaluate.py", model, manifest, "test", out, "--label-map", tmp_path / "map.json") == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert run(*usual, "--label-map", tmp_path / "none.json") == 2
+
+
+@pytest.mark.slow
+def test_soft_labels_from_votes_to_metrics(corpus, tmp_path, capsys):
+    """Ambiguous utterances are learned from; without votes nothing is."""
+    manifest, out = tmp_path / "m", tmp_path / "run"
+    shutil.copytree(corpus / "manifest", manifest)
+    options = [f"task.data={manifest}", f"checkpoint.save_dir={out}", "criterion.soft_labels=true", "optimization.max_epoch=2"]
+    finished = finetune(corpus, "classification", *options)
+    assert finished.returncode == 2 and f"error: {manifest}/valid.votes: no such file; " in finished.stdout
+    for name in ("train", "valid", "test"):
+        classes = (manifest / f"{name}.emo").read_text().split()
+        votes = [[3 * (own == c) + (c == "sad") for c in CLASSES] for own in classes]
+        votes[0], votes[1], classes[1] = [0] * 4, [0, 2, 2, 0], "-"
+        (manifest / f"{name}.votes").write_text("\n".join(["\t".join(CLASSES), *("\t".join(map(str, row)) for row in votes), ""]))
+        (manifest / f"{name}.emo").write_text("".join(f"{c}\n" for c in classes))
+    extra = ["model.frame_head=true", "criterion.frame_weight=0.5", "criterion.logit_adjustment=1", "task.sampling=balanced"]
+    finished = finetune(corpus, "classification", *options, *extra)
+    assert finished.returncode == 0 and "train: 24 utterances" in finished.stdout, finished.stdout[-3000:]
+    task, _ = load_trained(out / "checkpoint_best.pt")
+    shares = read_split(manifest, "train").shares(CLASSES)
+    shares[0, 0] = 1  # angry, and no votes
+    np.testing.assert_allclose(task.state.class_counts, shares.sum(0), rtol=1e-5)
+    assert run("tools/evaluate.py", out / "checkpoint_best.pt", manifest, "test", tmp_path / "test") == 0
+    assert "from the annotators' votes: KL" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert (scores["n"], scores["votes"]["n"]) == (15, 15)
 
 
 @pytest.mark.slow

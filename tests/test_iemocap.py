@@ -170,6 +170,18 @@ def test_labels_dimensions_and_columns(small_copy, tmp_path):
     assert all(v != v for n in everything.dimensions for v in [everything.dimensions[n][index + 6]])  # M001: no value
 
 
+def test_votes_are_those_of_the_evaluators(small_copy, tmp_path):
+    file = small_copy / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    before, turn, after = file.read_text().partition("Ses01F_impro01_F001\t")
+    ratings = "C-E1:\tAnger;\t()\nC-E2:\tAnger; Sadness;\t()\nC-E4:\tExcited; Happiness; \t(laughs)\nC-E3:\tOther;\t(curious)"
+    file.write_text(before + turn + after.replace("C-E2:\tNeutral;\t()", ratings, 1))
+    assert run("manifests/iemocap.py", small_copy, tmp_path / "m") == 0
+    everything = read_split(tmp_path / "m", "all")
+    row = everything.paths.index("Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F001.wav")
+    assert {name: v[row] for name, v in everything.votes.items()} == {"angry": 1.5, "happy": 1, "neutral": 0, "sad": 0.5}
+    assert everything.votes["neutral"].sum() == 99 and read_split(tmp_path / "m/fold1", "test").votes["angry"].sum() == 1.5
+
+
 def test_messy_release(small_copy, tmp_path, capsys):
     file = small_copy / "Session3/dialog/EmoEvaluation/Ses03F_impro01.txt"
     lines = file.read_text().splitlines()

@@ -138,6 +138,11 @@ def test_a_failure_is_shown_with_its_log(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "".join(f"line {i}\n" for i in range(10, 40)), "of the last start alone"
 
 
+def test_a_killed_training_may_have_lacked_memory(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match=r"status -9\); killed, perhaps for lack of memory: see task.max_sample_size"):
+        start(monkeypatch, tmp_path, Pretend("", -9))
+
+
 def test_a_preempted_training_says_so_once(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as end:
         start(monkeypatch, tmp_path, Pretend("", 1, lambda folder: (folder / "stopped").write_text("7 updates\n")))

@@ -100,6 +100,22 @@ def test_the_files_by_hand(directory, tmp_path):
     ]  # fmt: skip
 
 
+def test_votes_by_hand(tmp_path):
+    votes = ({"happy": 2, "bored": 1}, {"happy": 0.5, "sad": 1.5}, {"bored": 3})
+    train = [Utterance(f"{i}.wav", 1000, "x", e, votes=v) for i, (e, v) in enumerate(zip(("happy", "sad", "-"), votes, strict=True))]
+    write_splits(tmp_path, "/r", {"train": train, "test": [Utterance("b.wav", 1000, "x", "sad")]})
+    path = tmp_path / "train.votes"
+    assert path.read_text() == "happy\tsad\n2\t0\n0.5\t1.5\n0\t0\n", "what is no class of the dictionary has no column"
+    split = read_split(tmp_path, "train")
+    np.testing.assert_array_equal(split.shares(["sad", "calm", "happy"]), [[0, 0, 1], [0.75, 0, 0.25], [0, 0, 0]])
+    assert read_split(tmp_path, "test").votes is None
+    for wrong in ("-1", "nan", "inf", "many", ""):
+        path.write_text(f"happy\tsad\n2\t0\n1\t{wrong}\n0\t0\n")
+        assert f"train.votes:3: sad is “{wrong}”, not a number of votes" in error_of(read_split, tmp_path, "train")
+    path.write_text("happy\n1\n")
+    assert "train.votes: 1 lines for the 3 utterances" in error_of(read_split, tmp_path, "train")
+
+
 def test_fairseq_reads_the_list_and_the_dictionaries(directory, tmp_path):
     root, names, kept, total, sizes = load_audio(directory / "train.tsv", None, None)
     assert (root, names, kept, total, sizes) == (

@@ -516,6 +516,27 @@ def test_table_elsewhere_with_other_names_absolute_paths_and_gaps(recordings, tm
     assert read_corpus(tmp_path / "m")["left_out"] == {"listed twice": ["r3.wav"]}
 
 
+def test_table_with_votes(recordings, tmp_path):
+    write_table(
+        tmp_path / "t.csv",
+        [r | {"votes_angry": 3, "votes_sad": 1 if i else "", "emotion": ["angry", "sad"][i % 2]} for i, r in enumerate(ROWS)],
+    )
+    arguments = ("manifests/table.py", recordings, tmp_path / "m", "--table", tmp_path / "t.csv")
+    assert run(*arguments) == 0 and run("tools/check_manifest.py", tmp_path / "m") == 0
+    train = read_split(tmp_path / "m", "train")
+    assert {name: list(v) for name, v in train.votes.items()} == {"angry": [3, 3], "sad": [0, 1]} and list(train.meta) == ["id", "age"]
+    (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace(",3,1", ",3,-1", 1))
+    assert run(*arguments) == 2
+    rows = [
+        {"path": r["path"], "speaker": r["speaker"], "split": r["split"], "votes_angry": 1, "votes_sad": i % 3} for i, r in enumerate(ROWS)
+    ]
+    write_table(tmp_path / "t.csv", rows)
+    assert run(*arguments) == 0 and [read_split(tmp_path / "m", s).emotions for s in ("train", "valid")] == [
+        ["angry", "-"],
+        ["sad", "angry"],
+    ]
+
+
 def test_table_may_be_named_itself_and_split_by_chance(recordings, tmp_path):
     rows = [{k: v for k, v in r.items() if k != "split"} for r in ROWS]
     table = write_table(recordings / "list.csv", rows)

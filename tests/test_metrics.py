@@ -7,6 +7,7 @@ import warnings
 import audmetric
 import numpy as np
 import pytest
+import scipy.spatial
 import scipy.stats
 import sklearn.metrics
 from hypothesis import given, settings
@@ -149,6 +150,19 @@ def test_ece_equals_a_loop_over_its_definition(pairs, bins):
             gap += abs(sum(p for p, _ in inside) - sum(c for _, c in inside)) / len(pairs)
     confidence, correct = zip(*pairs, strict=True)
     assert same(metrics.expected_calibration_error(confidence, correct, bins), gap)
+
+
+def test_divergences_equal_scipy():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.full(4, 0.5), 50), rng.dirichlet(np.full(4, 0.5), 50)
+    p[0], p[1] = [1, 0, 0, 0], [0.5, 0.5, 0, 0]
+    found = metrics.divergences(p, q)
+    np.testing.assert_allclose(found["kl"], [scipy.stats.entropy(a, b) for a, b in zip(p, q, strict=True)], atol=1e-9)
+    np.testing.assert_allclose(found["js"], [scipy.spatial.distance.jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)], atol=1e-9)
+    np.testing.assert_allclose(found["tv"], [scipy.spatial.distance.cityblock(a, b) / 2 for a, b in zip(p, q, strict=True)], atol=1e-9)
+    opposite = metrics.divergences([[1, 0]], [[0, 1]])
+    assert opposite["js"][0] == pytest.approx(math.log(2)) and opposite["tv"][0] == pytest.approx(1)
+    assert opposite["kl"][0] == pytest.approx(12 * math.log(10)), "finite: a probability of 0 counts as 1e-12"
 
 
 def test_ece_by_hand():

@@ -87,6 +87,24 @@ def test_one_partition_can_be_the_test_split_and_classes_can_be_chosen(tmp_path)
     assert len(read_corpus(tmp_path / "m")["left_out"]["another class, or no agreement"]) == 4
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_votes_of_the_single_annotations(packed, tmp_path, capsys):
+    folder = release(tmp_path / "db")
+    said = {"0001_0008": ["Neutral", "Sad", "Neutral", "Other-bored"], "0002_0001": ["Angry", "Happy"]}
+    header, row = (
+        ("FileName,EmoDetail", "{},WORKER01; {}; Tired,Sad; A:4; V:3; D:4;") if packed else ("FileName,WorkerID,EmoClass_Major", "{},W,{}")
+    )
+    row = row.replace("WORKER", '"WORKER') + '"' if packed else row
+    lines = [row.format(f"MSP-PODCAST_{name}.wav", word) for name, words in said.items() for word in words]
+    (folder / "Labels/labels_detailed.csv").write_text("\n".join([header, *lines, ""]))
+    assert run("manifests/msp_podcast.py", folder, tmp_path / "m") == 0
+    train = read_split(tmp_path / "m", "train")  # neutral and angry are the classes of its dictionary
+    assert {name: list(v) for name, v in train.votes.items()} == {"angry": [0, 0, 1], "neutral": [2, 0, 0]}
+    (folder / "Labels/labels_detailed.csv").write_text("FileName,Emotion\na,b\n")
+    assert run("manifests/msp_podcast.py", folder, tmp_path / "m") == 2
+    assert "labels_detailed.csv:1: has no column “EmoClass_Major”" in failure(capsys)
+
+
 def test_messy_release(tmp_path, capsys):
     rows = [
         *ROWS,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,22 @@ def test_a_small_hubert_from_a_folder_of_speech(corpus, tmp_path):
     assert [s["name"] for s in state["task_state"]["label_sets"]] == ["L1/km25", "prosody/km5", "prosody_absolute/km10"]
     status, again = recipe("hubert_small", *options, "--settings", settings)
     assert status == 0 and again.count("trained already") == 2
+
+
+@pytest.mark.slow
+def test_every_corpus_is_tested_by_a_model_of_every_corpus(corpus, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(corpus / "manifest", other)
+    for path in (*other.glob("*.emo"), other / "dict.emo.txt"):
+        path.write_text(path.read_text().replace("happy", "excitement").replace("neutral", "puzzled"))
+    options = ["--corpora", f"first={corpus / 'manifest'} second={other}", "--init", corpus / "hubert/checkpoint_last.pt"]
+    options += ["--config", "ser_classification_tiny", "--finetune", "optimization.max_epoch=1 model.mask_channel_length=4"]
+    status, printed = recipe("cross_corpus", *options, "--out", tmp_path / "out")
+    assert status == 0, printed[-4000:]
+    systems = {s["name"] for s in json.loads((tmp_path / "out" / "results.json").read_text())["systems"]}
+    assert systems == {"first → first", "first → second", "second → first", "second → second"}
+    found = json.loads((tmp_path / "out" / "second" / "on_first" / "metrics.json").read_text())
+    assert found["classes"] == ["angry", "excitement", "sad"] and found["label_map"]["left_out"] == {"neutral": 4}
 
 
 @pytest.mark.slow

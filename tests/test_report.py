@@ -119,6 +119,17 @@ def test_everything_is_found_and_told(whole_page):
     assert "Columns with too many values to break down: file." in whole_page.text
 
 
+def test_distances_from_the_votes_are_shown(tmp_path):
+    made = some_classes()
+    split = a_split(made)
+    split.votes = {"sad": np.ones(len(made)), "angry": np.arange(len(made)) % 3.0}
+    scores = scoring.evaluate(made, split, repeats=20)
+    (tmp_path / "test").mkdir()
+    write_json(tmp_path / "test" / "metrics.json", scores)
+    (row,) = [row for row in written(tmp_path).rows if "total variation" in row]
+    assert list(row.values()) == ["test", *(f"{scores['votes'][name]:.3f}" for name in ("kl", "js", "tv")), "120"]
+
+
 def test_every_number_of_the_tables_is_that_of_the_files(whole_run, whole_page):
     def three(*values):
         return [f"{v:.3f}" for v in values]

@@ -392,7 +392,7 @@ def test_pip_install_brings_the_whole_package(installed):
     files |= {p.relative_to(source) for p in (source / "config").glob("*.yaml")}
     assert {p.relative_to(package) for p in package.rglob("*.*") if p.suffix != ".pyc"} == files
     version = re.search('^__version__ = "(.+)"', (package / "__init__.py").read_text(), re.MULTILINE)[1]
-    assert sorted(p.name for p in target.iterdir()) == ["bin", "emohubert", f"emohubert-{version}.dist-info"]
+    assert sorted(p.name for p in target.iterdir()) == ["bin", "emohubert", f"emohubert-{version}.dist-info", "hydra_plugins"]
 
 
 @pytest.mark.parametrize("arguments", [["check_manifest"], ["manifest", "emodb"]], ids=" ".join)

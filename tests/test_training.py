@@ -252,15 +252,14 @@ def test_a_kill_while_a_checkpoint_is_copied_loses_nothing(tmp_path, monkeypatch
     source.write_bytes(b"new" * 1000)
     target.write_bytes(b"old")
 
-    def dies(src, dst):
-        with open(dst, "wb") as f:
-            f.write(b"ne")
+    def dies(old, new, size):
+        new.write(b"ne")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "copyfile", dies)
+    monkeypatch.setattr(shutil, "copyfileobj", dies)
     with pytest.raises(KeyboardInterrupt):
         PathManager.copy(str(source), str(target), overwrite=True)
-    assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"old" and {p.name for p in tmp_path.iterdir()} == {source.name, target.name}
 
 
 BAD_INPUT = {

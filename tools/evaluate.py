@@ -15,7 +15,10 @@ With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the mod
 unknown speaker's. A model trained with model.speaker_normalisation normalises each speaker by all of that speaker's audio in the
 split; with --normalise-speakers no every speaker passes for the average training speaker, and with --normalise-speakers FILE
 (embeddings.npz of the training split) any model's pooled vectors are normalised before the head; embeddings.npz keeps them as they
-are. With --compare OTHER (a predictions.tsv of another system on the same split) also comparison.json: a paired test.
+are. With --label-map the classes of another corpus are mapped onto the model's: by usual names (exc, excited and joy are happy,
+…) or by FILE, a JSON object {their class: the model's, or null}. Only classes that both have are scored and predicted: the
+probabilities of the model's others are divided among them. With --compare OTHER (a predictions.tsv of another system on the same
+split) also comparison.json: a paired test.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -27,9 +30,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
+from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, write_json
 from emohubert.corpus.manifest import by_speaker, read_split
-from emohubert.evaluation import scoring
+from emohubert.evaluation import label_maps, scoring
 from emohubert.evaluation.predictions import read_embeddings, read_predictions, write_attention
 
 logger = logging.getLogger("emohubert.evaluate")
@@ -47,6 +51,10 @@ def evaluate(args, split, out):
     names = ("batch_seconds", "workers", "precision", "feature_cache")
     options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in names}
     task, model = load_trained(args.checkpoint)
+    if args.label_map:
+        if not task.classes:
+            raise InputError(f"--label-map: {args.checkpoint} predicts dimensions ({' '.join(task.dimensions)}); leave it out")
+        split, label_map = label_maps.mapped(split, task.classes, label_maps.read_map(args.label_map))
     added, origin, used = [], {}, args.speaker_vectors
     if args.speaker_vectors:
         added = NewSpeakers.read(args.speaker_vectors, args.checkpoint).add_to(task, model, args.speaker_vectors)
@@ -59,6 +67,9 @@ def evaluate(args, split, out):
         average = model.normalisation.average
     attention = {}
     predictions, embeddings = predict_split(task, model, split, average=average, attention=attention, **options)
+    if args.label_map:
+        predictions = label_maps.among_references(predictions)
+        origin["label_map"] = {"map": args.label_map, **label_map}
     setting = speaker_setting(task, split, added, average is not None)
     if average is not None:
         origin["normalise_speakers"] = args.normalise_speakers or "as trained"
@@ -85,13 +96,15 @@ def main(argv=None):
     parser.add_argument(
         "--normalise-speakers", metavar="FILE|no", help="embeddings.npz of the training split; no: not at all (default: as trained)"
     )
+    parser.add_argument("--label-map", metavar="usual|FILE", help="map the classes of another corpus onto the model's")
     parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     args = parser.parse_args(argv)
     split = read_split(args.manifest_dir, args.split)
     off = args.normalise_speakers == "no"
     files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": None if off else args.normalise_speakers}
+    files["label_map"] = None if args.label_map == "usual" else args.label_map
     settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
-    settings["options"] = [args.embeddings, args.repeats, args.seed, off, args.precision]
+    settings["options"] = [args.embeddings, args.repeats, args.seed, off, args.precision] + [args.label_map] * bool(args.label_map)
     out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]
     stamp = Stamp(out / ".evaluate.json", settings, [out / name for name in names])
@@ -100,6 +113,8 @@ def main(argv=None):
         scores = read_json(out / "metrics.json")
     else:
         stamp.clear()
+        for unfinished in out.rglob(".*.tmp"):  # of an evaluation that was killed
+            unfinished.unlink()
         scores = evaluate(args, split, out)
         stamp.write()
     if args.compare:
@@ -114,6 +129,14 @@ def summary(scores):
     lines = [f"{scores['n']} utterances; {scores['setting']}; {scores['speaker_embedding']}", f"checkpoint: {scores['selected']}"]
     if "UA" in scores:
         lines.append(f"UA {scores['UA']:.3f}  WA {scores['WA']:.3f}  macro F1 {scores['macro_f1']:.3f}")
+    if "label_map" in scores:
+        found = scores["label_map"]
+        pairs = (f"{theirs} → {ours}" if theirs != ours else ours for theirs, ours in found["classes"].items())
+        left_out = ", ".join(f"{name} {n}" for name, n in found["left_out"].items()) or "nothing"
+        lines.append(f"classes: {', '.join(pairs)}; left out: {left_out}")
+    if "votes" in scores:
+        line = "from the annotators' votes: KL {kl:.3f}  JS {js:.3f}  total variation {tv:.3f} ({n} utterances)"
+        lines.append(line.format_map(scores["votes"]))
     line = "{}: CCC {ccc:.3f}  Pearson {pearson:.3f}  RMSE {rmse:.3f}  CCC over speakers {speaker_ccc_mean:.3f} ± {speaker_ccc_std:.3f}"
     for name, values in scores.get("dims", {}).items():
         lines.append(line.format(name, **{key: float("nan") if value is None else value for key, value in values.items()}))

@@ -1,6 +1,6 @@
-"""The one error that bad input raises, and how a training run ends on it."""
+"""The one error that bad input raises."""
 
-import functools
+import contextlib
 import importlib
 import sys
 
@@ -21,24 +21,20 @@ def need(module, extra, what):
         raise InputError(f"{what} needs the package {module}: pip install 'emohubert[{extra}]'") from None
 
 
+@contextlib.contextmanager
+def taken_apart(path, kind="a checkpoint"):
+    """Around code that takes the content of a file as it is: whatever a damaged or foreign one leads to is an InputError that names it."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: not {kind}, or a damaged one ({what:.120}); copy or download it again") from error
+
+
 def print_error(error):
     """Print an error as every program here does: one line on standard error."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-
-
-def exit_on_input_error(function):
-    """Under `fairseq-hydra-train`, turn bad input into one line `error: …` and exit status 2; elsewhere raise it as it is."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            from hydra.core.hydra_config import HydraConfig  # slow to import, and loaded already where a training runs
-
-            if not HydraConfig.initialized():
-                raise
-            print_error(error)
-            raise SystemExit(2) from None
-
-    return wrapped

@@ -1,10 +1,12 @@
 """What the corpus scripts in manifests/ share: finding, measuring and resampling audio, and writing the manifest directory."""
 
+import argparse
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,17 @@ def parser(description, protocols=(), audio_help="folder of the corpus", own_pro
     if classes:
         p.add_argument("--classes", nargs="+", choices=sorted(classes), metavar="CLASS", help="only these (default: all)")
     return p
+
+
+def group(text):
+    """A regular expression with a group, for argparse."""
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text}: not a regular expression ({error})") from None
+    if not pattern.groups:
+        raise argparse.ArgumentTypeError(f"{text}: has no group; put the speaker in parentheses")
+    return pattern.pattern
 
 
 class LeftOut(defaultdict):
@@ -296,7 +309,7 @@ def _source(root, entries, more):
     for u in entries:
         path = Path(root) / (u.cut[0] if u.cut else u.path)
         stat = path.stat() if os.path.isfile(path) else None
-        row = [u.path, u.cut, u.speaker, u.emotion, u.dimensions, u.meta, stat and stat.st_size, stat and stat.st_mtime_ns]
+        row = [u.path, u.cut, u.speaker, u.emotion, u.dimensions, u.meta, u.votes, stat and stat.st_size, stat and stat.st_mtime_ns]
         digest.update(json.dumps(row, default=str).encode())
     digest.update(json.dumps(more, sort_keys=True).encode())
     return digest.hexdigest()

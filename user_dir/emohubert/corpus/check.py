@@ -180,9 +180,9 @@ def _list_errors(split):
 
 
 def _dictionary_errors(member, kind, what, attribute, ignored):
-    """Classes of all splits, or speakers of training splits, are in the dictionary."""
+    """Classes of all splits and of their votes, or speakers of training splits, are in the dictionary."""
     relevant = [s for s in member.splits.values() if kind == "emo" or role(s.name) == "train"]
-    used = [s for s in relevant if set(getattr(s, attribute) or ()) - {ignored}]
+    used = [s for s in relevant if set(getattr(s, attribute) or ()) - {ignored} or (kind == "emo" and s.votes)]
     path = member.directory / f"dict.{kind}.txt"
     if not used and not path.exists():
         return
@@ -192,7 +192,10 @@ def _dictionary_errors(member, kind, what, attribute, ignored):
         yield str(error)
         return
     for split in used:
-        if unknown := [(i, value) for i, value in enumerate(getattr(split, attribute)) if value not in known]:
+        if kind == "emo" and (others := sorted(set(split.votes or ()) - known)):
+            what = f"the class “{others[0]}” is not in {path}"
+            yield f"{split.directory / split.name}.votes:1: {what}; remove its column, or make the manifest again"
+        if unknown := [(i, value) for i, value in enumerate(getattr(split, attribute) or ()) if value not in known]:
             where, lines = split.where(unknown[0][0], kind), f"{len(unknown)} such lines"
             yield f"{where}: the {what} “{unknown[0][1]}” is not in {path} ({lines}); correct the line, or make the manifest again"
 

@@ -1,4 +1,5 @@
-"""The manifest directory: `{split}.tsv` and its line-aligned sidecars (`.spk`, `.emo`, `.dim`, `.meta.tsv`), dictionaries, `corpus.json`.
+"""The manifest directory: `{split}.tsv` and its line-aligned sidecars (`.spk`, `.emo`, `.votes`, `.dim`, `.meta.tsv`), dictionaries, and
+`corpus.json`.
 
 `{split}.tsv` is fairseq's: a root folder, then `relative/path<TAB>n_samples`, counted at 16 kHz also where a file has another rate.
 """
@@ -18,6 +19,7 @@ from .audio import SAMPLE_RATE, is_packed, probe
 
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
+_TABLES = ("dim", "votes", "meta.tsv")  # sidecars whose first line names the columns
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
 _LARGEST = float(np.finfo(np.float32).max)
 _REMEDY = "make the manifest first (manifests/NAME.py), or correct the path"
@@ -33,6 +35,7 @@ class Utterance:
     emotion: str = NO_EMOTION
     dimensions: dict = field(default_factory=dict)  # name → value
     meta: dict = field(default_factory=dict)  # column → text: whatever else the corpus knows (sex, session, intensity, …)
+    votes: dict = field(default_factory=dict)  # class → how many annotators, or what share of them, heard it
     cut: tuple | None = None  # (path of a recording, start, stop at 16 kHz, or None for its end, file:line) of a part yet to be written
 
     @property
@@ -73,6 +76,7 @@ class Split:
     emotions: list | Strings | None = None
     dimensions: dict | None = None  # name → float array (NaN: no value)
     meta: dict | None = None  # column → list or Strings
+    votes: dict | None = None  # class → float array, votes or shares of them
 
     def __len__(self):
         return len(self.paths)
@@ -100,7 +104,12 @@ class Split:
 
     def where(self, index, suffix="tsv"):
         """`file:line` of an utterance, for messages."""
-        return f"{self.directory / self.name}.{suffix}:{index + (2 if suffix in ('tsv', 'dim', 'meta.tsv') else 1)}"
+        return f"{self.directory / self.name}.{suffix}:{index + (2 if suffix in ('tsv', *_TABLES) else 1)}"
+
+    def shares(self, classes):
+        """Each of `classes`' share of the annotators' votes for any of them: float64 (n, classes); a row without votes is 0."""
+        votes = np.stack([self.votes.get(name, np.zeros(len(self))) for name in classes], axis=1)
+        return votes / np.maximum(votes.sum(axis=1, keepdims=True), np.finfo(float).tiny)
 
 
 def _id_of(path):
@@ -128,7 +137,7 @@ def read_table(path, column=list):
     return {name: column([line.split("\t", i + 1)[i] for line in lines]) for i, name in enumerate(names)}
 
 
-def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "dimensions", "meta")):
+def read_split(directory, name, speakers="spk", problems=None, sidecars=("speakers", "emotions", "votes", "dimensions", "meta")):
     """Read `{name}.tsv` and every sidecar that is there; InputError if one is malformed or of another length than the audio list.
     `speakers`: suffix of the speaker sidecar, or None. `problems`: a list that takes what is wrong with sidecars instead of raising it."""
     directory = Path(directory)
@@ -138,7 +147,8 @@ def read_split(directory, name, speakers="spk", problems=None, sidecars=("speake
     readers = {
         "speakers": lambda: None if speakers is None else _column_sidecar(split, speakers),
         "emotions": lambda: _column_sidecar(split, "emo"),
-        "dimensions": lambda: _dimensions(split),
+        "votes": lambda: _numbers(split, "votes", lambda x: (x >= 0) & np.isfinite(x), "not a number of votes; correct it (0: none)"),
+        "dimensions": lambda: _numbers(split, "dim", lambda x: ~np.isinf(x), "not a number; correct it (nan: no value)"),
         "meta": lambda: _sidecar(split, "meta.tsv"),
     }
     for attribute in sidecars:
@@ -209,12 +219,22 @@ def write_splits(directory, root, splits):
     """Write the splits (name → list of Utterance) of one manifest directory, and its dictionaries: those of `train`, or of the first."""
     check_splits(directory, root, splits)
     directory = make_folder(directory)
+    counts = _counts(splits)
     for name, utterances in splits.items():
-        _write_split(directory, root, name, utterances)
+        _write_split(directory, root, name, utterances, counts["emo"])
+    for kind, found in counts.items():
+        if found:
+            write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in found.items()])
+
+
+def _counts(splits):
+    """{"emo": {class: utterances}, "spk": {speaker: utterances}} of the dictionaries, sorted."""
     train = splits.get("train") or next(iter(splits.values()))
-    for kind, symbols, unknown in (("emo", [u.emotion for u in train], NO_EMOTION), ("spk", [u.speaker for u in train], UNKNOWN_SPEAKER)):
-        if counts := Counter(s for s in symbols if s != unknown):
-            write_lines(directory / f"dict.{kind}.txt", [f"{symbol} {n}" for symbol, n in sorted(counts.items())])
+    symbols = {
+        "emo": (u.emotion for u in train if u.emotion != NO_EMOTION),
+        "spk": (u.speaker for u in train if u.speaker != UNKNOWN_SPEAKER),
+    }
+    return {kind: dict(sorted(Counter(found).items())) for kind, found in symbols.items()}
 
 
 def check_splits(directory, root, splits):
@@ -230,14 +250,17 @@ def check_splits(directory, root, splits):
                 raise InputError(f"{root}/{u.path}: the path, the speaker “{u.speaker}” or the class “{u.emotion}” {unfit}")
 
 
-def _write_split(directory, root, name, utterances):
+def _write_split(directory, root, name, utterances, known):
+    """Write a split and its sidecars; votes for other than the `known` classes are left out."""
     dimensions, columns = list(utterances[0].dimensions), [column for column in utterances[0].meta if column != "id"]
     values = ([f"{u.dimensions.get(d, float('nan')):.6g}" for d in dimensions] for u in utterances)
+    votes = ([f"{u.votes.get(c, 0):.6g}" for c in known] for u in utterances)
     classes = [u.emotion for u in utterances]
     sidecars = {
         "tsv": [root, *(f"{u.path}\t{u.n_samples}" for u in utterances)],
         "spk": [u.speaker for u in utterances],
         "emo": classes if any(c != NO_EMOTION for c in classes) else None,
+        "votes": table_lines(known, votes) if known and any(u.votes for u in utterances) else None,
         "dim": table_lines(dimensions, values) if dimensions else None,
         "meta.tsv": table_lines(["id", *columns], ([u.id, *(u.meta.get(c, "") for c in columns)] for u in utterances)),
     }
@@ -263,7 +286,7 @@ def write_corpus(directory, corpus, root, folds, everything=None, options=None, 
     for name, splits in folds.items():
         write_splits(directory / name, root, splits)
     if everything is not None and "" in folds:
-        _write_split(directory, root, "all", everything)
+        _write_split(directory, root, "all", everything, _counts(folds[""])["emo"])
     elif everything is not None:
         write_splits(directory, root, {"all": everything})
     listed = everything or [u for splits in folds.values() for us in splits.values() for u in us]
@@ -302,7 +325,7 @@ def _sidecar(split, suffix):
     path = split.directory / f"{split.name}.{suffix}"
     if not path.is_file():
         return None
-    columns = read_table(path, Strings) if suffix in ("dim", "meta.tsv") else {"": Strings(read_column(path))}
+    columns = read_table(path, Strings) if suffix in _TABLES else {"": Strings(read_column(path))}
     rows = len(next(iter(columns.values())))
     if rows != len(split):
         raise InputError(f"{path}: {rows} lines for the {len(split)} utterances of {split.tsv}; make the manifest again")
@@ -317,13 +340,14 @@ def _column_sidecar(split, suffix):
     return column
 
 
-def _dimensions(split):
-    table = _sidecar(split, "dim")
+def _numbers(split, suffix, fits, otherwise):
+    """The columns of a sidecar as float arrays; InputError, which ends with `otherwise`, for the first number that does not `fit`."""
+    table = _sidecar(split, suffix)
     for name, column in (table or {}).items():
         table[name] = np.array([as_number(text) for text in column])
-        if np.isinf(table[name]).any():
-            bad = int(np.argmax(np.isinf(table[name])))
-            raise InputError(f"{split.where(bad, 'dim')}: {name} is “{column[bad]}”, not a number; correct it (nan: no value)")
+        if not (good := fits(table[name])).all():
+            bad = int(np.argmin(good))
+            raise InputError(f"{split.where(bad, suffix)}: {name} is “{column[bad]}”, {otherwise}")
     return table
 
 

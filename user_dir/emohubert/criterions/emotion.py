@@ -59,7 +59,8 @@ class _OfClasses(_OfUtterances):
 
 
 def confusion(output, target):
-    """Counts of (reference, decision), flat (classes²,). output: (batch, classes) logits, target: (batch,)."""
+    """Counts of (reference, decision), flat (classes²,). output: (batch, classes) logits, target: (batch,), -1: no reference."""
+    output, target = output[target >= 0], target[target >= 0]
     counts = torch.zeros(output.size(1) ** 2, dtype=torch.double, device=output.device)
     return counts.index_add_(0, target * output.size(1) + output.argmax(dim=1), torch.ones_like(target, dtype=torch.double))
 
@@ -70,40 +71,63 @@ class EmotionClassificationConfig(FairseqDataclass):
 
     class_weights: ChoiceEnum(("none", "balanced")) = option("none", "balanced: classes weighted by 1 / training count (mean weight 1)")
     label_smoothing: float = option(0.0, "of the cross-entropy")
+    soft_labels: bool = option(False, "learn the shares of the annotators' votes (.votes), also where they chose no class")
+    focal_gamma: float = option(0.0, "γ of the focal loss (1 − q)^γ: above 0, what is learned already counts less")
+    logit_adjustment: float = option(0.0, "τ: the loss sees logits + τ log(training shares of the classes), the decision does not")
     frame_weight: float = option(0.0, "weight of the cross-entropy of every frame with its utterance's class (needs model.frame_head)")
 
 
 @register_criterion("emotion_classification", dataclass=EmotionClassificationConfig)
 class EmotionClassification(_OfClasses):
-    """Cross-entropy, summed over utterances; logs UA, WA and macro F1 of the whole epoch."""
+    """Cross-entropy, summed over utterances; logs UA, WA and macro F1 of the whole epoch. With `soft_labels` that of the annotators' shares p,
+    which is their Kullback–Leibler divergence from the model's probabilities q, but for a constant. With γ = `focal_gamma` it is the focal
+    loss (Lin et al. 2017, without α: that is `class_weights`); with τ = `logit_adjustment` the logits are adjusted (Menon et al. 2021, eq. 10)."""
 
-    def __init__(self, task, class_weights="none", label_smoothing=0.0, frame_weight=0.0):
+    def __init__(
+        self, task, class_weights="none", label_smoothing=0.0, soft_labels=False, focal_gamma=0.0, logit_adjustment=0.0, frame_weight=0.0
+    ):
         super().__init__(task)
-        self.label_smoothing, self.frame_weight = label_smoothing, frame_weight
-        weights = None
-        if str(class_weights) == "balanced":
+        for name, value in (("focal_gamma", focal_gamma), ("logit_adjustment", logit_adjustment)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"criterion.{name}={value}: give a number from 0 on; 0 leaves the cross-entropy as it is")
+        self.label_smoothing, self.soft_labels, self.frame_weight = label_smoothing, soft_labels, frame_weight
+        self.focal_gamma = focal_gamma
+        weights = adjustment = None
+        if str(class_weights) == "balanced" or logit_adjustment:
             counts = torch.tensor(task.state.class_counts, dtype=torch.float).clamp(min=1)
-            weights = counts.mean() / counts
+            weights = counts.mean() / counts if str(class_weights) == "balanced" else None
+            adjustment = logit_adjustment * (counts / counts.sum()).log() if logit_adjustment else None
         self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("adjustment", adjustment, persistent=False)
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""
         found, target = model(**sample["net_input"]), sample["target"]
         output = found["output"].float()  # (batch, classes)
-        loss = self._cross_entropy(output, target).sum()
+        labels = sample["shares"].float() if self.soft_labels else target
+        loss = self._cross_entropy(output, labels).sum()
         if self.frame_weight > 0:
-            loss = loss + self.frame_weight * self._of_frames(found, target).sum()
+            loss = loss + self.frame_weight * self._of_frames(found, labels).sum()
         return loss, len(target), _log(loss, confusion(output, target), sample)
 
     def _cross_entropy(self, output, target):
-        return F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none")
+        """−Σ_c w_c p_c (1 − q_c)^γ log q_c, (n,), of logits (n, classes) and classes (n,) or shares p (n, classes)."""
+        if self.adjustment is not None:
+            output = output + self.adjustment
+        if self.focal_gamma == 0:
+            return F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none")
+        p = F.one_hot(target, output.size(1)) if target.ndim == 1 else target
+        p = (1 - self.label_smoothing) * p + self.label_smoothing / output.size(1)
+        log_q = output.log_softmax(dim=1)
+        focused = (1 - log_q.exp()).clamp(min=1e-6) ** self.focal_gamma * log_q  # at 0 the gradient of a power below 1 is infinite
+        return -(p * focused * (1 if self.class_weights is None else self.class_weights)).sum(dim=1)
 
     def _of_frames(self, found, target):
         """Mean cross-entropy over each utterance's frames, all of its class (Chen & Rudnicky 2023, section 3.2): (batch,)."""
         if "frame_output" not in found:
             raise InputError(f"criterion.frame_weight={self.frame_weight} needs model.frame_head=true; set it, or frame_weight=0")
         valid = found["valid"]
-        frames = self._cross_entropy(found["frame_output"].float()[valid], target.unsqueeze(1).expand_as(valid)[valid])
+        frames = self._cross_entropy(found["frame_output"].float()[valid], target.repeat_interleave(valid.sum(dim=1), dim=0))
         return torch.zeros_like(valid, dtype=torch.float).masked_scatter(valid, frames).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
 
 

@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..core.parallel import as_finished
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus
 from ..data.cached_features import CachedFeatures
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
@@ -182,12 +182,15 @@ def online(task, model):
 def speaker_setting(task, split, added=(), normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
-    `seen`: in the labelled training data. `transductive`: not there, but their audio took part in pretraining, so that they have an
-    embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids `added`. `inductive`: in neither; a
-    speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
+    `seen`: in the labelled training data (a speaker of another corpus is another person). `transductive`: not there, but their audio took
+    part in pretraining, so that they have an embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids
+    `added`. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in
+    the split, so that nobody is inductive.
     """
     speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
-    trained, table = {*task.state.training_speakers, *task.state.earlier_speakers}, set(task.speakers) - added
+    elsewhere = None not in (corpora := {read_corpus(split.directory).get("corpus"), task.state.corpus}) and len(corpora) > 1
+    trained = {*task.state.earlier_speakers, *([] if elsewhere else task.state.training_speakers)}
+    table = set(task.speakers) - added
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),

@@ -102,6 +102,20 @@ def threshold_sweep(is_class, probability):
     }
 
 
+def divergences(shares, probabilities):
+    """How far a model's probabilities q are from the annotators' shares p, both (n, classes): {"kl", "js", "tv"}, (n) each. Kullback–Leibler
+    divergence Σ p log(p / q) and Jensen–Shannon divergence, in nats (the latter from 0 to log 2), and total variation distance ½ Σ |p − q|.
+    A probability under 1e-12 counts as 1e-12."""
+    p, q = np.asarray(shares, dtype=np.float64), np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-12)
+    _same_length(p, q)
+    middle = (p + q) / 2
+
+    def kl(a, b):
+        return (a * np.log(np.where(a > 0, a, b) / b)).sum(axis=-1)  # 0 log 0 = 0
+
+    return {"kl": kl(p, q), "js": (kl(p, middle) + kl(q, middle)) / 2, "tv": np.abs(p - q).sum(axis=-1) / 2}
+
+
 # --- regression -------------------------------------------------------------------------------------------------------
 
 

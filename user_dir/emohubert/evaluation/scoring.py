@@ -37,7 +37,8 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     Returns, for both kinds: `n` (utterances with a reference), `without_reference`, `speakers` (number, and mean ± standard deviation
     over speakers), `ci` (bootstrap), `by` (metadata column → value → scores), `difference` (columns with exactly two values, such as sex:
     first minus second), `columns_left_out`, `per_speaker`; for classes `UA`, `WA`, `macro_f1`, `classes`, `confusion` (rows: references),
-    `ece`, `aurc`; for dimensions `dims` (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
+    `ece`, `aurc`, and where the split has `.votes`, `votes`: the means of `metrics.divergences` from the annotators' shares; for dimensions `dims`
+    (name → ccc, pearson, rmse, bias = mean of prediction − reference, `speaker_ccc_mean`, `speaker_ccc_std`).
     InputError: an utterance is not in the split, or no utterance at all was predicted.
     """
     if not len(predictions):
@@ -63,6 +64,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     return {
         **_overall(measures, overall, spread),
         **({"aurc": risk_coverage(predictions)["aurc"]} if isinstance(predictions, ClassPredictions) else {}),
+        **_from_votes(predictions, split, repeats, seed),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
         "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},
@@ -208,6 +210,25 @@ def _overall(measures, scores, spread):
         over = spread["dims"][name]["ccc"]
         values |= {"speaker_ccc_mean": over["mean"], "speaker_ccc_std": over["std"], "speakers_with_ccc": over["n"]}
     return scores
+
+
+def _from_votes(predictions, split, repeats, seed):
+    """{"votes": {"n", "kl", "js", "tv", "ci"}}: means over the utterances with votes, and their intervals over speakers; {} without votes."""
+    if split is None or split.votes is None or not isinstance(predictions, ClassPredictions):
+        return {}
+    shares = split.shares(predictions.classes)[rows_in_split(predictions, split)]
+    voted = shares.any(axis=1)
+    if not voted.any():
+        return {}
+    distances = metrics.divergences(shares, predictions.probabilities)
+    sums = np.stack([np.ones(len(voted)), *distances.values()], axis=1) * voted[:, None]  # (utterances, 1 + distances)
+
+    def means(sums):
+        return {name: sums[..., i] / sums[..., 0] for i, name in enumerate(distances, 1)}
+
+    own = [sums[rows].sum(axis=0) for rows in _speakers(predictions).values() if voted[rows].any()]
+    intervals = metrics.confidence_intervals(own, means, repeats, seed) if own else {}
+    return {"votes": {"n": int(voted.sum()), **{name: float(x) for name, x in means(sums.sum(axis=0)).items()}, "ci": intervals}}
 
 
 def _zipped(of, *groups):

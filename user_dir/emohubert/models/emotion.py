@@ -15,7 +15,7 @@ from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
-from .from_pretrained import encoder_config, initialise
+from .from_pretrained import check_sizes, encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
 from .lora import TARGETS
@@ -77,6 +77,7 @@ def resolve_backbone(cfg):
     if pretrained.is_wav2vec1:
         _check_for_wav2vec1(cfg, pretrained)
         return {**pretrained.config, **changes}, pretrained
+    check_sizes(pretrained.config, pretrained.weights, pretrained.path)
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS, *(_LORA if cfg.lora_rank else ()))}
     if cfg.lora_rank and str(cfg.freeze) == "all":
         raise InputError("model.freeze=all computes features once, but LoRA changes them; use freeze=encoder, or lora_rank=0")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from ..core.errors import InputError
+from ..core.errors import InputError, taken_apart
 from ..corpus.audio import SAMPLE_RATE, n_frames
 from ..pretrained.load import read_pretrained
-from ..pretrained.types import ENCODER, LORA, LoadReport, mismatch
+from ..pretrained.types import ENCODER, LORA, LoadReport, mismatch, parse_conv_layers
 from .hubert import SpeakerHubertConfig, SpeakerHubertModel
 from .wav2vec1 import build_aligned
 
@@ -128,12 +128,33 @@ def build_encoder(pretrained, **changes):
     SpeakerHubertConfig, such as dropouts; the Wav2Vec1Encoder of an emotion model on wav2vec 1."""
     if pretrained.is_wav2vec1:
         return build_aligned(pretrained)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), taken_apart(pretrained.path):
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
+        check_sizes(pretrained.config, pretrained.weights, pretrained.path)
         cfg = encoder_config(pretrained.config, **changes)
         model = SpeakerHubertModel(cfg, argparse.Namespace(sample_rate=SAMPLE_RATE), [], pretrained.speakers)
     initialise(model, pretrained)
     return model
+
+
+def check_sizes(config, weights, path):
+    """Raise InputError where values of a SpeakerHubertConfig are not of the size of the weights {name: tensor} that come with them: whoever
+    builds that encoder would take any memory and time that it asks for."""
+    with taken_apart(path):
+        cfg = encoder_config(config)
+    width, convolutions = cfg.encoder_embed_dim, parse_conv_layers(cfg.conv_feature_layers)
+    expected = {f"encoder.layers.{cfg.encoder_layers - 1}.fc1.weight": (cfg.encoder_ffn_embed_dim, width)}
+    if cfg.pos_conv_depth == 1:
+        expected["encoder.pos_conv.0.weight_v"] = (width, width // max(cfg.conv_pos_groups, 1), cfg.conv_pos)
+    for i, (channels, kernel, _) in enumerate(convolutions):
+        expected[f"feature_extractor.conv_layers.{i}.0.weight"] = (channels, convolutions[i - 1][0] if i else 1, kernel)
+    found = {name.replace(f"{LORA}original", ".weight"): tuple(w.shape) for name, w in weights.items()}
+    found = {name: found.get(name, "not there") for name in expected}
+    wrong = [f"{name} should be {shape} and is {found[name]}" for name, shape in expected.items() if found[name] != shape]
+    if cfg.final_dim > max(4096, *weights.get("final_proj.weight", torch.empty(0)).shape):
+        wrong.append(f"final_dim is {cfg.final_dim}")
+    if wrong:
+        raise InputError(f"{path}: the configuration is of another model than the weights: {wrong[0]}; copy both from one model")
 
 
 class FrozenEncoder:

@@ -7,7 +7,7 @@ import torch
 from fairseq.models.hubert.hubert import HubertConfig
 from omegaconf import OmegaConf
 
-from ..core.errors import InputError
+from ..core.errors import InputError, taken_apart
 from ..core.programs import shipped
 from . import wav2vec1
 from .huggingface import read_folder
@@ -26,8 +26,11 @@ def read_pretrained(path):
     of fairseq, Microsoft's WavLM, one of ours, its LoRA merged, or a Hugging Face model folder; `small`: the one in the package.
     InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce."""
     path = shipped(path)
-    if Path(path).is_dir():
-        return read_folder(path)
+    with taken_apart(path):
+        return read_folder(path) if Path(path).is_dir() else _read_file(path)
+
+
+def _read_file(path):
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")

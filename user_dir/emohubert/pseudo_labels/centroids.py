@@ -1,12 +1,11 @@
 """Centroids, and the file that holds them (`kmeans.npz`)."""
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.errors import InputError
+from ..core.errors import InputError, taken_apart
 from ..core.files import atomic
 
 
@@ -42,7 +41,7 @@ class KMeans:
     @classmethod
     def load(cls, path):
         """Read `kmeans.npz` without running anything in it; InputError if it is missing, damaged, or not such a file."""
-        try:
+        with taken_apart(path, "a kmeans.npz of emohubert"):
             with np.load(path, allow_pickle=False) as archive:
                 centroids, sizes, info = archive["centroids"], archive["sizes"], json.loads(str(archive["info"]))
             model = cls(centroids, info["features"], sizes if len(sizes) else None, info["fit"])
@@ -55,9 +54,9 @@ class KMeans:
                 or not isinstance(model.fit, dict)
                 or not (model.sizes is None or (sizes.shape == (len(centroids),) and sizes.dtype == np.int64))
             ):
-                raise ValueError("it holds something else than centroids")
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise InputError(f"{path}: not a kmeans.npz of emohubert, or a damaged one ({first_line(error)}); make it again") from error
+                raise InputError(
+                    f"{path}: not a kmeans.npz of emohubert, or a damaged one (it holds something else than centroids); make it again"
+                )
         return model
 
 

@@ -8,7 +8,7 @@ import torch
 from fairseq.tasks import FairseqTask
 
 from ..core.device import autocast
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import InputError
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.manifest import UNKNOWN_SPEAKER
 from ..training import processes
@@ -24,10 +24,19 @@ class SpeechTask(FairseqTask):
     source_dictionary = target_dictionary = None
 
     @classmethod
-    @exit_on_input_error
     def setup_task(cls, cfg, **kwargs):
         """Make the task (fairseq calls this)."""
         return cls(cfg)
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """fairseq's; InputError where a model cannot have these settings."""
+        try:
+            return super().build_model(cfg, from_checkpoint)
+        except InputError:
+            raise
+        except (AssertionError, ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+            text = (str(error).splitlines() or [""])[0]
+            raise InputError(f"model: cannot be built with these settings ({type(error).__name__}: {text:.200}); correct them") from error
 
     def max_positions(self):
         """No limit: long utterances are cropped by the dataset."""

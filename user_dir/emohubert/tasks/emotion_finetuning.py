@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING, open_dict
 
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split
@@ -57,7 +57,8 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, scales."""
+    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, their
+    corpus, scales."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -65,10 +66,11 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
         self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
+        self.state.add_factory("corpus", lambda: read_corpus(cfg.data).get("corpus"))
         self.state.add_factory("earlier_speakers", list)
         self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
-        self.model_cfg, self.normalise, self._unseen = None, bool(cfg.normalize), {}
+        self.model_cfg, self.normalise, self._unseen, self.soft_labels = None, bool(cfg.normalize), {}, False
 
     @property
     def dimensions(self):
@@ -107,14 +109,20 @@ class EmotionFinetuningTask(SpeechTask):
         known += ["mean MFCCs of the speaker's own audio at the head"] * (at_head == "mfcc")
         return ", ".join(known) or "no speaker embedding"
 
-    def _training_split(self, sidecar):
-        return read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=[sidecar])
+    def _training_split(self, *sidecars):
+        return read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=sidecars)
 
     def _count_classes(self):
+        if self.soft_labels:
+            return self.shares(self._training_split("emotions", "votes")).sum(axis=0).tolist()
         emotions = self._training_split("emotions").emotions or []
         return [emotions.count(c) for c in self.classes]
 
-    @exit_on_input_error
+    def build_criterion(self, cfg, from_checkpoint=False):
+        """Build the criterion, which says whether the annotators' votes are learned from."""
+        self.soft_labels = bool(cfg.get("soft_labels"))
+        return super().build_criterion(cfg, from_checkpoint)
+
     def build_model(self, cfg, from_checkpoint=False):
         """Build the model; the encoder's configuration goes into the model's own, so that its checkpoints stand alone."""
         pretrained = None
@@ -134,7 +142,7 @@ class EmotionFinetuningTask(SpeechTask):
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
-            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.label_scales
+            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.corpus, self.state.label_scales
             self.state.merge_state_dict({"earlier_speakers": earlier_speakers([], pretrained.task_state)})
         return model
 
@@ -186,6 +194,20 @@ class EmotionFinetuningTask(SpeechTask):
             raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
         return np.array([table[e] for e in split.emotions], dtype=np.int64)
 
+    def shares(self, split):
+        """What annotators say of a split's utterances: float64 (n, classes), the shares of their votes; without votes the class has all of it,
+        without either the row is 0. InputError: the sidecar is missing, or a class of it is not in the dictionary."""
+        path = f"{split.directory / split.name}.votes"
+        if split.votes is None:
+            raise InputError(f"{path}: no such file; make the manifest with its annotators' votes, or set criterion.soft_labels=false")
+        if others := sorted(set(split.votes) - set(self.classes)):
+            known = f"{split.directory}/dict.emo.txt ({', '.join(self.classes)})"
+            raise InputError(f"{path}:1: the class “{others[0]}” is not in {known}; remove its column, or make the manifest again")
+        shares, targets = split.shares(self.classes), self.targets(split)
+        alone = np.flatnonzero(~shares.any(axis=1) & (targets >= 0))
+        shares[alone, targets[alone]] = 1
+        return shares
+
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
@@ -208,9 +230,9 @@ class EmotionFinetuningTask(SpeechTask):
             speaker_features=self._speaker_features(split),
             transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
+            shares=self.shares(split) if self.soft_labels and targets is None else None,
         )
 
-    @exit_on_input_error
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split and check everything that can be checked before training."""
         if split != "train" and not (Path(self.cfg.data) / f"{split}.tsv").is_file():

@@ -8,7 +8,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II, MISSING
 
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
@@ -75,7 +75,6 @@ class SpeakerHubertPretrainingTask(SpeechTask):
     def _read_speakers(self):
         return read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
 
-    @exit_on_input_error
     def build_model(self, cfg, from_checkpoint=False):
         """Build the model and start it from `model.init_from`, unless a checkpoint of its own is about to be loaded."""
         pretrained = read_pretrained(cfg.init_from) if cfg.init_from and not from_checkpoint else None
@@ -92,7 +91,6 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         self.masking, self.speaker_dropout = Masking.of(model.cfg), model.cfg.speaker_dropout
         return model
 
-    @exit_on_input_error
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split with its labels and check everything that can be checked before training."""
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers, sidecars=["speakers", "meta"])

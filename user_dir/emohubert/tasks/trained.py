@@ -5,18 +5,26 @@ import warnings
 from fairseq import tasks
 from omegaconf import OmegaConf
 
-from ..core.errors import InputError
+from ..core.errors import InputError, taken_apart
+from ..models.from_pretrained import check_sizes
+from ..models.hubert import SpeakerHubertConfig
 from ..pretrained.safe_files import load_state
+from ..pretrained.types import WAV2VEC1
 
 
 def load_trained(path):
     """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed. `task.selection` is what
     `selection` says of the checkpoint. InputError: not loadable, or not one of ours."""
-    state = load_state(path)
+    with taken_apart(path):
+        return _built(load_state(path), path)
+
+
+def _built(state, path):
     cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
     name = OmegaConf.select(cfg, "task._name")
     if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
         raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
+    _check_sizes(cfg.model, state["model"], path)
     task = tasks.setup_task(cfg.task)
     task.load_state_dict(state.get("task_state") or {})
     with warnings.catch_warnings():
@@ -25,6 +33,23 @@ def load_trained(path):
     model.load_state_dict(state["model"], strict=True)
     task.selection = selection(state)
     return task, model.eval()
+
+
+def _check_sizes(cfg, weights, path):
+    """Raise InputError where a model's configuration is not of the size of its weights (see `check_sizes`)."""
+    backbone = cfg.get("backbone") or cfg
+    if backbone.get("_name") != WAV2VEC1:
+        config = {name: value for name, value in backbone.items() if name in SpeakerHubertConfig.__dataclass_fields__}
+        check_sizes(config, {name.removeprefix("backbone."): w for name, w in weights.items()}, path)
+    if max(map(abs, _numbers(OmegaConf.to_container(cfg))), default=0) > sum(w.numel() for w in weights.values()):
+        raise InputError(f"{path}: its configuration is of another model than its weights, or damaged; copy it again")
+
+
+def _numbers(value):
+    """All integers in nested dicts and lists: sizes of a model, none of which is larger than all of it."""
+    if isinstance(value, dict | list):
+        return [n for v in (value.values() if isinstance(value, dict) else value) for n in _numbers(v)]
+    return [value] if isinstance(value, int) else []
 
 
 def selection(state):

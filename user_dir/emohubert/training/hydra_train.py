@@ -13,4 +13,5 @@ runpy.run_path(str(_FOLDER.parent / "core" / "quiet_fairseq.py"))
 if __name__ == "__main__":
     from fairseq_cli.hydra_train import cli_main
 
+    sys.path.append(str(_FOLDER.parents[1]))  # where Hydra finds hydra_plugins
     cli_main()

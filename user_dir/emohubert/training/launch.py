@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,8 @@ class Training:
         `nproc`: processes, started by torchrun; None: fairseq takes all GPUs. In jobs of recipes/slurm all tasks train. `environment`: by
         default this process's. `bar`: progress as a bar where standard error is a terminal, otherwise as a log line a minute.
         """
+        if not (self.config_dir / f"{self.config}.yaml").is_file():
+            raise InputError(f"{self.config_dir / self.config}.yaml: no such configuration; correct CONFIG or --config-dir")
         self.check_settings()
         if self.is_finished:
             logger.info("%s: trained already", self.folder)
@@ -94,6 +97,8 @@ class Training:
         if status:
             print(failure(log, begin), file=sys.stderr, flush=True)
             remedy = f"the end of {log} is above, the same command resumes from the last checkpoint"
+            if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+                remedy = f"killed, perhaps for lack of memory: see task.max_sample_size, dataset.max_tokens, dataset.batch_size; {remedy}"
             raise InputError(f"{self.folder}: training failed (status {status}); {remedy}")
         progress.end()
         (self.folder / "finished").touch()

@@ -25,8 +25,9 @@ from fairseq.distributed import utils as fairseq_utils
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from ..core.errors import InputError, exit_on_input_error, print_error
+from ..core.errors import InputError, print_error
 from ..core.files import atomic
+from .failures import as_input_error
 from .launch import PREEMPTED
 from .schedule import DecayToTheEnd
 
@@ -88,7 +89,6 @@ def first_alone(function):
     return result
 
 
-@exit_on_input_error
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
     Started by torchrun or srun, this is one of them; alone, with `distributed_training.distributed_world_size` above one (fairseq's
@@ -143,12 +143,12 @@ def _run(here, cfg, main, kwargs):
             warnings.filterwarnings("ignore", message="Distributed is already initialized")
             fairseq_utils.distributed_main(training.device_id, main, cfg, kwargs)
         distributed.destroy_process_group()
-    except InputError as error:  # in a process that Hydra did not start
-        print_error(error)
-        _end_now(2)
     except SystemExit as end:
         _end_now(end.code or 0)
     except BaseException as error:
+        if (known := as_input_error(error)) is not None:
+            print_error(known)
+            _end_now(2)
         _say_failure(here, error)
         _end_now(1)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..core.errors import InputError, exit_on_input_error
+from ..core.errors import InputError
 from ..core.files import make_folder, sha256
 from ..provenance import records
+from . import failures
 
 _FIXED = ("optimization.lr", "common.seed", "task", "model", "criterion", "optimizer")
 """Settings, and groups of them, that a training cannot change on its way."""
@@ -19,7 +20,6 @@ _locks = {}
 _trainer = None
 
 
-@exit_on_input_error
 def loading_what_is_there(load, cfg, trainer, **options):
     """fairseq's `load_checkpoint` says nothing where a given file is missing, and ends with a traceback where it does not fit."""
     global _trainer
@@ -27,15 +27,28 @@ def loading_what_is_there(load, cfg, trainer, **options):
         path = cfg.get(name)
         if path and path != "checkpoint_last.pt" and not Path(path).exists():
             raise InputError(f"checkpoint.{name}={path}: no such file; correct the path")
+    if cfg.finetune_from_model and (cfg.restore_file != "checkpoint_last.pt" or cfg.reset_optimizer or cfg.reset_dataloader):
+        raise InputError("checkpoint.finetune_from_model: give it without checkpoint.restore_file and checkpoint.reset_…")
     _trainer = trainer
     try:
         return load(cfg, trainer, **options)
-    except Exception as error:
-        if "ensure that the architectures match" not in str(error):
-            raise
-        raise InputError(f"{str(error).split(';')[0]}: it is of another architecture; give a checkpoint of this model") from error
     finally:
         _trainer = None
+
+
+def naming_unfit_states(load, trainer, path, *args, **options):
+    """What a checkpoint holds is taken as it is by fairseq: one of another model or training, or of another program, is a traceback."""
+    try:
+        return load(trainer, path, *args, **options)
+    except InputError:
+        raise
+    except Exception as error:
+        if "ensure that the architectures match" in str(error):
+            raise InputError(f"{path}: is of another architecture; give a checkpoint of this model") from error
+        if failures.is_lack_of_memory(error):
+            raise
+        what = f"cannot be gone on from ({type(error).__name__}: {(str(error).splitlines() or [''])[0]:.100})"
+        raise InputError(f"{path}: {what}; start from its weights with model.init_from or checkpoint.finetune_from_model") from error
 
 
 def check(state, path):
