@@ -39,6 +39,7 @@ setup(
     cmdclass={"build_py": WithoutBenchmarks},
     extras_require={
         "baseline": ["opensmile>=2.5"],  # free for research only
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "vad": ["silero-vad>=6"],
     },
     entry_points={"console_scripts": ["emohubert = emohubert.core.programs:main"]},

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "user_dir" / "emohubert"
 ROOMS = [  # lowest first
     *("core", "corpus", "provenance", "pseudo_labels", "pretrained", "data", "models", "training"),
-    *("evaluation", "criterions", "tasks", "speakers", "report"),
+    *("evaluation", "criterions", "tasks", "speakers", "export", "report"),
 ]
 
 

@@ -1,9 +1,17 @@
 #!/usr/bin/env python3
-"""Write the encoder of a checkpoint as a folder that transformers reads: AutoModel.from_pretrained(DIR) gives its layers.
+"""Write a checkpoint as a folder that transformers reads by itself, with a model card.
 
-CKPT is a HuBERT or wav2vec 2.0 of fairseq, or one of ours. Prediction heads, an emotion model's pooling and head, and speakers that are
-added to the encoder's output are left out and named; a model whose encoder sees speakers is refused. model.init_from=DIR reads it back.
+An emotion model becomes one of AutoModelForAudioClassification with the same outputs. The format has a weighted sum of layers, the mean over
+time and linear layers: model.pooling=mean and model.head=linear. Speakers and speaker normalisation are folded into weights and biases:
+everybody is the unknown speaker, or --speaker-id, and the average speaker. What the format cannot express is refused; export_onnx
+exports every model, --encoder only the encoder.
 
+An encoder (HuBERT or wav2vec 2.0 of fairseq, or one of ours) becomes one of AutoModel. Prediction heads, and speakers that are added to
+its output, are left out and named.
+
+model.init_from=DIR reads the encoder back.
+
+  tools/export_hf.py exp/ser/checkpoint_best.pt exp/ser_hf
   tools/export_hf.py exp/small/iteration2/checkpoint_best.pt exp/small/hf --half
 """
 
@@ -19,13 +27,14 @@ from emohubert.core import cli
 def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint to export")
-    parser.add_argument("dir", metavar="DIR", help="folder to write config.json, preprocessor_config.json and model.safetensors into")
+    parser.add_argument("dir", metavar="DIR", help="folder for config.json, preprocessor_config.json, model.safetensors and README.md")
     parser.add_argument("--half", action="store_true", help="weights in half precision")
+    parser.add_argument("--encoder", action="store_true", help="of an emotion model the encoder alone")
+    parser.add_argument("--speaker-id", metavar="ID", help="speaker of the model's table that everybody is taken for")
     args = parser.parse_args(argv)
-    from emohubert.pretrained.huggingface import write_folder
-    from emohubert.pretrained.load import read_pretrained
+    from emohubert.export import huggingface_folder, source
 
-    left_out = write_folder(read_pretrained(args.checkpoint), args.dir, args.half)
+    left_out = huggingface_folder.write(source.read(args.checkpoint, args.speaker_id, args.encoder), args.dir, args.half)
     print(f"{args.dir}: written" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
 
 

@@ -68,13 +68,19 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
 
 def convolved(blocks, source, lengths):
     """Blocks of modules that begin with a convolution, each utterance as if it were alone: source (batch, samples), zero-padded, and
-    samples of each, a list of int → (batch, channels, frames), frames of each."""
+    samples of each, a list of int, or int64 (batch,) while a graph is traced → (batch, channels, frames), frames of each."""
     x = source.unsqueeze(1)  # (batch, 1, samples)
     for block in blocks:
         kernel, stride = block[0].kernel_size[0], block[0].stride[0]
-        lengths = [max((n - kernel) // stride + 1, 0) for n in lengths]
+        lengths = _after(lengths, kernel, stride)
         x = normalised_alone(block, x, lengths)
     return x, lengths
+
+
+def _after(lengths, kernel, stride):
+    if torch.is_tensor(lengths):
+        return ((lengths - kernel) // stride + 1).clamp(min=0)
+    return [max((n - kernel) // stride + 1, 0) for n in lengths]
 
 
 def normalised_alone(block, x, lengths):
@@ -85,14 +91,15 @@ def normalised_alone(block, x, lengths):
 
 
 def own_frames(frames, longest, device):
-    """Which frames are an utterance's own: (batch, longest) bool. frames: of each utterance, a list of int."""
-    return torch.arange(longest, device=device) < torch.tensor(frames, device=device).unsqueeze(1)
+    """Which frames are an utterance's own: (batch, longest) bool. frames: of each utterance, a list of int, or int64 (batch,)."""
+    frames = frames if torch.is_tensor(frames) else torch.tensor(frames, device=device)
+    return torch.arange(longest, device=device) < frames.unsqueeze(1)
 
 
 def _group_norm_of_each(norm, x, lengths):
     """GroupNorm of every utterance over its own frames, in float32, and zero in the padding. x: (batch, channels, frames)."""
     frames = x.size(-1)
-    if all(n == frames for n in lengths):
+    if not torch.is_tensor(lengths) and all(n == frames for n in lengths):
         return norm(x)
     own = own_frames(lengths, frames, x.device)[:, None, None]  # (batch, 1, 1, frames)
     grouped = x.float().unflatten(1, (norm.num_groups, -1))  # (batch, groups, channels of one, frames)
@@ -181,7 +188,7 @@ class SpeakerHubertModel(HubertModel):
             padding_mask: (batch, samples), True in the padding (fairseq's convention); not needed with `lengths`.
             mask: False: nothing is masked.
             features_only, output_layer: return features instead of predictions; those of this Transformer layer, 1-based.
-            lengths: samples of each utterance, a list of int.
+            lengths: samples of each utterance, a list of int; int64 (batch,) while a graph is traced, for which nothing then depends on them.
             mask_indices, mask_channel_indices: (batch, frames) bool, frames to mask; (batch, width) bool, channels to set to zero.
             speaker: (batch,) rows of the speaker table; None: the unknown speaker.
             speaker_vectors: e, as `SpeakerConditioning.vectors` gives them, in place of the table's.
@@ -234,8 +241,9 @@ class SpeakerHubertModel(HubertModel):
 
     def convolve(self, source, lengths):
         """z = CNN(x): (batch, channels, frames); which frames are an utterance's own, (batch, frames); the padding's, None without any."""
-        frames = [n_frames(n) for n in lengths]
-        if max(frames) == 0:
+        traced = torch.is_tensor(lengths)
+        frames = n_frames(lengths) if traced else [n_frames(n) for n in lengths]
+        if not traced and max(frames) == 0:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
         trained = self.feature_grad_mult > 0
         with contextlib.nullcontext() if trained else torch.no_grad():
@@ -243,7 +251,7 @@ class SpeakerHubertModel(HubertModel):
         if trained and self.feature_grad_mult != 1.0:
             z = GradMultiply.apply(z, self.feature_grad_mult)
         own = own_frames(frames, z.size(2), source.device)
-        return z, own, None if min(frames) == z.size(2) else ~own
+        return z, own, None if not traced and min(frames) == z.size(2) else ~own
 
     def project(self, z):
         """T(x): (batch, channels, frames) → (batch, frames, width)."""

@@ -89,7 +89,7 @@ class AsPrefix(SpeakerConditioning):
         """See SpeakerConditioning."""
         x = torch.cat([e.to(x.dtype).unsqueeze(1), x], dim=1)
         if padding_mask is not None:
-            padding_mask = torch.cat([padding_mask.new_zeros(len(x), 1), padding_mask], dim=1)
+            padding_mask = torch.cat([torch.zeros_like(padding_mask[:, :1]), padding_mask], dim=1)
         return x, padding_mask
 
     def frames_of(self, x):

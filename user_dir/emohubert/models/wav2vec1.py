@@ -13,6 +13,7 @@ HuBERT's. Without padding, as in the paper's implementation, frames would be 17 
 
 import logging
 
+import torch
 from fairseq.models.wav2vec.wav2vec import ConvAggegator, ConvFeatureExtractionModel
 from torch import nn
 from torch.nn import functional as F
@@ -106,14 +107,17 @@ class Wav2Vec1Encoder(nn.Module):
     def forward(self, source, lengths, features_only=True, **given):
         """Aligned frames, as SpeakerHubertModel's features: dict of `x` (batch, frames, width) and `padding_mask`, or None."""
         layers, own = self.layer_features(source, lengths, [1], **given)
-        return {"x": layers[1], "padding_mask": None if n_frames(min(lengths)) == own.size(1) else ~own}
+        alike = not torch.is_tensor(lengths) and n_frames(min(lengths)) == own.size(1)
+        return {"x": layers[1], "padding_mask": None if alike else ~own}
 
     def layer_features(self, source, lengths, layers, mask_indices=None, mask_channel_indices=None, **speaker):
         """Aligned frames, as SpeakerHubertModel's: ({1: (batch, frames, width)}, (batch, frames) bool: an utterance's own frames). `layers`
         is [1]; masks: see `context`; `speaker` is ignored, as in a SpeakerHubertModel without speaker conditioning."""
         c, _ = self.context(source, lengths, mask_indices, mask_channel_indices)
-        frames = [n_frames(n) for n in lengths]
-        c = F.pad(c, (_BEFORE, 2 * max(frames) - c.size(2)))
+        traced = torch.is_tensor(lengths)
+        frames = n_frames(lengths) if traced else [n_frames(n) for n in lengths]
+        longest = n_frames(source.size(1)) if traced else max(frames)
+        c = F.pad(c, (_BEFORE, 2 * longest - c.size(2)))
         x = F.relu(self.alignment(c)).transpose(1, 2)  # (batch, frames, width)
         return dict.fromkeys(layers, x), own_frames(frames, x.size(1), x.device)
 
@@ -124,6 +128,10 @@ class Wav2Vec1Encoder(nn.Module):
         at 50 frames a second, and `mask_channel_indices` (batch, channels of z) say where z is zero (SpecAugment: wav2vec 1 has no mask
         embedding, and the paper's implementation puts zeros there too).
         """
+        if torch.is_tensor(lengths):  # while a graph is traced
+            lengths = torch.where(lengths < RECEPTIVE_FIELD, 0, lengths.clamp(min=WINDOW))
+            z, own = self.feature_extractor(F.pad(source, (0, WINDOW - RECEPTIVE_FIELD)), lengths)
+            return self.feature_aggregator(z, own), own
         if max(lengths) < RECEPTIVE_FIELD:
             raise InputError(f"the longest utterance has {max(lengths)} samples, under one frame ({RECEPTIVE_FIELD}); leave it out")
         lengths = [max(n, WINDOW) if n >= RECEPTIVE_FIELD else 0 for n in lengths]

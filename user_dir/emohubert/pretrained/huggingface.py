@@ -216,17 +216,39 @@ def _normalisation(folder, extractor_mode):
     return normalise, []
 
 
-def write_folder(pretrained, folder, half=False):
-    """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads, in float32 or `half` precision.
+def write_folder(pretrained, folder, half=False, classifier=None):
+    """Write the encoder of a Pretrained as a folder that `transformers.AutoModel.from_pretrained` reads, in float32 or `half` precision. With
+    a `classifier`, values of config.json and {name: tensor} of what is on the encoder, it is one of HubertForSequenceClassification.
     Returns the names of parameters that are left out: heads, speakers. InputError: the format cannot express the encoder or speakers."""
     from safetensors.torch import save
 
+    config, weights, left_out = _expressed(pretrained)
+    if classifier is not None:
+        config |= {"architectures": ["HubertForSequenceClassification"], **classifier[0]}
+        weights = {**{f"hubert.{name}": tensor for name, tensor in weights.items()}, **classifier[1]}
+    weights = {name: (tensor.half() if half else tensor.float()).contiguous() for name, tensor in weights.items()}
+    folder, masked = make_folder(folder), config["feat_extract_norm"] == "layer"
+    write_json(folder / "config.json", config)
+    preprocessor = {**_PREPROCESSOR, "sampling_rate": SAMPLE_RATE, "do_normalize": pretrained.normalise, "return_attention_mask": masked}
+    write_json(folder / "preprocessor_config.json", preprocessor)
+    with atomic(folder / "model.safetensors", "wb") as f:
+        f.write(save(weights, metadata={"format": "pt"}))
+    return left_out
+
+
+def _expressed(pretrained):
+    """(config.json of an encoder, {their name: tensor}, names of parameters that have no place)."""
     pretrained.require_transformer()
     ours, position = pretrained.config, pretrained.config.get("speaker_position", "none")
     if ours.get("relative_position_buckets") or ours.get("pos_conv_depth", 1) > 1:
-        raise InputError(f"{pretrained.path}: a WavLM or data2vec cannot be written in this format here, only what has HuBERT's positions")
+        what = "a WavLM or data2vec cannot be written in this format here, only what has HuBERT's positions"
+        raise InputError(f"{pretrained.path}: {what}; use tools/export_onnx.py")
     if position not in ("none", "output"):
         raise InputError(f"{pretrained.path}: speaker_position={position}, for which the format has no place; only none and output can be")
+    if "post_extract_proj.weight" not in pretrained.weights:
+        raise InputError(
+            f"{pretrained.path}: convolutions as wide as the Transformer, where the format has a projection and the model none"
+        )
     config = {"architectures": ["HubertModel"], "model_type": "hubert", "torch_dtype": "float32"}
     for theirs, field in _FIELDS.items():
         wanted = ours.get(field, _CHOICES[theirs][DEFAULTS[theirs]])
@@ -239,19 +261,9 @@ def write_folder(pretrained, folder, half=False):
         config |= dict(zip(("conv_dim", "conv_kernel", "conv_stride"), columns, strict=True))
     norms = _CONV_NORMS[ours.get("extractor_mode", "default")]
     patterns = [(re.compile(pattern), name) for pattern, name in (_inverse(*pair) for pair in [*_NAMES, (_CONV_NORM, norms)])]
-    weights, left_out = {}, list(pretrained.left_out)
-    for name, tensor in pretrained.weights.items():
-        if (theirs := _renamed(name, patterns)) is None:
-            left_out.append(name)
-        else:
-            weights[theirs] = (tensor.half() if half else tensor.float()).contiguous()
-    folder, masked = make_folder(folder), config["feat_extract_norm"] == "layer"
-    write_json(folder / "config.json", config)
-    preprocessor = {**_PREPROCESSOR, "sampling_rate": SAMPLE_RATE, "do_normalize": pretrained.normalise, "return_attention_mask": masked}
-    write_json(folder / "preprocessor_config.json", preprocessor)
-    with atomic(folder / "model.safetensors", "wb") as f:
-        f.write(save(weights, metadata={"format": "pt"}))
-    return left_out
+    renamed = {name: _renamed(name, patterns) for name in pretrained.weights}
+    left_out = [*pretrained.left_out, *(name for name, theirs in renamed.items() if theirs is None)]
+    return config, {theirs: pretrained.weights[name] for name, theirs in renamed.items() if theirs is not None}, left_out
 
 
 def _inverse(pattern, name):
