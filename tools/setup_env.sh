@@ -75,15 +75,17 @@ sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) or not os.path.samefile(
 PYTHON
 }
 
-# holds_package: whether the package itself is installed from a source tree that is still there (another checkout may share the environment).
+# holds_package: whether the package itself, with its plug-in for Hydra, is installed from a source tree that is still there (another
+# checkout may share the environment).
 holds_package() {
     "$env/bin/python" - 2>/dev/null <<'PYTHON'
 import json, os, sys
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from urllib.parse import unquote, urlparse
 
 tree = unquote(urlparse(json.loads(distribution("emohubert").read_text("direct_url.json"))["url"]).path)
-sys.exit(not os.path.exists(os.path.join(tree, "setup.py")))
+sys.exit(not os.path.exists(os.path.join(tree, "setup.py")) or find_spec("hydra_plugins.emohubert_errors") is None)
 PYTHON
 }
 
