@@ -33,6 +33,7 @@ def make_parser():
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="measure so often in turn, and take the fastest")
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="on a CPU, for either side")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_precision()  # of ours; the pipeline's is float32
     parser.add_device()
     parser.add_seed()
     return parser
@@ -153,10 +154,10 @@ def by_pipeline(pipe, paths, batch_size):
     return seconds, np.array([[scores[name] for name in CLASSES] for scores in found])
 
 
-def by_us(task, model, paths, device, threads):
+def by_us(task, model, paths, **options):
     """(seconds, probabilities (files, classes)) of ours."""
     start = time.perf_counter()
-    found = list(in_order(predict_files(task, model, paths, device=device, workers=threads)))
+    found = list(in_order(predict_files(task, model, paths, **options)))
     seconds = time.perf_counter() - start
     failed = [f for f in found if f.error is not None]
     if failed:
@@ -195,14 +196,15 @@ def main(argv=None):
         )
         our_load, (task, model) = timed(lambda: load_trained(checkpoint))
     by_pipeline(pipe, paths[:2], 1)  # both sides warm
-    by_us(task, model, paths[:2], device, args.threads)
+    options = {"device": device, "workers": args.threads, "precision": args.precision}
+    by_us(task, model, paths[:2], **options)
     theirs, ours, probabilities = {b: [] for b in args.batch_sizes}, [], {}
     for _ in range(args.repeats):
         for size in args.batch_sizes:
             taken, probabilities[size] = by_pipeline(pipe, paths, size)
             theirs[size].append(taken)
             logger.info("pipeline, batch size %d: %.2f s", size, taken)
-        taken, own = by_us(task, model, paths, device, args.threads)
+        taken, own = by_us(task, model, paths, **options)
         ours.append(taken)
         logger.info("ours: %.2f s", taken)
 
@@ -211,6 +213,7 @@ def main(argv=None):
         "audio_seconds": seconds,
         "device": str(device),
         "threads": args.threads,
+        "precision": args.precision,
         "loading": {"pipeline": their_load, "ours": our_load},
         "ours": min(ours),
         "pipeline": {
@@ -238,7 +241,7 @@ def show(figures, size):
     for batch, row in figures["pipeline"].items():
         values = f"{row['seconds']:9.2f}{seconds / row['seconds']:13.1f}{row['ratio']:16.2f}{row['max_difference']:16.1e}"
         print(f"{f'pipeline, batch size {batch}':24}{values}")
-    print(f"{'ours':24}{ours:9.2f}{seconds / ours:13.1f}")
+    print(f"{'ours, ' + figures['precision']:24}{ours:9.2f}{seconds / ours:13.1f}")
     print(f"standard deviation of a class's probability over files: {figures['spread']:.3f}")
 
 
