@@ -11,7 +11,6 @@ from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
 _SECONDS = 10  # between two lines of progress, or more
-
 _SHOWN = 50  # problems that are printed
 
 
