@@ -59,8 +59,10 @@ class ClassPredictions(_Rows):
         return self.probabilities[np.arange(len(self)), self.indices(self.predicted)]
 
     def indices(self, names):
-        """Int64 (n): the place of each name, such as of `emotions`, among the classes; -1 of “-”."""
+        """Int64 (n): the place of each name, such as of `emotions`, among the classes; -1 of “-”. InputError: it is none of them."""
         index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(self.classes)}}
+        if unknown := sorted({*names} - index.keys()):
+            raise InputError(f"no class of the model, but a reference: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”")
         return np.array([index[name] for name in names], dtype=np.int64)
 
     @property
