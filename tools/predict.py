@@ -202,15 +202,10 @@ def main(argv=None):
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
-    parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in the model at once")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
-    parser.add_device()
-    parser.add_precision()
+    parser.add_running()
     parser.add_overwrite()
     args = parser.parse_intermixed_args(argv)
     choose_model(args)
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: give 0 or more")
     if args.speaker_vectors and args.speaker_id is None:
         raise InputError("--speaker-vectors without --speaker-id; name the speaker")
     if not 0 <= args.min_confidence <= 1:
