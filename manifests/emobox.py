@@ -53,7 +53,7 @@ def read_part(path):
 def read_folds(folder, audio_dir, pattern, left_out):
     """(name of the corpus, {path: Utterance without length}, {fold: {split: paths}})."""
     names = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else {}
-    entries, folds, by_name = {}, {}, defaultdict(list)
+    corpus, entries, folds, by_name = "emobox", {}, {}, defaultdict(list)
     for audio in build.find_audio(audio_dir, left_out):
         by_name[Path(audio).stem].append(audio)
     for path in sorted(folder.glob("fold_*/*.jsonl"), key=lambda p: natural(str(p))):
@@ -97,8 +97,8 @@ def main(argv=None):
             own = {name: [known[entries[p].id] for p in paths if entries[p].id in known] for name, paths in parts.items()}
             if "valid" not in parts:
                 drawn = np.random.default_rng([args.seed, 31]).permutation(len(own["train"])) < len(own["train"]) // 5
-                halves = [(u, "valid" if v else "train") for u, v in zip(own["train"], drawn, strict=True)]
-                own |= {name: [u for u, part in halves if part == name] for name in ("train", "valid")}
+                placed = [(u, "valid" if v else "train") for u, v in zip(own["train"], drawn, strict=True)]
+                own |= {name: [u for u, part in placed if part == name] for name in ("train", "valid")}
             result[fold] = own
         return result
 

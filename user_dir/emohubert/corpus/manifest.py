@@ -21,7 +21,7 @@ from .audio import SAMPLE_RATE, is_packed, probe
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
 NAMELESS = {None, "table", "folder"}
-"""What `corpus.json` calls a corpus of which nobody knows the name."""
+"""What `corpus.json` calls a corpus whose script does not know its name."""
 _TABLES = ("dim", "votes", "meta.tsv")  # sidecars whose first line names the columns
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
 _LARGEST = float(np.finfo(np.float32).max)
@@ -329,8 +329,7 @@ def read_corpus(directory):
 
 
 def share_people(corpus, other):
-    """Whether a speaker of one corpus may be who has that id in the other, by the names in `corpus.json`: of scripts for any corpus, and
-    without a name, anybody may be there."""
+    """Whether an id may be one person in two corpora, by their names in `corpus.json`; in one without a name, anybody may speak."""
     return corpus == other or not NAMELESS.isdisjoint((corpus, other))
 
 

@@ -182,10 +182,9 @@ def online(task, model):
 def speaker_setting(task, split, added=(), normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
-    `seen`: in the labelled training data (of a corpus of another name, an id is another person's). `transductive`: not there, but their audio took
-    part in pretraining, so that they have an embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids
-    `added`. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in
-    the split, so that nobody is inductive.
+    `seen`: in the labelled training data (see `share_people`). `transductive`: not there, but their audio took part in pretraining, so that they
+    have an embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids `added`. `inductive`: in neither; a
+    speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
     speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
     here = share_people(read_corpus(split.directory).get("corpus"), task.state.corpus)
