@@ -4,9 +4,9 @@
 FOLDS is EmoBox's folder of the corpus, such as EmoBox/data/cremad: fold_1/cremad_train_fold_1.jsonl and so on, and
 label_map.json, which names the classes. AUDIO_DIR stands for downloads/CORPUS in its paths; a recording that is not there is
 looked for by its name in all of AUDIO_DIR. Where EmoBox has no validation part, a fifth of the training part is drawn by
-chance, as EmoBox does. Its files do not name speakers: for cremad,
-emodb, iemocap and ravdess they are read from the file names, for others by --speaker. What training shares with the test is
-reported, and is EmoBox's own: its fold of CREMA-D has its speakers on both sides.
+chance, as EmoBox does. Its files do not name speakers: for cremad, emodb, iemocap and ravdess they are read from the file
+names, for others by --speaker. What training shares with the test is reported, and is EmoBox's own: its fold of CREMA-D has
+its speakers on both sides.
 
 Z. Ma et al., “EmoBox: Multilingual multi-corpus speech emotion recognition toolkit and benchmark”, Interspeech 2024.
 """
@@ -34,6 +34,7 @@ SPEAKERS = {
     "iemocap": r"/(Ses0\d)\w+_([FM])\d+\.",
     "ravdess": r"-(\d\d)\.\w+$",
 }
+OURS = {"cremad": "crema_d"}  # names of corpora that our scripts call otherwise; speakers are called alike
 
 
 def read_part(path):
@@ -50,9 +51,9 @@ def read_part(path):
 
 
 def read_folds(folder, audio_dir, pattern, left_out):
-    """({path: Utterance without length}, {fold: {split: paths}})."""
+    """(name of the corpus, {path: Utterance without length}, {fold: {split: paths}})."""
     names = read_json(folder / "label_map.json") if (folder / "label_map.json").is_file() else {}
-    entries, folds, by_name = {}, {}, defaultdict(list)
+    corpus, entries, folds, by_name = "emobox", {}, {}, defaultdict(list)
     for audio in build.find_audio(audio_dir, left_out):
         by_name[Path(audio).stem].append(audio)
     for path in sorted(folder.glob("fold_*/*.jsonl"), key=lambda p: natural(str(p))):
@@ -66,13 +67,14 @@ def read_folds(folder, audio_dir, pattern, left_out):
                 continue
             audio = listed if listed in named else named[0]
             found = re.search(pattern or SPEAKERS.get(corpus, "$."), f"/{audio}")
-            entries[audio] = Utterance(audio, 0, "".join(found.groups()) if found else UNKNOWN_SPEAKER, names.get(emotion, emotion))
+            speaker = "".join(found.groups("")) if found else ""
+            entries[audio] = Utterance(audio, 0, speaker or UNKNOWN_SPEAKER, names.get(emotion, emotion))
             part.append(audio)
     if not folds or not all({"train", "test"} <= parts.keys() for parts in folds.values()):
         raise InputError(
             f"{folder}: holds no fold_*/NAME_train_fold_*.jsonl with its NAME_test_…; give EmoBox's folder of the corpus as --folds"
         )
-    return entries, folds
+    return OURS.get(corpus, corpus), entries, folds
 
 
 @command
@@ -86,22 +88,21 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     left_out = build.LeftOut()
-    entries, folds = read_folds(args.folds, args.audio_dir, args.speaker, left_out)
+    corpus, entries, folds = read_folds(args.folds, args.audio_dir, args.speaker, left_out)
     build.check_found(entries, args.audio_dir, "audio that the folds list")
 
     def splits(measured):
         known, result = {u.id: u for u in measured}, {}
         for fold, parts in folds.items():
-            result[fold] = {name: [known[entries[p].id] for p in paths if entries[p].id in known] for name, paths in parts.items()}
+            own = {name: [known[entries[p].id] for p in paths if entries[p].id in known] for name, paths in parts.items()}
             if "valid" not in parts:
-                train = result[fold]["train"]
-                drawn = np.random.default_rng([args.seed, 31]).permutation(len(train)) < len(train) // 5
-                result[fold] |= {
-                    name: [u for u, v in zip(train, drawn, strict=True) if v == (name == "valid")] for name in ("train", "valid")
-                }
+                drawn = np.random.default_rng([args.seed, 31]).permutation(len(own["train"])) < len(own["train"]) // 5
+                placed = [(u, "valid" if v else "train") for u, v in zip(own["train"], drawn, strict=True)]
+                own |= {name: [u for u, part in placed if part == name] for name in ("train", "valid")}
+            result[fold] = own
         return result
 
-    build.write(args, "emobox", list(entries.values()), splits, everything=True, left_out=left_out, source=folds)
+    build.write(args, corpus, list(entries.values()), splits, everything=True, left_out=left_out, source=folds)
     for problem in check.check([args.out_dir], decode=False).problems:
         logging.getLogger("emohubert").warning("%s", problem)
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.corpus import build
+from emohubert.corpus import build, protocols
 from emohubert.corpus.manifest import NO_EMOTION, Utterance
 from emohubert.corpus.tables import Paths, read_text
 
@@ -115,24 +115,10 @@ def folds_of(utterances, protocol):
     sessions = sorted({u.meta["session"] for u in utterances})
     if len(sessions) < 3:
         raise InputError(f"AUDIO_DIR holds {len(sessions)} sessions; cross-validation needs three or more")
-    folds = {}
-    if protocol == "session":
-        for k, session in enumerate(sessions):
-            chosen = sessions[(k + 1) % len(sessions)] + "FM"[k % 2]
-            folds[f"fold{k + 1}"] = {
-                "train": [u for u in utterances if u.meta["session"] != session and u.speaker != chosen],
-                "valid": [u for u in utterances if u.speaker == chosen],
-                "test": [u for u in utterances if u.meta["session"] == session],
-            }
-        return folds
-    for k, (sex, session) in enumerate((sex, session) for sex in "FM" for session in sessions):
-        other = "M" if sex == "F" else "F"
-        folds[f"fold{k + 1}"] = {
-            "train": [u for u in utterances if u.meta["session"] != session],
-            "valid": [u for u in utterances if u.speaker == session + other],
-            "test": [u for u in utterances if u.speaker == session + sex],
-        }
-    return folds
+    if protocol == "speaker":
+        return protocols.folds_of(utterances, [([s + sex], [s + other]) for sex, other in ("FM", "MF") for s in sessions])
+    chosen = [s + "FM"[k % 2] for k, s in enumerate(sessions[1:] + sessions[:1])]
+    return protocols.folds_of(utterances, [([s + "F", s + "M"], [valid]) for s, valid in zip(sessions, chosen, strict=True)])
 
 
 @command

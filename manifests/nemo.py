@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core.cli import command
 from emohubert.core.errors import InputError
-from emohubert.corpus import build
+from emohubert.corpus import build, protocols
 from emohubert.corpus.manifest import Utterance
-from emohubert.corpus.protocols import PROTOCOLS, balanced_folds, protocol_splits, speakers_of
+from emohubert.corpus.protocols import PROTOCOLS, balanced_folds, protocol_splits
 from emohubert.corpus.tables import need_columns, read_delimited
 
 NAME = re.compile(r"[A-Z]{2}\d_[a-z]+_\d+")
@@ -30,12 +30,9 @@ FOLDS = {"folds": "speaker-independent folds, each sex alike, one woman and one 
 def folds_of(utterances, k, seed):
     """Fold i tests the i-th group of speakers, validates on the first woman and man of the next, and trains on the rest."""
     sex = {u.speaker: u.meta["sex"] for u in utterances}
-    groups, folds = balanced_folds(sex, k, seed), {}
-    for i, test in enumerate(groups):
-        valid = {sex[s]: s for s in reversed(groups[(i + 1) % k])}.values()
-        parts = {"train": sex.keys() - {*test, *valid}, "valid": set(valid), "test": set(test)}
-        folds[f"fold{i + 1}"] = {name: speakers_of(utterances, speakers) for name, speakers in parts.items()}
-    return folds
+    groups = balanced_folds(sex, k, seed)
+    valid = [{sex[s]: s for s in reversed(group)}.values() for group in groups[1:] + groups[:1]]
+    return protocols.folds_of(utterances, zip(groups, valid, strict=True))
 
 
 @command

@@ -134,7 +134,7 @@ def utterance(row, where, dimensions, scale, paths):
     meta = {column: text for column, text in row.items() if column not in ("path", "speaker", "split", "emotion", *dimensions, *heard)}
     path, cut = part(path, row, where)
     speaker, emotion = (unicodedata.normalize("NFC", text) for text in (row["speaker"], row.get("emotion", "")))
-    most = [name for name, number in votes.items() if number == max(votes.values()) > 0]
+    most = [name for name, n in votes.items() if n == max(votes.values()) > 0]
     if "emotion" not in row and len(most) == 1:
         emotion = most[0]
     return Utterance(path, 0, speaker, emotion or NO_EMOTION, values, meta, votes, cut)

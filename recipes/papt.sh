@@ -14,7 +14,7 @@
 # --position P         where the speaker is added: output (as in the paper), input, prefix, film (default: output)
 # --worth              also the study of figure 1: speakers heard and never heard over the number of training speakers, on layer --layer of
 #                      --init (tools/personalisation.py); in the report
-# Frame labels: --centroids, or --clusters (default 500, tiny: 50) of --layer.
+# Frame labels: --centroids, or --clusters (default 500; tiny, small: 50) of --layer.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"

@@ -5,7 +5,7 @@
 #       --centroids hubert_base_ls960_L9_km500.bin
 #
 # Stages: 1 manifests, 2 unlabelled audio, 3 frame labels, 4 continued pretraining, 5 fine-tuning and test, 6 results.
-# Frame labels: --centroids, or --clusters (default 500, tiny: 50) of --layer.
+# Frame labels: --centroids, or --clusters (default 500; tiny, small: 50) of --layer.
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"

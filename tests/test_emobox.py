@@ -47,6 +47,7 @@ def test_folds_as_published_with_what_they_share(clips, tmp_path, capsys):
     assert first["test"].speakers == [c[9:13] for c in test] and set(first["test"].emotions) == {"Angry", "Sad"}
     assert [read_split(out / "fold2", name).paths for name in ("train", "valid", "test")] == [clips[:12], clips[12:16], clips[16:]]
     assert len(read_split(out, "all")) == 20 and read_dictionary(out / "fold2" / "dict.spk.txt") == ["1001", "1002", "1003"]
+    assert read_corpus(out)["corpus"] == "crema_d", "its speakers are those of manifests/crema_d.py"
     assert read_corpus(out)["left_out"] == {"listed, but no audio": ["AudioWAV/1099_IEO_ANG_XX.wav"]}
     assert run("tools/check_manifest.py", out) == 2 and run("tools/check_manifest.py", out, "--allow", "speaker") == 0
 
@@ -56,7 +57,7 @@ def test_other_corpora_and_bad_files(clips, tmp_path, capsys):
     assert run(*arguments) == 2 and "holds no fold_*/NAME_train_fold_*.jsonl" in capsys.readouterr().err.splitlines()[-1]
     fold(folds, 1, "other", train=[f"speech/{c}" for c in clips[:8]], test=clips[8:])
     assert run(*arguments) == 0 and set(read_split(tmp_path / "m", "all").speakers) == {"<unk>"}
-    assert run(*arguments, "--speaker", r"10(\d)(\d)_") == 0
+    assert run(*arguments, "--speaker", r"10(\d)(x)?(\d)_") == 0
     assert set(read_split(tmp_path / "m", "all").speakers) == {f"0{actor}" for actor in range(1, 6)}
     path = folds / "fold_1" / "other_test_fold_1.jsonl"
     for text, message in (

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from emohubert.core.errors import InputError
 from emohubert.core.files import read_json
 from emohubert.corpus import manifest
-from emohubert.corpus.manifest import Utterance, by_speaker, read_dictionary, read_split, write_corpus, write_splits
+from emohubert.corpus.manifest import Utterance, by_speaker, read_dictionary, read_split, share_people, write_corpus, write_splits
 
 TEXT = st.text(st.characters(exclude_characters="\t\r\n", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 UTTERANCES = st.lists(
@@ -355,6 +355,11 @@ def test_a_hundred_thousand_lines(tmp_path):
     assert time.process_time() - start < 5
     assert len(split) == n
     assert split.n_samples[-1] == 16_000 + n - 1
+
+
+def test_people_of_two_corpora():
+    assert share_people("emodb", "emodb") and share_people("emodb", None) and share_people("table", "emodb")
+    assert not share_people("emodb", "ravdess")
 
 
 def test_utterances_of_the_known_speakers():

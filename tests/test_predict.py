@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -378,7 +379,10 @@ def test_normalisation_is_by_what_was_heard_so_far(corpus, tmp_path, capsys):
     state["model"]["normalisation.table"] = torch.rand(2, 2, 48, generator=rng) + torch.tensor([0.0, 0.5])[:, None, None]
     torch.save(state, checkpoint)
     task, model = load_trained(checkpoint)
-    _, vectors = predict_split(task, model, read_split(corpus / "manifest", "test"))
+    split = read_split(corpus / "manifest", "test")
+    predictions, vectors = predict_split(task, model, split)
+    nobody, _ = predict_split(task, model, replace(split, speakers=None), average=model.normalisation.average)
+    np.testing.assert_array_equal(nobody.probabilities, predictions.probabilities)  # not as if all were one speaker
     mean, deviation = model.normalisation.table[:, 0].double().numpy()
 
     def head(x):

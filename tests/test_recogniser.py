@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -18,7 +19,7 @@ from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.evaluation import temperature
 from emohubert.evaluation.predictions import from_probabilities, read_predictions, write_predictions
-from emohubert.evaluation.segments import VoiceActivity, read_segments
+from emohubert.evaluation.segments import Segments, VoiceActivity, read_segments
 from emohubert.models.from_pretrained import load_encoder
 
 
@@ -154,6 +155,19 @@ def test_segments_that_make_no_sense(corpus, tmp_path, capsys, name, text, expec
     assert expected in capsys.readouterr().err
 
 
+def test_what_is_left_of_a_segment_has_a_frame():
+    """Otherwise it would vanish, and with it all files after it."""
+    np.testing.assert_array_equal(Segments([[0, 800], [15_600, 16_300]]).of("x.wav", 16_000), [[0, 800], [15_600, 16_000]])
+    with pytest.raises(InputError, match=r"x.wav: a segment begins at 0.994 s, the recording ends at 1.000 s"):
+        Segments([[0, 800], [15_900, 16_300]]).of("x.wav", 16_000)
+
+
+def test_two_recordings_of_one_name(tmp_path):
+    (tmp_path / "s.rttm").write_text("SPEAKER x 1 0 1 <NA> <NA> a <NA> <NA>\n")
+    with pytest.raises(InputError, match=r"s.rttm:1: a/x.wav and b/x.wav are both named x"):
+        read_segments(tmp_path / "s.rttm", ["a/x.wav", "b/x.wav"])
+
+
 def test_standard_input(corpus, recogniser, capsys, monkeypatch):
     wav = corpus / "audio" / "test000.wav"
 
@@ -216,6 +230,10 @@ def test_calibrating_by_a_temperature(tmp_path, capsys):
     np.testing.assert_allclose(after.probabilities, temperature.scaled(before.probabilities, t), atol=1e-9)
     scores = [json.loads((tmp_path / "out" / name).read_text()) for name in ("metrics_before.json", "metrics.json")]
     assert scores[0]["UA"] == scores[1]["UA"] and scores[1]["ece"] < scores[0]["ece"] / 2
+    (tmp_path / "metrics.json").write_text('{"setting": "inductive (5 speakers)"}')
+    assert run(*arguments, "--bootstrap", "10") == 0, "made again with what is said of the predictions now"
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["setting"] == "inductive (5 speakers)"
+    assert run(*arguments, "--match", "prior") == 2 and "--temperature and --match: give one of them" in capsys.readouterr().err
     same = ("tools/calibrate.py", "--temperature", tmp_path / "test.tsv", "--predictions", tmp_path / "test.tsv", tmp_path / "same")
     assert run(*same) == 2 and "fit on validation speakers" in capsys.readouterr().err
 
@@ -231,6 +249,30 @@ def test_abstention(corpus, capsys):
     assert any(row["emotion"] == "-" for row in flat)
     assert run("tools/predict.py", corpus / "dimensions.pt", corpus / "audio", "--min-confidence", "0.5") == 2
     assert "no probabilities" in capsys.readouterr().err
+
+
+def test_a_temperature_that_comes_to_stand_beside_the_checkpoint(corpus, tmp_path, capsys):
+    """It is used from then on, also where --output was whole before; not for dimensions."""
+    for name in ("run/checkpoint_best.pt", "dimensions.pt"):
+        shutil.copy(corpus / name, tmp_path)
+    wav, csv = corpus / "audio" / "test000.wav", tmp_path / "p.csv"
+    before, found = rows(capsys, tmp_path / "dimensions.pt", wav), []
+    for _ in range(2):
+        assert run("tools/predict.py", tmp_path / "checkpoint_best.pt", wav, "--output", csv, "--format", "csv") == 0
+        found.append(np.array(csv.read_text().splitlines()[1].split(",")[2:], dtype=float))
+        (tmp_path / "temperature.json").write_text('{"temperature": 3.0}')
+    np.testing.assert_allclose(found[1], temperature.scaled(found[0], 3.0), atol=1e-6)
+    assert rows(capsys, tmp_path / "dimensions.pt", wav) == before
+
+
+def test_nobody_in_particular_is_not_normalised(corpus, tmp_path, capsys):
+    """Parts of the unknown speaker are predicted, and their probabilities scaled, as without --speaker."""
+    wav = corpus / "audio" / "test000.wav"
+    (tmp_path / "s.csv").write_text(f"path,speaker\n{wav},<unk>\n{wav},anna\n")
+    plain, (unknown, anna) = rows(capsys, wav), rows(capsys, "--segments", tmp_path / "s.csv", "--speaker", "segments")
+    assert unknown["probabilities"] == plain[0]["probabilities"] != anna["probabilities"]
+    (found,) = emohubert.load().predict_files(wav, speaker=lambda path: "<unk>")
+    np.testing.assert_allclose(list(found.probabilities.values()), list(unknown["probabilities"].values()), atol=1e-7)
 
 
 # --- models of transformers ------------------------------------------------------------------------------------------

@@ -27,11 +27,8 @@ def main(argv=None):
     parser.add_argument("split", metavar="SPLIT", help="split of the new speakers, such as test")
     parser.add_argument("out", metavar="OUT.npz", type=Path, help="the embeddings")
     parser.add_argument("--train-split", metavar="DIR/SPLIT", help="split that the model was trained on (default: MANIFEST_DIR/train)")
-    parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in a batch")
-    parser.add_argument("--workers", type=int, default=0, help="threads; 0: one for each core")
     parser.add_feature_cache()
-    parser.add_device()
-    parser.add_precision()
+    parser.add_running()
     parser.add_overwrite()
     args = parser.parse_args(argv)
     if args.out.suffix != ".npz":

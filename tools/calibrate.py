@@ -92,8 +92,8 @@ def main(argv=None):
     parser.add_overwrite()
     args = parser.parse_args(argv)
     own = ("train_manifest", "train_embeddings", "test_embeddings")
-    given = [f"--{name.replace('_', '-')}" for name in own if getattr(args, name) is not None]
-    if args.temperature is None and len(given) < len(own):
+    given = [f"--{name.replace('_', '-')}" for name in (*own, "top_k", "match", "always", "train_predictions") if getattr(args, name)]
+    if args.temperature is None and not all(getattr(args, name) for name in own):
         parser.error("PLDC needs --train-manifest, --train-embeddings and --test-embeddings, the other calibration --temperature")
     if args.temperature is not None and given:
         parser.error(f"--temperature and {given[0]}: give one of them")
@@ -112,13 +112,14 @@ def scale(args):
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py")
     out = args.out_dir
     files = [out / name for name in ("predictions.tsv", "metrics.json", "metrics_before.json", temperature.FILE)]
-    stamp = Stamp(out / "calibrate.stamp.json", [*map(sha256, paths), args.bootstrap, args.seed], files)
+    origin, split = origin_of(args.predictions), split_of(args.test_manifest) if args.test_manifest else None
+    contents = [*map(sha256, [*paths, *(split.files if split else [])])]
+    stamp = Stamp(out / "calibrate.stamp.json", [contents, origin, args.bootstrap, args.seed], files)
     if not stamp.is_current() or args.overwrite:
         stamp.clear()
-        split = split_of(args.test_manifest) if args.test_manifest else None
         temperature.calibrate(*paths, make_folder(out), split, args.bootstrap, args.seed)
         records.write_scaled(args.predictions, args.temperature, out / temperature.FILE)
-        write_json(out / "metrics.json", {**origin_of(args.predictions), **read_json(out / "metrics.json")})
+        write_json(out / "metrics.json", {**origin, **read_json(out / "metrics.json")})
         stamp.write()
     report = read_json(out / temperature.FILE)
     print(f"temperature {report['temperature']:.3f}, fitted on {report['n']} utterances")
@@ -140,9 +141,7 @@ def pldc(args):
     train, test = split_of(args.train_manifest), split_of(args.test_manifest) if args.test_manifest else None
     match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "std")
     used = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
-    inputs = [args.predictions, *used]
-    for split in filter(None, (train, test)):
-        inputs += [p for s in ("tsv", "spk", "emo", "dim", "meta.tsv") if (p := split.directory / f"{split.name}.{s}").is_file()]
+    inputs = [args.predictions, *used, *train.files, *(test.files if test else [])]
     if missing := [path for path in inputs if not Path(path).is_file()]:
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py … --embeddings")
     origins = [calibration_files.origin_of(p) for p in (args.predictions, args.train_predictions) if p]

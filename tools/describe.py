@@ -27,7 +27,7 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("manifest_dir", type=Path, metavar="MANIFEST_DIR", help="manifest directory, or corpus folder with fold*/")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="output folder")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read audio; 0: one for each core")
+    parser.add_argument("--workers", type=cli.whole_number, default=0, help="threads that read audio; 0: one a core")
     parser.add_overwrite()
     args = parser.parse_args(argv)
     from emohubert.report import corpus_description  # slow to import

@@ -103,7 +103,7 @@ def main(argv=None):
     off = args.normalise_speakers == "no"
     files = {"speaker_vectors": args.speaker_vectors, "normalise_speakers": None if off else args.normalise_speakers}
     files["label_map"] = None if args.label_map == "usual" else args.label_map
-    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split, **files)
+    settings = scoring.inputs(args.checkpoint, split, **files)
     settings["options"] = [args.embeddings, args.repeats, args.seed, off, args.precision] + [args.label_map] * bool(args.label_map)
     out = make_folder(args.out_dir)
     names = ["predictions.tsv", "predictions.seen", "metrics.json", *(["embeddings.npz"] if args.embeddings else [])]

@@ -33,13 +33,7 @@ def main(argv=None):
     parser.add_argument("out_dir", metavar="OUT_DIR", help="folder of the labels")
     options.add_features(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--clusters",
-        type=cli.positive_int,
-        nargs="+",
-        metavar="K",
-        help="numbers of clusters: a set of labels for each",
-    )
+    what.add_argument("--clusters", type=cli.positive_int, nargs="+", metavar="K", help="numbers of clusters: a set of labels for each")
     what.add_argument("--centroids", metavar="FILE", help="apply these centroids (kmeans.npz or scikit-learn joblib file) and fit nothing")
     parser.add_argument("--fit-split", default="train", metavar="SPLIT", help="split that centroids are fitted on")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="splits to label (default: those that exist of train, valid and test)")

@@ -2,8 +2,8 @@
 """Is personalising worth it here? Scores of speakers heard and never heard, over the number of training speakers; and who is hard.
 
 Support vector machines on eGeMAPS functionals, or on a layer of a frozen encoder (--checkpoint small --layer 1), of all utterances of a
-manifest directory's split; the speaker's labels are used in the setting `heard` alone, half of them, and the other half is the test of
-all settings. Writes personalisation.json, speakers.png and shifts.png into OUT_DIR, which reports show. After figure 1 of Tran, Yin & Soleymani 2023.
+split; half of a speaker's utterances is the test in all settings, and the labels of the other half are used in the setting `heard` alone.
+Writes personalisation.json, speakers.png and shifts.png into OUT_DIR, which reports show. After figure 1 of Tran, Yin & Soleymani 2023.
 
   tools/personalisation.py exp/ravdess exp/worth --checkpoint small --layer 1
 """

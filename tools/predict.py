@@ -42,11 +42,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
+import numpy as np
+
 from emohubert.core import cli
 from emohubert.core.errors import InputError, print_error
 from emohubert.core.files import Stamp, atomic, make_folder, sha256
 from emohubert.core.programs import shipped
 from emohubert.corpus.manifest import UNKNOWN_SPEAKER
+from emohubert.evaluation import temperature
 from emohubert.evaluation.predict_files import (
     FORMATS,
     LONGEST_SECONDS,
@@ -65,7 +68,7 @@ FOLDER, ALL, SEGMENTS, DEFAULT = "folder", "all", "segments", "ser_small"
 def predict(args, paths, segments, out):
     """Write the predictions of all files to an open file; returns how many could not be predicted."""
     from emohubert.core.device import choose_device
-    from emohubert.evaluation import inference, temperature
+    from emohubert.evaluation import inference
     from emohubert.evaluation.segments import VoiceActivity
     from emohubert.speakers import pldc
     from emohubert.speakers.new_speakers import NewSpeakers
@@ -79,22 +82,20 @@ def predict(args, paths, segments, out):
         NewSpeakers.read(args.speaker_vectors, args.checkpoint).add_to(task, model, args.speaker_vectors)
     if args.speaker_id is not None:
         check_speaker(task, args.speaker_id)
-    options = {"longest": args.longest, "batch_seconds": args.batch_seconds, "device": device, "workers": args.workers}
-    options["precision"] = args.precision
-    options["speaker"] = UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id
+    options = {name: getattr(args, name) for name in ("window", "hop", "longest", "batch_seconds", "workers", "precision")}
+    options |= {"device": device, "speaker": UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id}
     online = args.speaker is not None and model.normalisation is not None
     by_speaker = online or args.calibration is not None
     if args.speaker is not None and not by_speaker:
         raise InputError("--speaker without --calibration, and the model was trained without speaker normalisation; leave it out")
     if not task.classes and (args.min_confidence or args.temperature):
-        raise InputError(
-            f"{args.checkpoint}: predicts dimensions, which have no probabilities; leave --temperature and --min-confidence out"
-        )
+        what = "predicts dimensions, which have no probabilities"
+        raise InputError(f"{args.checkpoint}: {what}; leave --temperature and --min-confidence out")
     if args.vad:
         options["parts_of"] = VoiceActivity(args.longest)
     elif segments:
         options["parts_of"] = lambda path, n_samples: segments[path].of(path, n_samples)
-    files = predict_files(task, model, paths, args.window, args.hop, embeddings=by_speaker, **options)
+    files = predict_files(task, model, paths, embeddings=by_speaker, **options)
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
     speaker_of = {FOLDER: os.path.dirname, SEGMENTS: lambda path: segments[path].speakers}.get(args.speaker, lambda path: ALL)
@@ -104,18 +105,20 @@ def predict(args, paths, segments, out):
         fitted = pldc.load(args.calibration)
         pldc.check_calibration(fitted, task, model, args.calibration)
         found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
-    scale = temperature_of(args, online) if task.classes else None
-    failed = 0
+    temperatures, failed = temperatures_of(args) if task.classes else None, 0
 
     def successful():
         nonlocal failed
         for prediction in found:
-            if prediction.error is None:
-                values = prediction.values if scale is None else temperature.scaled(prediction.values, scale)
-                yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
-            else:
+            if prediction.error is not None:
                 failed += 1
                 print_error(prediction.error)
+                continue
+            values, speakers = prediction.values, prediction.speakers if online else []
+            if temperatures is not None:
+                own = [temperatures[name != UNKNOWN_SPEAKER] for name in speakers] or temperatures[:1]
+                values = temperature.scaled(values, np.array(own)[:, None])
+            yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
 
     in_parts = args.window is not None or args.vad or bool(segments)
     layout = Layout(task.classes, task.dimensions, in_parts, by_speaker, max(map(len, paths)), args.min_confidence)
@@ -123,15 +126,13 @@ def predict(args, paths, segments, out):
     return failed
 
 
-def temperature_of(args, normalised):
-    """The temperature that --temperature says, or the file beside the checkpoint; None without."""
-    from emohubert.evaluation import temperature
-
+def temperatures_of(args):
+    """The temperatures, plain and of normalised speakers, that --temperature says, or the file beside the checkpoint; None without."""
     path = temperature.beside(args.checkpoint) if args.temperature is None else args.temperature
     try:
-        return None if path is None else cli.positive_float(str(path))
+        return None if path is None else [cli.positive_float(str(path))] * 2
     except ArgumentTypeError:
-        return temperature.read(path, normalised)
+        return [temperature.read(path, normalised) for normalised in (False, True)]
 
 
 def choose_files(args, folder):
@@ -171,16 +172,14 @@ def choose_model(args):
 
 def stamp_of(args, paths):
     """What --output was made from."""
-    from emohubert.evaluation import temperature
-
-    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence")
+    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence", "temperature")
+    scale = args.temperature or temperature.beside(args.checkpoint)
+    files = (args.checkpoint, args.calibration, args.speaker_vectors, args.segments, scale)
     settings = {name: getattr(args, name) for name in names}
-    for name in ("checkpoint", "calibration", "speaker_vectors", "segments", "temperature"):
-        path = getattr(args, name)
-        settings[name] = sha256(path) if path and Path(path).is_file() else path
-    model = [Path(args.checkpoint, name) for name in ("config.json", "model.safetensors")]  # where it is a folder
-    beside = [path for path in (temperature.beside(args.checkpoint), *model) if path is not None]
-    stats = [(str(path), os.stat(path)) for path in (*paths, *beside) if os.path.exists(path)]
+    if Path(args.checkpoint).is_dir():
+        files = (*files, *(Path(args.checkpoint, name) for name in ("config.json", "model.safetensors")))
+    settings["contents"] = [sha256(path) if path and Path(path).is_file() else None for path in files]
+    stats = [(path, os.stat(path)) for path in paths if os.path.exists(path)]
     settings["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     return Stamp(args.output.with_name(f".{args.output.name}.json"), settings, [args.output])
 
@@ -209,15 +208,10 @@ def main(argv=None):
     )
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
-    parser.add_argument("--batch-seconds", type=cli.positive_float, default=100.0, metavar="S", help="most audio in the model at once")
-    parser.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one for each core")
-    parser.add_device()
-    parser.add_precision()
+    parser.add_running()
     parser.add_overwrite()
     args = parser.parse_intermixed_args(argv)
     choose_model(args)
-    if args.workers < 0:
-        raise InputError(f"--workers {args.workers}: give 0 or more")
     if args.speaker_vectors and args.speaker_id is None:
         raise InputError("--speaker-vectors without --speaker-id; name the speaker")
     if not 0 <= args.min_confidence <= 1:

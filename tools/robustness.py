@@ -51,7 +51,7 @@ def main(argv=None):
     chosen = robustness.conditions(values, args.noise, args.noise_files, args.reverb_files)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
-    settings = scoring.inputs(args.checkpoint, args.manifest_dir, args.split)
+    settings = scoring.inputs(args.checkpoint, split)
     options = {"batch_seconds": args.batch_seconds, "device": device, "workers": args.workers, "precision": args.precision}
     report = robustness.evaluate(args.out_dir, task, model, split, chosen, settings, args.seed, args.repeats, args.overwrite, **options)
     print("\n".join(robustness.markdown(report)))

@@ -11,7 +11,6 @@ from .errors import InputError, print_error
 
 logger = logging.getLogger("emohubert")
 _SECONDS = 10  # between two lines of progress, or more
-
 _SHOWN = 50  # problems that are printed
 
 
@@ -55,6 +54,13 @@ def positive_int(text):
     return positive_float(text, int)
 
 
+def whole_number(text):
+    """An int of 0 or more, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"“{text}” is not a whole number of 0 or more")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults and says `error: …` in one line, with exit status 2, on bad usage."""
 
@@ -75,13 +81,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("split", metavar="SPLIT", help="split to evaluate, such as test")
         self.add_argument("out_dir", metavar="OUT_DIR", help="output folder")
         self.add_argument("--repeats", type=int, default=2000, metavar="N", help="bootstrap samples")
-        text = "most audio in a batch; changes no result"
-        self.add_argument("--batch-seconds", type=positive_float, default=100.0, metavar="S", help=text)
-        self.add_argument("--workers", type=int, default=0, help="threads that read audio, and on a CPU run the model; 0: one a core")
         self.add_seed()
+        self.add_running()
+        self.add_overwrite()
+
+    def add_running(self):
+        """--batch-seconds, --workers, --device, --precision: how a model runs."""
+        text = "most audio in the model at once; changes no result"
+        self.add_argument("--batch-seconds", type=positive_float, default=100.0, metavar="S", help=text)
+        text = "threads that read audio, and on a CPU run the model; 0: one a core"
+        self.add_argument("--workers", type=whole_number, default=0, help=text)
         self.add_device()
         self.add_precision()
-        self.add_overwrite()
 
     def add_feature_cache(self):
         """--feature-cache."""

@@ -15,10 +15,9 @@ from ..core.errors import InputError
 from ..core.parallel import in_threads
 from .audio import RECEPTIVE_FIELD, SAMPLE_RATE, content_of, probe
 from .frame_labels import read_frame_labels
-from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_dictionary, read_split, splits_of
+from .manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_corpus, read_dictionary, read_split, share_people, splits_of
 
 LEAKS = {"speaker": "speakers", "session": "sessions", "audio": "recordings"}
-"""Kinds of leaks, and what is shared."""
 """Kinds of leaks, and what is shared."""
 _NAMED = 3  # examples in a message
 
@@ -245,10 +244,9 @@ def _label_folder_errors(members, folder):
 
 def _find_leaks(report, contents, allow):
     for a, b in ((a, b) for a in report.members for b in report.members if a.comparable(b)):
-        same_people = None in (corpora := {a.corpus.get("corpus"), b.corpus.get("corpus")}) or len(corpora) == 1
         for first, second in product(a.splits.values(), b.splits.values()):
             if role(first.name) == "train" and role(second.name) in ("valid", "test"):
-                if same_people:
+                if share_people(a.corpus.get("corpus"), b.corpus.get("corpus")):
                     _compare_people(report, allow, first, second)
                 _compare_audio(report, contents, allow, first, second)
     for member in report.members:  # choosing on the test audio is a leak as well

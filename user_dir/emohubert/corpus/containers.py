@@ -178,15 +178,5 @@ def _mp3(stream, size, found):
     return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"
 
 
-_KINDS = {
-    "WAV": _wav,
-    "WAVEX": _wav,
-    "RF64": _wav,
-    "AIFF": _aiff,
-    "CAF": _caf,
-    "W64": _w64,
-    "NIST": _nist,
-    "AU": _au,
-    "OGG": _ogg,
-    "MP3": _mp3,
-}
+_KINDS = {"AIFF": _aiff, "CAF": _caf, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}
+_KINDS |= dict.fromkeys(("WAV", "WAVEX", "RF64"), _wav)

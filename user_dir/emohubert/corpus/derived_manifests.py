@@ -1,7 +1,6 @@
 """Manifest directories made from others: without labels, or with the audio elsewhere, such as copied to a local disk."""
 
 import fcntl
-import glob
 import hashlib
 import os
 from itertools import chain
@@ -37,8 +36,8 @@ def write_unlabelled(directory, out, parts):
 def relocate(split, out, root, paths):
     """Write a split (with `meta`) to `out` whose audio is at `paths` below `root` now, with its sidecars and the utterances' ids."""
     out, meta = make_folder(out), f"{split.name}.meta.tsv"
-    for old in sorted(split.directory.glob(f"{glob.escape(split.name)}.*")):
-        if old.name not in (split.tsv.name, meta) and not old.name.endswith(".tsv") and old.is_file():
+    for old in split.files:
+        if not old.name.endswith(".tsv"):
             copy(old, out / old.name)
     if split.meta and "id" in split.meta:
         copy(split.directory / meta, out / meta)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from .audio import SAMPLE_RATE, is_packed, probe
 
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
+NAMELESS = {None, "table", "folder"}
+"""What `corpus.json` calls a corpus whose script does not know its name."""
 _TABLES = ("dim", "votes", "meta.tsv")  # sidecars whose first line names the columns
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]|^\\s*$")  # cannot stand in a column; the surrogates are of names that are not UTF-8
 _LARGEST = float(np.finfo(np.float32).max)
@@ -85,6 +88,11 @@ class Split:
     def tsv(self):
         """The audio list."""
         return self.directory / f"{self.name}.tsv"
+
+    @property
+    def files(self):
+        """The audio list and its sidecars that are there, sorted."""
+        return sorted(path for path in self.directory.glob(f"{escape(self.name)}.*") if path.is_file())
 
     @property
     def ids(self):
@@ -318,6 +326,11 @@ def read_corpus(directory):
                 raise InputError(f"{path}: is not what a corpus script writes; make the manifest again")
             return facts
     return {}
+
+
+def share_people(corpus, other):
+    """Whether an id may be one person in two corpora, by their names in `corpus.json`; in one without a name, anybody may speak."""
+    return corpus == other or not NAMELESS.isdisjoint((corpus, other))
 
 
 def _sidecar(split, suffix):

@@ -14,9 +14,7 @@ PROTOCOLS = {
     "both": "train/valid/test_seen share their speakers (as “seen”), the speakers of test are in none of them (20 %)",
 }
 """Protocols that `protocol_splits` knows."""
-"""Protocols that `protocol_splits` knows."""
 SHARES = np.array([0.6, 0.2, 0.2])
-"""Of train, valid and test in a random split."""
 """Of train, valid and test in a random split."""
 
 
@@ -45,28 +43,28 @@ def leave_one_speaker_out(utterances):
     speakers = sorted({u.speaker for u in utterances})
     if len(speakers) < 2:
         raise InputError(f"{len(speakers)} speaker: to leave one out, two are needed; use another --protocol")
-    return {
-        f"fold{k}": {"train": [u for u in utterances if u.speaker != s], "test": [u for u in utterances if u.speaker == s]}
-        for k, s in enumerate(speakers, 1)
-    }
+    return folds_of(utterances, [({s}, ()) for s in speakers])
+
+
+def folds_of(utterances, parts):
+    """`fold1` …, one for each of `parts`: (speakers of test, speakers of validation, or none); train is everybody else."""
+    everybody, folds = {u.speaker for u in utterances}, {}
+    for k, (test, valid) in enumerate(parts, 1):
+        speakers = {"train": everybody - {*test, *valid}, "valid": {*valid}, "test": {*test}}
+        folds[f"fold{k}"] = {name: speakers_of(utterances, own) for name, own in speakers.items() if own}
+    return folds
 
 
 def speaker_folds(utterances, folds):
     """Speaker-independent cross-validation, `fold1` …: fold k tests the k-th list of speakers, validates on the next, trains on the rest."""
-    listed = Counter(s for fold in folds for s in fold)
-    twice = [s for s, n in listed.items() if n > 1]
-    missing = sorted({u.speaker for u in utterances} - set(listed))
+    listed, there = Counter(s for fold in folds for s in fold), {u.speaker for u in utterances}
+    twice, missing = [s for s, n in listed.items() if n > 1], sorted(there - set(listed))
     if twice or missing:
         raise InputError(f"speaker {(twice or missing)[0]} is in {'several folds' if twice else 'no fold'}; correct the folds")
-    groups = [g for g in (speakers_of(utterances, set(fold)) for fold in folds) if g]
+    groups = [fold for fold in folds if not there.isdisjoint(fold)]
     if len(groups) < 3:
         raise InputError(f"{len(groups)} of {len(folds)} folds have utterances, three are needed; use another --protocol")
-    result = {}
-    for k, test in enumerate(groups):
-        valid = groups[(k + 1) % len(groups)]
-        used = {u.speaker for u in (*test, *valid)}
-        result[f"fold{k + 1}"] = {"train": [u for u in utterances if u.speaker not in used], "valid": valid, "test": test}
-    return result
+    return folds_of(utterances, zip(groups, groups[1:] + groups[:1], strict=True))
 
 
 def balanced_folds(group, k, seed):

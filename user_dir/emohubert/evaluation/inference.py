@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..core.parallel import as_finished
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, share_people
 from ..data.cached_features import CachedFeatures
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
@@ -111,7 +111,7 @@ def _attention(model, found, sizes):
 
 
 def predict_split(task, model, split, transform=None, average=None, feature_cache=None, attention=None, **options):
-    """Predict every utterance of a split, once, as `run` does, with its `options`; references are taken from the split and seen by no part of the model.
+    """Predict every utterance of a split once, as `run` does, with its `options`; the model sees no reference.
 
     `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
     vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
@@ -134,7 +134,7 @@ def predict_split(task, model, split, transform=None, average=None, feature_cach
             outcomes[outcome.index] = outcome
     values, embeddings = np.stack([outcomes[i].values for i in kept]), np.stack([outcomes[i].embedding for i in kept])
     ids = np.array(split.ids, dtype=object)[kept].tolist()
-    speakers = [split.speakers[i] if split.speakers else NO_EMOTION for i in kept]
+    speakers = [split.speakers[i] if split.speakers else UNKNOWN_SPEAKER for i in kept]
     if attention is not None:
         attention |= {name: outcomes[i].attention for name, i in zip(ids, kept, strict=True) if outcomes[i].attention is not None}
     if average is not None:
@@ -182,14 +182,13 @@ def online(task, model):
 def speaker_setting(task, split, added=(), normalised=False):
     """In which setting a split's speakers are predicted: a sentence for reports.
 
-    `seen`: in the labelled training data (a speaker of another corpus is another person). `transductive`: not there, but their audio took
-    part in pretraining, so that they have an embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids
-    `added`. `inductive`: in neither; a speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in
-    the split, so that nobody is inductive.
+    `seen`: in the labelled training data (see `share_people`). `transductive`: not there, but their audio took part in pretraining, so that they
+    have an embedding. `adapted`: in neither, with embeddings that `NewSpeakers` gave the model, ids `added`. `inductive`: in neither; a
+    speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
     speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
-    elsewhere = None not in (corpora := {read_corpus(split.directory).get("corpus"), task.state.corpus}) and len(corpora) > 1
-    trained = {*task.state.earlier_speakers, *([] if elsewhere else task.state.training_speakers)}
+    here = share_people(read_corpus(split.directory).get("corpus"), task.state.corpus)
+    trained = {*task.state.earlier_speakers, *(task.state.training_speakers if here else [])}
     table = set(task.speakers) - added
     kinds = {
         "seen": len(speakers & trained),

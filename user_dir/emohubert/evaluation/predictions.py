@@ -56,7 +56,14 @@ class ClassPredictions(_Rows):
     @property
     def confidence(self):
         """Float64 (n): the probability of the decided class."""
-        return self.probabilities[np.arange(len(self)), [self.classes.index(name) for name in self.predicted]]
+        return self.probabilities[np.arange(len(self)), self.indices(self.predicted)]
+
+    def indices(self, names):
+        """Int64 (n): the place of each name, such as of `emotions`, among the classes; -1 of “-”. InputError: it is none of them."""
+        index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(self.classes)}}
+        if unknown := sorted({*names} - index.keys()):
+            raise InputError(f"no class of the model, but a reference: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”")
+        return np.array([index[name] for name in names], dtype=np.int64)
 
     @property
     def columns(self):
@@ -114,8 +121,8 @@ def sweeps(predictions):
 
 def risk_coverage(predictions):
     """`metrics.risk_coverage` over the utterances with a reference."""
-    rows, of = predictions.scored, predictions.classes.index
-    reference, predicted = ([of(v[i]) for i in np.flatnonzero(rows)] for v in (predictions.emotions, predictions.predicted))
+    rows = predictions.scored
+    reference, predicted = (predictions.indices(names)[rows] for names in (predictions.emotions, predictions.predicted))
     return metrics.risk_coverage(predictions.confidence[rows], reference, predicted, len(predictions.classes))
 
 

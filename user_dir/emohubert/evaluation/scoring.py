@@ -19,14 +19,13 @@ MOST_VALUES = 30
 """A metadata column with more values than this is named in `columns_left_out` instead of being broken down."""
 
 
-def inputs(checkpoint, directory, split, **files):
-    """What an evaluation is made from, for a `files.Stamp`: SHA-256s of a checkpoint, a split's manifest and sidecars, and other files."""
+def inputs(checkpoint, split, **files):
+    """What an evaluation is made from, for a `files.Stamp`: SHA-256s of a checkpoint, a Split's files, and other files."""
     paths = {"checkpoint": checkpoint, **{name: path for name, path in files.items() if path}}
     for path in paths.values():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; correct the path")
-    manifest = [sha256(p) for p in sorted(Path(directory).glob(f"{split}.*"))]
-    return {"manifest": manifest, **{name: sha256(path) for name, path in paths.items()}}
+    return {"manifest": [*map(sha256, split.files)], **{name: sha256(path) for name, path in paths.items()}}
 
 
 def evaluate(predictions, split=None, repeats=2000, seed=1):
@@ -145,10 +144,7 @@ class _Classes:
 
     def __init__(self, predictions):
         self.classes, self.confidence = list(predictions.classes), predictions.confidence
-        index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(self.classes)}}
-        if unknown := sorted({*predictions.emotions, *predictions.predicted} - index.keys()):
-            raise InputError(f"no class of the model, but a reference: {' '.join(unknown)}; map them, or set them to “{NO_EMOTION}”")
-        self.reference, self.predicted = (np.array([index[n] for n in v]) for v in (predictions.emotions, predictions.predicted))
+        self.reference, self.predicted = (predictions.indices(names) for names in (predictions.emotions, predictions.predicted))
         self.has_reference = self.reference >= 0
 
     def parts(self, rows):

@@ -1,6 +1,7 @@
 """Which parts of recordings are predicted: windows, segments of a table or an RTTM file, or where a voice activity detector hears speech."""
 
 import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +24,14 @@ class Segments:
     speakers: list = field(default_factory=list)
 
     def of(self, path, n_samples):
-        """int64 (parts, 2) in a recording of so many samples; an end up to one frame beyond it is its end. InputError: beyond it."""
+        """int64 (parts, 2) in a recording of so many samples; an end up to one frame beyond it is its end. InputError: beyond it, or under
+        one frame is left."""
         spans = np.array([(0, n_samples) if span is None else span for span in self.spans], dtype=np.int64)
-        if (late := spans[:, 1].max()) > n_samples + audio.HOP:
-            seconds = (n / audio.SAMPLE_RATE for n in (late, n_samples))
-            raise InputError("{}: a segment ends at {:.3f} s, the recording at {:.3f} s; correct the times".format(path, *seconds))
+        first, last = spans.max(axis=0)
+        if last > n_samples + audio.HOP or first > n_samples - audio.RECEPTIVE_FIELD:
+            what, late = ("begins", first) if last <= n_samples + audio.HOP else ("ends", last)
+            late, end = (f"{n / audio.SAMPLE_RATE:.3f} s" for n in (late, n_samples))
+            raise InputError(f"{path}: a segment {what} at {late}, the recording ends at {end}; correct the times")
         return spans.clip(max=n_samples)
 
 
@@ -36,12 +40,7 @@ def read_segments(path, audio_files=()):
     columns path (or file; relative to the table's folder), and where there are any, start and end in seconds, and speaker. InputError names
     the line that makes no sense, or what has no audio."""
     path, found = Path(path), {}
-    if path.suffix.lower() == ".rttm":
-        stems = {Path(name).stem: name for name in audio_files}
-        rows = _rttm(path, stems)
-    else:
-        rows = _table(path)
-    for line, name, start, end, speaker in rows:
+    for line, name, start, end, speaker in _rttm(path, audio_files) if path.suffix.lower() == ".rttm" else _table(path):
         segments = found.setdefault(name, Segments())
         segments.spans.append(None if start is None else _span(f"{path}:{line}", start, end))
         segments.speakers.append(speaker)
@@ -50,17 +49,21 @@ def read_segments(path, audio_files=()):
     return found
 
 
-def _rttm(path, stems):
+def _rttm(path, audio_files):
+    named = defaultdict(list)
+    for name in audio_files:
+        named[Path(name).stem].append(name)
     for number, line in enumerate(read_text(path).splitlines(), 1):
         fields = line.split()
         if not fields or fields[0] != "SPEAKER":
             continue
         if len(fields) < 8:
             raise InputError(f"{path}:{number}: {len(fields)} fields; expected {_RTTM}")
-        if fields[1] not in stems:
-            raise InputError(f"{path}:{number}: no audio file is named {fields[1]}; give its PATH, or its folder's, too")
+        if len(found := named[fields[1]]) != 1:
+            what = f"{found[0]} and {found[1]} are both" if found else "no audio file is"
+            raise InputError(f"{path}:{number}: {what} named {fields[1]}; give its PATH, or its folder's{' alone' if found else ', too'}")
         start, duration = _seconds(path, number, fields[3]), _seconds(path, number, fields[4])
-        yield number, stems[fields[1]], start, start + duration, fields[7]
+        yield number, found[0], start, start + duration, fields[7]
 
 
 def _table(path):

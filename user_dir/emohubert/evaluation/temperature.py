@@ -91,6 +91,5 @@ def read(path, normalised=False):
 
 def scored(predictions):
     """(probabilities (n, classes), references (n)) of the utterances with a reference."""
-    index = {name: i for i, name in enumerate(predictions.classes)}
-    rows = np.flatnonzero(predictions.scored)
-    return predictions.probabilities[rows], np.array([index[predictions.emotions[i]] for i in rows], dtype=np.int64)
+    rows = predictions.scored
+    return predictions.probabilities[rows], predictions.indices(predictions.emotions)[rows]

@@ -14,7 +14,7 @@ from ..core.parallel import in_threads
 from ..corpus.audio import content_of
 from ..corpus.check import LEAKS, Leak, examples
 from ..corpus.check import role as role_of_split
-from ..corpus.manifest import UNKNOWN_SPEAKER
+from ..corpus.manifest import UNKNOWN_SPEAKER, share_people
 from .records import ADAPTATION, CLUSTERING, PRETRAINING, SELECTION, WATCHED
 from .trail import MEANING, UNKNOWN, Trail, relative
 
@@ -89,8 +89,8 @@ def audit(folder, allow=(), decode=True, workers=4):
     found = {key: _shared(*pair, contents) for key, pair in pairs.items()}
     for e in tests:
         for met in e.met:
-            corpora = {r.facts.get("corpus") for r in (e.record, met.record)}
-            kinds = LEAKS if None in corpora or len(corpora) == 1 else ("audio",)
+            corpora = (r.facts.get("corpus") for r in (e.record, met.record))
+            kinds = LEAKS if share_people(*corpora) else ("audio",)
             met.shared = {kind: found[digests(e, met)][kind] for kind in kinds}
             e.leaks += [_leak(report, e, met, kind, shared) for kind, shared in met.shared.items() if shared and met.role != WATCHED]
     return report

@@ -183,8 +183,8 @@ def write_calibration(folder, predictions, split, ids, used):
 
 
 def write_scaled(predictions, validation, temperature):
-    """Record that predictions were scaled by a temperature, a file beside which the utterances of `validation` are recorded, by which it was
-    chosen: predictions.seen, as it is beside the files `predictions`, in the folder of `temperature`. Without records, none is written."""
+    """Record what the files `predictions` and `validation` saw, the first scaled by a file `temperature` that was chosen by the second: as
+    predictions.seen in its folder, and beside it. Nothing is written unless both have records."""
     given = [Path(path).with_name(f"predictions{SUFFIX}") for path in (predictions, validation)]
     if not all(path.is_file() for path in given):
         return

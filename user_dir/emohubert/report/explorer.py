@@ -17,7 +17,7 @@ from ..core.errors import InputError
 from ..core.files import Stamp, atomic, fingerprint, make_folder, sha256
 from ..core.parallel import cores, pool
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, read_split
+from ..corpus.manifest import read_split
 from ..evaluation.predictions import ClassPredictions, read_attention, read_predictions
 from ..provenance import records
 from .table_cells import number
@@ -39,10 +39,10 @@ def write(run, clips=True, most_mb=200, overwrite=False):
     found = [(e, *read) for e in run.evaluations if (read := _read(run, e, notes))]
     if not found:
         raise InputError(f"{run.folder}: no evaluation in it has a predictions.tsv that can be read; run tools/evaluate.py first")
-    splits = {split.tsv for *_, places, _ in found for split, _ in places.values()}
+    splits = {split.tsv: split for *_, places, _ in found for split, _ in places.values()}
     files = {TEMPLATE, *SCRIPTS, *(e.folder / name for e, *_ in found for name in ("predictions.tsv", "metrics.json"))}
     files |= {path for e in run.evaluations if (path := e.folder / "attention.npz").is_file()}
-    files |= {path for tsv in splits for path in tsv.parent.glob(f"{tsv.stem}.*")}
+    files |= {path for split in splits.values() for path in split.files}
     settings = {"clips": clips and most_mb, "notes": list(notes), "files": {str(path): sha256(path) for path in sorted(files)}}
     stamp = Stamp(folder / ".explore.json", settings, [page])
     if stamp.is_current() and not overwrite:
@@ -120,8 +120,7 @@ def _data(evaluation, predictions, places, attention):
     names = dict.fromkeys(name for split in splits for name in split.meta or {} if name != "id")
     meta = {name: column(lambda split, row, name=name: split.meta[name][row] if name in (split.meta or {}) else None) for name in names}
     if isinstance(predictions, ClassPredictions):
-        index = {NO_EMOTION: -1, **{name: i for i, name in enumerate(predictions.classes)}}
-        reference, predicted = ([index[name] for name in names] for names in (predictions.emotions, predictions.predicted))
+        reference, predicted = (predictions.indices(names).tolist() for names in (predictions.emotions, predictions.predicted))
         probability = predictions.probabilities[np.arange(len(predictions)), reference]
         surprise = np.where(predictions.scored, -np.log(np.maximum(probability, 1e-12)), 0.0)
         own = {"classes": predictions.classes, "p": _rounded(predictions.probabilities)}

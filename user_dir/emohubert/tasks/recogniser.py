@@ -12,7 +12,7 @@ from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.programs import shipped
 from ..corpus import audio, containers
-from ..corpus.manifest import NO_EMOTION
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from ..evaluation import inference, temperature
 from ..evaluation.predict_files import Layout, find_files, in_order, one_by_one, predict_files, predict_parts
 from ..models.from_pretrained import load_encoder
@@ -118,8 +118,7 @@ class Recogniser:
         InputError: a file cannot be predicted; those before it have been yielded.
         """
         files = find_files([paths] if isinstance(paths, (str, Path)) else paths)
-        found = predict_files(self._task, self._model, files, window, hop, embeddings=True, **self._options, **options)
-        found = in_order(found)
+        found = in_order(predict_files(self._task, self._model, files, window, hop, embeddings=True, **self._options, **options))
         if speaker is not None:
             if self._model.normalisation is None:
                 raise InputError("speaker: the model was trained without speaker normalisation; leave it out")
@@ -134,7 +133,7 @@ class Recogniser:
                 yield self._prediction(file.values[part], file.embeddings[part], min_confidence, **where)
 
     def _prediction(self, values, embedding, min_confidence, **where):
-        scale = self._temperatures[where.get("speaker") is not None]
+        scale = self._temperatures[where.get("speaker") not in (None, UNKNOWN_SPEAKER)]
         values = values if scale is None else temperature.scaled(values, scale)
         numbers = dict(zip(self.classes or self.dimensions, map(float, values), strict=True))
         if not self.classes:
