@@ -123,6 +123,11 @@ def test_the_unknown_speaker_is_heard(corpus, tmp_path):
     split.speakers = ["somebody else"] * len(split)
     unknown, _ = predict_split(task, model, split)
     assert np.abs(known.probabilities - unknown.probabilities).max() > 1e-4
+    task.state.merge_state_dict({"corpus": "another"})  # whose anna and ben are other people, but for those added meanwhile
+    split = read_split(corpus / "manifest", "test")
+    np.testing.assert_array_equal(predict_split(task, model, split)[0].probabilities, unknown.probabilities)
+    task.added_speakers = {"anna", "ben"}
+    np.testing.assert_array_equal(predict_split(task, model, split)[0].probabilities, known.probabilities)
     np.testing.assert_array_equal(values(predict((task, model), test_files(corpus))), unknown.probabilities)
 
 

@@ -189,7 +189,7 @@ def speaker_setting(task, split, added=(), normalised=False):
     speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
     here = share_people(read_corpus(split.directory).get("corpus"), task.state.corpus)
     trained = {*task.state.earlier_speakers, *(task.state.training_speakers if here else [])}
-    table = set(task.speakers) - added
+    table = {*task.speakers_for(split)} - added
     kinds = {
         "seen": len(speakers & trained),
         "transductive": len((speakers & table) - trained),

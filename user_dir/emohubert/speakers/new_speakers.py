@@ -117,4 +117,5 @@ class NewSpeakers:
             extend(model.speaker_at_head, model.speaker_at_head.embedding.weight.detach()[:1].expand(len(added), -1))
         encoder.speakers = [*task.speakers, *added]
         task.state.merge_state_dict({"speakers": list(encoder.speakers)})
+        task.added_speakers = frozenset(added)
         return added

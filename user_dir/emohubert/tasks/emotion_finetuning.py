@@ -15,7 +15,7 @@ from omegaconf import II, MISSING, open_dict
 from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split, share_people
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
@@ -70,6 +70,7 @@ class EmotionFinetuningTask(SpeechTask):
         self.state.add_factory("earlier_speakers", list)
         self.state.add_factory("training_voices", dict)
         self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
+        self.added_speakers = ()  # of the table, by `NewSpeakers`
         self.model_cfg, self.normalise, self._unseen, self.soft_labels = None, bool(cfg.normalize), {}, False
 
     @property
@@ -208,6 +209,12 @@ class EmotionFinetuningTask(SpeechTask):
         shares[alone, targets[alone]] = 1
         return shares
 
+    def speakers_for(self, split):
+        """The speakers of the table by row, None where an id means another person in this split's corpus."""
+        if not split.tsv.is_file() or share_people(read_corpus(split.directory).get("corpus"), self.state.corpus):
+            return self.speakers
+        return [speaker if speaker in self.added_speakers else None for speaker in self.speakers]
+
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
@@ -220,7 +227,7 @@ class EmotionFinetuningTask(SpeechTask):
             split,
             self.targets(split) if targets is None else targets,
             Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, width) if training else None,
-            speaker_rows(split, self.speakers, self.cfg.speakers, required=False) if self.speakers else None,
+            speaker_rows(split, self.speakers_for(split), self.cfg.speakers, required=False) if self.speakers else None,
             cfg.speaker_dropout,
             seed=self.cfg.seed,
             training=training,
