@@ -287,6 +287,8 @@ class EmotionFinetuningTask(SpeechTask):
         dataset = self.make_dataset(loaded.split, training=False)
         dataset.kept, dataset.features = loaded.kept, loaded.features
         found = sorted(inference.run(self, model, dataset, device=next(model.parameters()).device), key=lambda outcome: outcome.index)
+        if failed := next((outcome for outcome in found if outcome.error is not None), None):
+            raise failed.error
         rows = by_speaker([dataset.split.speakers[outcome.index] for outcome in found])
         vectors = np.stack([outcome.embedding for outcome in found])
         return [vectors[rows[s]] if s in rows else vectors[:0] for s in speakers]
