@@ -39,6 +39,8 @@ from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
@@ -103,14 +105,17 @@ def predict(args, paths, segments, out):
         fitted = pldc.load(args.calibration)
         pldc.check_calibration(fitted, task, model, args.calibration)
         found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
-    scale = temperature_of(args, online)
+    plain, normalised = (temperature_of(args, scale) for scale in (False, online)) if task.classes else (None, None)
     failed = 0
 
     def successful():
         nonlocal failed
         for prediction in found:
             if prediction.error is None:
-                values = prediction.values if scale is None else temperature.scaled(prediction.values, scale)
+                values = prediction.values
+                if plain is not None:
+                    known = [name != UNKNOWN_SPEAKER for name in prediction.speakers] or [False]
+                    values = temperature.scaled(values, np.where(known, normalised, plain)[:, None])
                 yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
             else:
                 failed += 1
@@ -167,8 +172,9 @@ def choose_model(args):
 
 def stamp_of(args, paths):
     """What --output was made from."""
-    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence", "temperature")
+    names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence")
     settings = {name: getattr(args, name) for name in names}
+    settings["temperatures"] = [temperature_of(args, normalised) for normalised in (False, True)]
     for name in ("checkpoint", "calibration", "speaker_vectors", "segments"):
         path = getattr(args, name)
         settings[name] = sha256(path) if path and Path(path).is_file() else None

@@ -11,7 +11,7 @@ from ..core.device import autocast, check_precision, choose_device, exact_arithm
 from ..core.errors import InputError
 from ..core.programs import shipped
 from ..corpus import audio, containers
-from ..corpus.manifest import NO_EMOTION
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from ..evaluation import inference, temperature
 from ..evaluation.predict_files import Layout, find_files, in_order, one_by_one, predict_files, predict_parts
 from ..models.from_pretrained import load_encoder
@@ -130,7 +130,7 @@ class Recogniser:
                 yield self._prediction(file.values[part], file.embeddings[part], min_confidence, **where)
 
     def _prediction(self, values, embedding, min_confidence, **where):
-        scale = self._temperatures[where.get("speaker") is not None]
+        scale = self._temperatures[where.get("speaker") not in (None, UNKNOWN_SPEAKER)]
         values = values if scale is None else temperature.scaled(values, scale)
         numbers = dict(zip(self.classes or self.dimensions, map(float, values), strict=True))
         if not self.classes:
