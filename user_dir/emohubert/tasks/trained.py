@@ -15,24 +15,20 @@ from ..pretrained.types import WAV2VEC1
 def load_trained(path):
     """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed. `task.selection` is what
     `selection` says of the checkpoint. InputError: not loadable, or not one of ours."""
-    with taken_apart(path):
-        return _built(load_state(path), path)
-
-
-def _built(state, path):
-    cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
-    name = OmegaConf.select(cfg, "task._name")
-    if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
-        raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
-    _check_sizes(cfg.model, state["model"], path)
-    task = tasks.setup_task(cfg.task)
-    task.load_state_dict(state.get("task_state") or {})
-    with warnings.catch_warnings():
+    with taken_apart(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        state = load_state(path)
+        cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
+        name = OmegaConf.select(cfg, "task._name")
+        if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
+            raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
+        _check_sizes(cfg.model, state["model"], path)
+        task = tasks.setup_task(cfg.task)
+        task.load_state_dict(state.get("task_state") or {})
         model = task.build_model(cfg.model, from_checkpoint=True)
-    model.load_state_dict(state["model"], strict=True)
-    task.selection = selection(state)
-    return task, model.eval()
+        model.load_state_dict(state["model"], strict=True)
+        task.selection = selection(state)
+        return task, model.eval()
 
 
 def _check_sizes(cfg, weights, path):
