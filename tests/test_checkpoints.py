@@ -11,6 +11,7 @@ from fairseq.data.dictionary import Dictionary
 from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from hostile import Hostile
 from omegaconf import OmegaConf
+from scripts import run
 from training import TINY
 
 import emohubert.tasks  # noqa: F401 (allows what fairseq's checkpoints hold)
@@ -209,6 +210,15 @@ def test_what_is_no_checkpoint_is_not_called_unsafe(tmp_path, content, expected)
 def test_what_the_content_of_a_file_leads_to_is_no_traceback(error, expected):
     with pytest.raises(InputError, match=f"^a.pt: .*{expected}"), taken_apart("a.pt"):
         raise error
+
+
+def test_a_traceback_for_who_wants_it(tmp_path, monkeypatch):
+    (tmp_path / "hubert.pt").write_bytes(b"no")
+    arguments = ("tools/export_hf.py", tmp_path / "hubert.pt", tmp_path / "hf")
+    assert run(*arguments) == 2
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError, match="damaged"):
+        run(*arguments)
 
 
 @pytest.mark.parametrize("error", [NameError("x"), ImportError("x")])

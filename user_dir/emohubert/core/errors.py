@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 
@@ -46,6 +47,11 @@ def taken_apart(path, kind="a checkpoint"):
         if is_lack_of_memory(error):
             raise InputError(f"{path}: too little memory for it ({what:.120}); free some, or copy it again if it is damaged") from error
         raise InputError(f"{path}: not {kind}, or a damaged one ({what:.120}); copy or download it again") from error
+
+
+def wants_traceback():
+    """Whether errors that have one line are to be tracebacks all the same: Hydra's variable for that is set."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def print_error(error):

@@ -12,7 +12,7 @@ from fairseq.utils import import_user_module
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..core.errors import InputError, is_lack_of_memory, print_error
+from ..core.errors import InputError, is_lack_of_memory, print_error, wants_traceback
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _WORKERS = re.compile(r"DataLoader worker \(pid.*|.*(?:/torch_\S+>|received \d+ items of ancdata|Too many open files).*")
@@ -34,6 +34,8 @@ def in_one_line(main, cfg, **options):
 
 def as_input_error(error):
     """The InputError that an exception of a training stands for, or None: then a traceback is due."""
+    if wants_traceback():
+        return None
     text = str(error)
     if isinstance(error, InputError):  # a data worker's holds its traceback
         return InputError(text.rpartition("InputError: ")[2].rpartition("WriteError: ")[2].strip())

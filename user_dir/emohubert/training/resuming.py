@@ -39,7 +39,7 @@ def naming_unfit_states(load, trainer, path, *args, **options):
     """What a checkpoint holds is taken as it is by fairseq: one of another model or training, or of another program, is a traceback."""
     try:
         return load(trainer, path, *args, **options)
-    except InputError:
+    except (InputError, ImportError, NameError):
         raise
     except Exception as error:
         if "ensure that the architectures match" in str(error):
