@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 from corpus import CLASSES, make_corpus
-from random_hubert import write_random_hubert
-from scripts import load, run
+from random_hubert import write_checkpoint, write_random_hubert
+from scripts import run
 from training import TINY
 
 from emohubert.core.errors import InputError
@@ -30,7 +30,6 @@ from emohubert.tasks.trained import load_trained
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
 
-bench = load("tools/bench_predict.py")
 DIMENSIONS = ("arousal", "valence")
 
 
@@ -41,8 +40,8 @@ def corpus(tmp_path_factory):
     encoder = write_random_hubert(folder / "hubert.pt", **TINY)
     rng = torch.Generator().manual_seed(0)
     head = torch.randn(4, 48, generator=rng) * 0.5, torch.zeros(4)
-    bench.write_checkpoint(folder / "classes.pt", encoder, classes=CLASSES, head=head)
-    bench.write_checkpoint(folder / "dimensions.pt", encoder, dimensions=DIMENSIONS, head=(head[0][:2], head[1][:2]))
+    write_checkpoint(folder / "classes.pt", encoder, classes=CLASSES, head=head)
+    write_checkpoint(folder / "dimensions.pt", encoder, dimensions=DIMENSIONS, head=(head[0][:2], head[1][:2]))
     return folder
 
 
@@ -112,7 +111,7 @@ def test_every_format_rate_and_channel_number(corpus, classifier, tmp_path):
 
 def test_the_unknown_speaker_is_heard(corpus, tmp_path):
     """A speaker-conditioned checkpoint gives what the same weights give for the unknown speaker's row."""
-    checkpoint = bench.write_checkpoint(
+    checkpoint = write_checkpoint(
         tmp_path / "c.pt", corpus / "hubert.pt", classes=CLASSES, speakers=["anna", "ben"], speaker_position="input"
     )
     task, model = load_trained(checkpoint)
@@ -372,7 +371,7 @@ def test_a_calibration_of_something_else_is_refused(corpus, tmp_path, capsys, fi
 
 def test_normalisation_is_by_what_was_heard_so_far(corpus, tmp_path, capsys):
     """The formula by loops, from the average speaker on, and what a speaker's later files are does not matter."""
-    checkpoint = bench.write_checkpoint(
+    checkpoint = write_checkpoint(
         tmp_path / "a.pt", corpus / "hubert.pt", classes=CLASSES, training_speakers=["x"], speaker_normalisation=True
     )
     state, rng = torch.load(checkpoint, weights_only=True), torch.Generator().manual_seed(1)

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 from corpus import CLASSES, make_corpus
-from random_hubert import write_random_hubert
-from scripts import load, run
+from random_hubert import write_checkpoint, write_random_hubert
+from scripts import run
 from training import TINY
 
 import emohubert
@@ -22,8 +22,6 @@ from emohubert.evaluation.predictions import from_probabilities, read_prediction
 from emohubert.evaluation.segments import VoiceActivity, read_segments
 from emohubert.models.from_pretrained import load_encoder
 
-bench = load("tools/bench_predict.py")
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -32,8 +30,8 @@ def corpus(tmp_path_factory):
     encoder = write_random_hubert(folder / "hubert.pt", **TINY)
     head = torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), torch.zeros(4)
     (folder / "run").mkdir()
-    bench.write_checkpoint(folder / "run" / "checkpoint_best.pt", encoder, classes=CLASSES, head=head)
-    bench.write_checkpoint(folder / "dimensions.pt", encoder, dimensions=["arousal", "valence"])
+    write_checkpoint(folder / "run" / "checkpoint_best.pt", encoder, classes=CLASSES, head=head)
+    write_checkpoint(folder / "dimensions.pt", encoder, dimensions=["arousal", "valence"])
     return folder
 
 
@@ -258,3 +256,41 @@ def test_abstention(corpus, capsys):
     assert any(row["emotion"] == "-" for row in flat)
     assert run("tools/predict.py", corpus / "dimensions.pt", corpus / "audio", "--min-confidence", "0.5") == 2
     assert "no probabilities" in capsys.readouterr().err
+
+
+# --- models of transformers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_classifier_of_transformers_says_what_it_says_there(tmp_path, weighted):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "conv_dim": [32] * 7}
+    labels = dict(enumerate(CLASSES))
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(**sizes, num_labels=4, id2label=labels, use_weighted_layer_sum=weighted, classifier_proj_size=24)
+    model = transformers.HubertForSequenceClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight, std=20)
+    if weighted:
+        model.layer_weights.data = torch.tensor([-1e4, 0.3, -0.5])
+    model.save_pretrained(tmp_path)
+    samples = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(samples)[None]).logits.softmax(1)[0]
+    found = emohubert.load(tmp_path).predict(samples, 16_000)
+    np.testing.assert_allclose(list(found.probabilities.values()), expected, atol=1e-5)
+    assert list(found.probabilities) == list(CLASSES) and expected.max() > 0.3
+    soundfile.write(tmp_path / "x.wav", samples, 16_000, subtype="FLOAT")
+    assert run("tools/predict.py", tmp_path, tmp_path / "x.wav") == 0
+    if weighted:
+        model.layer_weights.data[0] = 0
+        model.save_pretrained(tmp_path)
+        with pytest.raises(InputError, match="the encoder's input in it"):
+            emohubert.load(tmp_path)
+
+
+def test_an_encoder_of_transformers_predicts_nothing(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.HubertConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96, conv_dim=[32] * 7)
+    transformers.HubertModel(config).save_pretrained(tmp_path)
+    assert emohubert.load(tmp_path).embed(np.zeros(800, np.float32), 16_000).shape == (48,)
+    assert run("tools/predict.py", tmp_path, "x.wav") == 2 and "no projector and classifier" in capsys.readouterr().err

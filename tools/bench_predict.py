@@ -33,6 +33,7 @@ def make_parser():
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="measure so often in turn, and take the fastest")
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="on a CPU, for either side")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_precision()  # of ours; the pipeline's is float32
     parser.add_device()
     parser.add_seed()
     return parser
@@ -44,20 +45,16 @@ if __name__ == "__main__":
 import logging
 import tempfile
 import time
-import warnings
 
 import numpy as np
 import soundfile
 import torch
-from omegaconf import OmegaConf
 
 from emohubert.core.device import choose_device
 from emohubert.core.errors import InputError
-from emohubert.core.files import atomic, make_folder, write_json
+from emohubert.core.files import make_folder, write_json
 from emohubert.corpus import audio
 from emohubert.evaluation.predict_files import find_files, in_order, predict_files
-from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
-from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 from emohubert.tasks.trained import load_trained
 
 logger = logging.getLogger("emohubert.bench_predict")
@@ -88,56 +85,6 @@ def write_transformers_model(folder, seed=1, **architecture):
     return model
 
 
-def write_checkpoint(path, init_from, classes=(), dimensions=(), head=None, speakers=(), training_speakers=(), **options):
-    """Write a checkpoint of the task emotion_finetuning as training would, without training; returns its path.
-
-    Args:
-        path: of the checkpoint.
-        init_from: of the encoder.
-        classes, dimensions: what it predicts, one of them.
-        head: (weight, bias) of a linear head; by default random.
-        speakers, training_speakers: of the task's state.
-        options: fields of EmotionHubertConfig.
-    """
-    cfg = EmotionHubertConfig(init_from=str(init_from), pooling="mean", head="linear", freeze="none", **options)
-    cfg.backbone, pretrained = resolve_backbone(cfg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = EmotionHubertModel(cfg, len(classes or dimensions), list(speakers) or pretrained.speakers)
-    model.start_from(pretrained)
-    if head is not None:
-        with torch.no_grad():
-            model.head[-1].weight.copy_(head[0])
-            model.head[-1].bias.copy_(head[1])
-    task = EmotionFinetuningConfig(data="", target="emo" if classes else list(dimensions), seed=1)
-    configurations = {"task": (task, "emotion_finetuning"), "model": (cfg, "emotion_hubert")}
-    saved = {
-        name: {**OmegaConf.to_container(OmegaConf.structured(c), enum_to_str=True), "_name": kind}
-        for name, (c, kind) in configurations.items()
-    }
-    state = {
-        "cfg": {**saved, "checkpoint": {"best_checkpoint_metric": "loss"}},
-        "model": model.state_dict(),
-        "task_state": {
-            "classes": list(classes),
-            "speakers": list(speakers) or pretrained.speakers,
-            "training_speakers": list(training_speakers),
-            "label_scales": {},
-        },
-    }
-    with atomic(path, "wb") as f:
-        torch.save(state, f)
-    return path
-
-
-def composed_head(model):
-    """(weight, bias) of the one linear layer that a transformers model's projector and classifier make around the mean."""
-    projector, classifier = model.projector, model.classifier
-    weight = classifier.weight.double() @ projector.weight.double()
-    bias = classifier.weight.double() @ projector.bias.double() + classifier.bias.double()
-    return weight.float(), bias.float()
-
-
 def decoded(paths):
     """What the pipeline is given for each file."""
     for path in paths:
@@ -153,10 +100,10 @@ def by_pipeline(pipe, paths, batch_size):
     return seconds, np.array([[scores[name] for name in CLASSES] for scores in found])
 
 
-def by_us(task, model, paths, device, threads):
+def by_us(task, model, paths, **options):
     """(seconds, probabilities (files, classes)) of ours."""
     start = time.perf_counter()
-    found = list(in_order(predict_files(task, model, paths, device=device, workers=threads)))
+    found = list(in_order(predict_files(task, model, paths, **options)))
     seconds = time.perf_counter() - start
     failed = [f for f in found if f.error is not None]
     if failed:
@@ -188,21 +135,21 @@ def main(argv=None):
     seconds = sum(audio.probe(path) for path in paths) / audio.SAMPLE_RATE
 
     with tempfile.TemporaryDirectory() as folder:
-        reference = write_transformers_model(folder, args.seed, **(TINY if args.tiny else {}))
-        checkpoint = write_checkpoint(Path(folder) / "ours.pt", folder, CLASSES, head=composed_head(reference))
+        write_transformers_model(folder, args.seed, **(TINY if args.tiny else {}))
         their_load, pipe = timed(
             lambda: transformers.pipeline("audio-classification", model=folder, feature_extractor=folder, device=device, top_k=None)
         )
-        our_load, (task, model) = timed(lambda: load_trained(checkpoint))
+        our_load, (task, model) = timed(lambda: load_trained(folder))
     by_pipeline(pipe, paths[:2], 1)  # both sides warm
-    by_us(task, model, paths[:2], device, args.threads)
+    options = {"device": device, "workers": args.threads, "precision": args.precision}
+    by_us(task, model, paths[:2], **options)
     theirs, ours, probabilities = {b: [] for b in args.batch_sizes}, [], {}
     for _ in range(args.repeats):
         for size in args.batch_sizes:
             taken, probabilities[size] = by_pipeline(pipe, paths, size)
             theirs[size].append(taken)
             logger.info("pipeline, batch size %d: %.2f s", size, taken)
-        taken, own = by_us(task, model, paths, device, args.threads)
+        taken, own = by_us(task, model, paths, **options)
         ours.append(taken)
         logger.info("ours: %.2f s", taken)
 
@@ -211,6 +158,7 @@ def main(argv=None):
         "audio_seconds": seconds,
         "device": str(device),
         "threads": args.threads,
+        "precision": args.precision,
         "loading": {"pipeline": their_load, "ours": our_load},
         "ours": min(ours),
         "pipeline": {
@@ -238,7 +186,7 @@ def show(figures, size):
     for batch, row in figures["pipeline"].items():
         values = f"{row['seconds']:9.2f}{seconds / row['seconds']:13.1f}{row['ratio']:16.2f}{row['max_difference']:16.1e}"
         print(f"{f'pipeline, batch size {batch}':24}{values}")
-    print(f"{'ours':24}{ours:9.2f}{seconds / ours:13.1f}")
+    print(f"{'ours, ' + figures['precision']:24}{ours:9.2f}{seconds / ours:13.1f}")
     print(f"standard deviation of a class's probability over files: {figures['spread']:.3f}")
 
 

@@ -3,10 +3,10 @@
 
 Ours is the config papt_SIZE (speaker_hubert with its speaker position, masked_prediction). Theirs is fairseq's
 HubertPretrainingTask, HubertModel and HubertCriterion as they are installed, with our sizes, our weights and no speakers.
-Both are trained by fairseq's Trainer (Adam, and for bf16 and fp16 its half-precision models with float32 masters), in turn
-in one process, so that whatever else the machine does meets both. The batch is noise of different lengths, or comes from a
-manifest directory; either side reads it from files through its own dataset. Times are medians over updates; the memory of a
-side is what it adds at its peak to what was there before.
+Both are trained by fairseq's Trainer (Adam, and for bf16 and fp16 on a GPU its half-precision models with float32 masters; on a
+CPU fairseq has float32 only, which our bf16 is measured against), in turn in one process, so that whatever else the machine
+does meets both. The batch is noise of different lengths, or comes from a manifest directory; either side reads it from files
+through its own dataset. Times are medians over updates; the memory of a side is what it adds at its peak to what was there before.
 
 Settings that let both learn from the same frames of the same labels:
 - fairseq's pad_audio is on (by itself it crops a batch to its shortest utterance) and its random_crop off;
@@ -86,7 +86,7 @@ from omegaconf import OmegaConf, open_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emohubert.core.device import choose_device
+from emohubert.core.device import choose_device, has_bf16
 from emohubert.core.errors import InputError
 from emohubert.core.files import make_folder, write_json, write_lines
 from emohubert.corpus.audio import FRAME_RATE, HOP, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames
@@ -296,8 +296,9 @@ def write_batch(folder, utterances, classes):
 
 def build(args, folder, device, precision):
     """Both sides, with the same weights, where fairseq has them."""
-    options = {"seed": args.seed, "device": device, "precision": precision}
-    ours, theirs = Side(config_of_ours(args.size, folder, **options)), Side(config_of_fairseq(args.size, folder, **options))
+    options = {"seed": args.seed, "device": device}
+    theirs = config_of_fairseq(args.size, folder, **options, precision=precision if device.type == "cuda" else "float32")
+    ours, theirs = Side(config_of_ours(args.size, folder, **options, precision=precision)), Side(theirs)
     weights = {k: v for k, v in ours.model.state_dict().items() if not k.startswith("speaker_conditioning.")}
     theirs.model.load_state_dict(weights, strict=True)
     return ours, theirs
@@ -307,7 +308,8 @@ def measure(args, folder, device, precision):
     """Figures of one precision: {side: {"seconds": …, "updates_per_second": …, …}, "losses": …, "ratio": …}."""
     np.random.seed(args.seed)  # fairseq's masks
     sides = build(args, folder, device, precision)
-    kind = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16} if device.type == "cuda" else {}  # a CPU's weights stay in float32
+    kind = kinds.get(precision, torch.float32)
     for side in sides:
         side.model.to(device, kind)
     found = {"losses": losses(*sides)}
@@ -381,9 +383,8 @@ def check(args, device):
         raise InputError(
             f"--utterance-seconds {low:g} {high:g}: give the shortest and the longest, {RECEPTIVE_FIELD / SAMPLE_RATE} s or more"
         )
-    half = [p for p in args.precision if p != "float32"]
-    if half and device.type == "cpu":
-        raise InputError(f"--precision {half[0]} needs a GPU: fairseq trains in float32 on a CPU; use --precision float32")
+    if device.type == "cpu" and ("fp16" in args.precision or ("bf16" in args.precision and not has_bf16(device))):
+        raise InputError("--precision fp16 needs a GPU, bf16 one or a processor that has it; use --precision float32")
     if device.type == "cuda" and args.warmup < 2:
         raise InputError("--warmup must be 2 or more on a GPU: only then is everything in memory that training needs")
     if args.peak_tflops is not None and (len(args.peak_tflops) != len(args.precision) or min(args.peak_tflops) <= 0):

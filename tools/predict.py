@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Predict emotion for audio files, or for every audio file below folders, with one fine-tuned checkpoint.
 
-CKPT is a .pt file; without it the model in the package predicts, ser_small: angry, happy, neutral, sad, for non-commercial use. How far
-to trust it is said when it starts; give it more of each person with --speaker.
+CKPT is a .pt file, or a Hugging Face folder of a …ForSequenceClassification; without it the model in the package predicts,
+ser_small: angry, happy, neutral, sad, for non-commercial use. How far to trust it is said when it starts; give it more of each
+person with --speaker.
 
 Any format and rate that libsndfile reads; channels are averaged; - is standard input. A line per file, in the order given: the class
 and the probability of each class, or the dimensions. A line per part, with start and end in seconds: with --window, windows that begin
@@ -162,7 +163,10 @@ def choose_files(args, folder):
 
 def choose_model(args):
     """Where the first argument is no checkpoint, it is a path, and the model is the one in the package; `args` are changed."""
-    if args.checkpoint is not None and Path(args.checkpoint).suffix != ".pt" and args.checkpoint != DEFAULT:  # a PATH
+    is_model = (
+        args.checkpoint == DEFAULT or Path(args.checkpoint or "").suffix == ".pt" or Path(args.checkpoint or "", "config.json").is_file()
+    )
+    if args.checkpoint is not None and not is_model:  # a PATH
         args.paths.insert(0, args.checkpoint)
         args.checkpoint = None
     if args.checkpoint in (None, DEFAULT):
@@ -172,13 +176,16 @@ def choose_model(args):
 
 def stamp_of(args, paths):
     """What --output was made from."""
+    from emohubert.evaluation import temperature
+
     names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence")
     settings = {name: getattr(args, name) for name in names}
-    settings["temperatures"] = [temperature_of(args, normalised) for normalised in (False, True)]
-    for name in ("checkpoint", "calibration", "speaker_vectors", "segments"):
+    for name in ("checkpoint", "calibration", "speaker_vectors", "segments", "temperature"):
         path = getattr(args, name)
-        settings[name] = sha256(path) if path and Path(path).is_file() else None
-    stats = [(path, os.stat(path)) for path in paths if os.path.exists(path)]
+        settings[name] = sha256(path) if path and Path(path).is_file() else path
+    model = [Path(args.checkpoint, name) for name in ("config.json", "model.safetensors")]  # where it is a folder
+    beside = [path for path in (temperature.beside(args.checkpoint), *model) if path is not None]
+    stats = [(str(path), os.stat(path)) for path in (*paths, *beside) if os.path.exists(path)]
     settings["files"] = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
     return Stamp(args.output.with_name(f".{args.output.name}.json"), settings, [args.output])
 

@@ -85,7 +85,8 @@ from importlib.util import find_spec
 from urllib.parse import unquote, urlparse
 
 tree = unquote(urlparse(json.loads(distribution("emohubert").read_text("direct_url.json"))["url"]).path)
-sys.exit(not os.path.exists(os.path.join(tree, "setup.py")) or find_spec("hydra_plugins.emohubert_errors") is None)
+plugin = os.path.exists(os.path.join(tree, "user_dir/hydra_plugins"))
+sys.exit(not os.path.exists(os.path.join(tree, "setup.py")) or (plugin and find_spec("hydra_plugins.emohubert_errors") is None))
 PYTHON
 }
 

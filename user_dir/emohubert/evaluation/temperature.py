@@ -75,8 +75,8 @@ def read_classes(path):
 
 
 def beside(checkpoint):
-    """The temperature.json that stands beside a checkpoint, whose probabilities are then scaled by it; None without."""
-    path = Path(checkpoint).with_name(FILE)
+    """The temperature.json that stands beside a checkpoint, or in a model's folder, whose probabilities are then scaled by it; None without."""
+    path = Path(checkpoint) / FILE if Path(checkpoint).is_dir() else Path(checkpoint).with_name(FILE)
     return path if path.is_file() else None
 
 

@@ -112,6 +112,24 @@ def read_folder(folder):
     return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, file, *source])
 
 
+def read_head(folder):
+    """What a …ForSequenceClassification has on its encoder: (names of outputs, whether they are classes, weight and bias of the linear
+    layer that its projector and classifier make around the mean, weights of the layers before the softmax, or None). InputError: the
+    folder holds an encoder only, or another head."""
+    folder = Path(folder)
+    options, file = _dict(folder / "config.json"), next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    tensors = {} if file is None else _tensors(file)
+    names = ("projector.weight", "projector.bias", "classifier.weight", "classifier.bias")
+    if not tensors.keys() >= {*names}:
+        raise InputError(f"{folder}: has no projector and classifier, so it predicts nothing; give a …ForSequenceClassification")
+    w, b, v, c = (tensors[name]().double() for name in names)
+    outputs = [str((options.get("id2label") or {}).get(str(i), i)) for i in range(len(c))]
+    layers = tensors["layer_weights"]().float() if options.get("use_weighted_layer_sum") and "layer_weights" in tensors else None
+    if layers is not None and layers.softmax(0)[0] > 1e-6:
+        raise InputError(f"{folder}: its weighted sum has the encoder's input in it, for which there is no place here; use another model")
+    return outputs, options.get("problem_type") != "regression", v @ w, v @ b + c, None if layers is None else layers[1:]
+
+
 def _dict(path):
     value = read_json(path)
     if not isinstance(value, dict):

@@ -9,6 +9,7 @@ import torch
 
 from ..core.device import autocast, check_precision, choose_device, exact_arithmetic
 from ..core.errors import InputError
+from ..core.files import read_json
 from ..core.programs import shipped
 from ..corpus import audio, containers
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
@@ -34,7 +35,8 @@ class Prediction:
 
 
 def load(model="ser_small", device="auto", precision="float32"):
-    """A trained model, ready to use: a Recogniser for a checkpoint of the task emotion_finetuning, an Encoder for everything else.
+    """A trained model, ready to use: a Recogniser for a checkpoint of the task emotion_finetuning or a …ForSequenceClassification of
+    transformers, an Encoder for everything else.
 
     Args:
         model: a checkpoint; the folder of a training, whose best checkpoint is taken; a Hugging Face folder; or the name of a model in the
@@ -50,9 +52,11 @@ def load(model="ser_small", device="auto", precision="float32"):
         names = [path / f"checkpoint_{which}.pt" for which in ("best", "last")]
         if not (path := next((name for name in names if name.is_file()), None)):
             raise InputError(f"{names[0].parent}: holds neither config.json nor checkpoint_best.pt; name the checkpoint")
-    if path.is_dir() or ((load_state(path).get("cfg") or {}).get("task") or {}).get("_name") != "emotion_finetuning":
-        return Encoder(path, device, precision)
-    return Recogniser(path, device, precision)
+    if path.is_dir():
+        predicts = str(read_json(path / "config.json").get("architectures")).endswith("ForSequenceClassification']")
+    else:
+        predicts = ((load_state(path).get("cfg") or {}).get("task") or {}).get("_name") == "emotion_finetuning"
+    return (Recogniser if predicts else Encoder)(path, device, precision)
 
 
 class Encoder:

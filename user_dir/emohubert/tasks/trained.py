@@ -1,23 +1,28 @@
 """Loading a checkpoint that this package trained, with its task."""
 
 import warnings
+from pathlib import Path
 
+import torch
 from fairseq import tasks
 from omegaconf import OmegaConf
 
 from ..core.errors import InputError, taken_apart
+from ..models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from ..models.from_pretrained import check_sizes
 from ..models.hubert import SpeakerHubertConfig
+from ..pretrained.huggingface import read_head
 from ..pretrained.safe_files import load_state
 from ..pretrained.types import WAV2VEC1
+from .emotion_finetuning import EmotionFinetuningConfig
 
 
 def load_trained(path):
-    """(task, model) of one of our checkpoints, in eval mode on the CPU; nothing but the file is needed. `task.selection` is what
-    `selection` says of the checkpoint. InputError: not loadable, or not one of ours."""
+    """(task, model) of one of our checkpoints, or of a Hugging Face folder of a …ForSequenceClassification, in eval mode on the CPU; nothing
+    but the file is needed. `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, or another model."""
     with taken_apart(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        state = load_state(path)
+        state = state_of_folder(path) if Path(path).is_dir() else load_state(path)
         cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
         name = OmegaConf.select(cfg, "task._name")
         if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
@@ -29,6 +34,46 @@ def load_trained(path):
         model.load_state_dict(state["model"], strict=True)
         task.selection = selection(state)
         return task, model.eval()
+
+
+def state_of_folder(folder):
+    """What a checkpoint of ours would hold of a Hugging Face folder's model, as of `load_state`."""
+    outputs, are_classes, *head, layers = read_head(folder)
+    names = {"classes": outputs} if are_classes else {"dimensions": outputs}
+    return untrained_state(folder, **names, head=head, layers=layers, layer_weighting=layers is not None)
+
+
+def untrained_state(init_from, classes=(), dimensions=(), head=None, layers=None, speakers=(), training_speakers=(), **options):
+    """What a checkpoint of the task emotion_finetuning holds, of a model that was not trained: a mean and a linear layer on an encoder.
+
+    Args:
+        init_from: the encoder, as for `model.init_from`.
+        classes, dimensions: what it predicts, one of them.
+        head: (weight, bias); by default random.
+        layers: weights of the layers before the softmax, for `layer_weighting`.
+        speakers, training_speakers: of the task's state.
+        options: fields of EmotionHubertConfig.
+    """
+    cfg = EmotionHubertConfig(**{"init_from": str(init_from), "pooling": "mean", "head": "linear", "freeze": "none", **options})
+    cfg.backbone, pretrained = resolve_backbone(cfg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = EmotionHubertModel(cfg, len(classes or dimensions), list(speakers) or pretrained.speakers)
+    model.start_from(pretrained)
+    with torch.no_grad():
+        if head is not None:
+            model.head[-1].weight.copy_(head[0])
+            model.head[-1].bias.copy_(head[1])
+        if layers is not None:
+            model.layer_weights.copy_(layers)
+    task = EmotionFinetuningConfig(data="", target="emo" if classes else list(dimensions), seed=1)
+    kinds = {"task": (task, "emotion_finetuning"), "model": (cfg, "emotion_hubert")}
+    plain = {
+        name: {**OmegaConf.to_container(OmegaConf.structured(c), enum_to_str=True), "_name": kind} for name, (c, kind) in kinds.items()
+    }
+    known = {"classes": list(classes), "speakers": list(speakers) or pretrained.speakers, "training_speakers": list(training_speakers)}
+    checkpoint = {"best_checkpoint_metric": "loss"}
+    return {"cfg": {**plain, "checkpoint": checkpoint}, "model": model.state_dict(), "task_state": {**known, "label_scales": {}}}
 
 
 def _check_sizes(cfg, weights, path):
