@@ -11,10 +11,11 @@ from fairseq.data.dictionary import Dictionary
 from fairseq.models.hubert.hubert import HubertConfig, HubertModel
 from hostile import Hostile
 from omegaconf import OmegaConf
+from scripts import run
 from training import TINY
 
 import emohubert.tasks  # noqa: F401 (allows what fairseq's checkpoints hold)
-from emohubert.core.errors import InputError
+from emohubert.core.errors import InputError, taken_apart
 from emohubert.models.from_pretrained import build_encoder, initialise, load_encoder
 from emohubert.models.hubert import SpeakerHubertConfig, SpeakerHubertModel
 from emohubert.pretrained.huggingface import write_folder
@@ -203,6 +204,27 @@ def test_what_is_no_checkpoint_is_not_called_unsafe(tmp_path, content, expected)
     (tmp_path / "hubert.pt").write_bytes(content)
     with pytest.raises(InputError, match=expected):
         load_state(tmp_path / "hubert.pt")
+
+
+@pytest.mark.parametrize(("error", "expected"), [(KeyError("model"), "damaged one .KeyError"), (MemoryError(), "too little memory")])
+def test_what_the_content_of_a_file_leads_to_is_no_traceback(error, expected):
+    with pytest.raises(InputError, match=f"^a.pt: .*{expected}"), taken_apart("a.pt"):
+        raise error
+
+
+def test_a_traceback_for_who_wants_it(tmp_path, monkeypatch):
+    (tmp_path / "hubert.pt").write_bytes(b"no")
+    arguments = ("tools/export_hf.py", tmp_path / "hubert.pt", tmp_path / "hf")
+    assert run(*arguments) == 2
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(InputError, match="damaged"):
+        run(*arguments)
+
+
+@pytest.mark.parametrize("error", [NameError("x"), ImportError("x")])
+def test_bugs_are_not_taken_for_damage(error):
+    with pytest.raises(type(error)), taken_apart("a.pt"):
+        raise error
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_conv_pos_embeddings"])

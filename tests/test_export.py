@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from scripts import run
 from test_backbones import LARGE, noise, saved, scattered
 from test_wav2vec1 import fairseq_wav2vec
+from torch import nn
 
 from emohubert.core.programs import shipped
 from emohubert.corpus import audio
 from emohubert.export import huggingface_folder, onnx_file, source
 from emohubert.models.emotion import EmotionHubertConfig, EmotionHubertModel, resolve_backbone
 from emohubert.models.from_pretrained import load_encoder
+from emohubert.models.heads import HEADS, LinearHead
 from emohubert.pretrained.load import read_pretrained
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 from emohubert.tasks.trained import load_trained
@@ -41,13 +43,13 @@ def encoders(tmp_path_factory):
     return {kind: root / kind for kind in ("base", "large", "wavlm", "data2vec", "wav2vec1")}
 
 
-def checkpoint(path, encoder, target="emo", **values):
+def checkpoint(path, encoder, target="emo", normalize=None, **values):
     """An emotion model of random weights, as training saves it."""
     zero = ("dropout", "attention_dropout", "activation_dropout") if encoder.name == "wav2vec1" else ()
     values = {"init_from": str(encoder), "speaker_position": "none", "head": "linear", **dict.fromkeys(zero, 0.0), **values}
     cfg = OmegaConf.structured(FairseqConfig)
     cfg.model = OmegaConf.structured(EmotionHubertConfig(_name="emotion_hubert", **values))
-    cfg.task = OmegaConf.structured(EmotionFinetuningConfig(_name="emotion_finetuning", data="", target=target))
+    cfg.task = OmegaConf.structured(EmotionFinetuningConfig(_name="emotion_finetuning", data="", target=target, normalize=normalize))
     cfg.model.backbone, pretrained = resolve_backbone(cfg.model)
     knows = cfg.model.backbone.get("speaker_position", "none") != "none" or values.get("head_speaker") == "embedding"
     outputs, voices = (CLASSES if target == "emo" else target), SPEAKERS if cfg.model.speaker_normalisation else []
@@ -159,6 +161,16 @@ def test_a_folded_speaker_comes_back_in_the_encoder(encoders, tmp_path):
     assert read_pretrained(path).config["speaker_position"] == "input"
 
 
+@pytest.mark.parametrize("normalize", [None, False, True])
+@pytest.mark.parametrize("kind", ["base", "large"])
+def test_an_encoder_wants_the_waveforms_of_its_emotion_model(encoders, kind, normalize, tmp_path):
+    """`task.normalize` overrides what the encoder was pretrained with."""
+    path = checkpoint(tmp_path / "model.pt", encoders[kind], normalize=normalize)
+    wanted = load_trained(path)[0].normalise
+    assert wanted is ((kind == "large") if normalize is None else normalize)
+    assert read_pretrained(path).normalise is wanted and source.read(path).pretrained.normalise is wanted
+
+
 def test_an_encoder_has_no_place_for_a_vector_at_its_output(encoders, tmp_path, capsys):
     path = checkpoint(tmp_path / "model.pt", encoders["base"], speaker_position="output")
     assert run("tools/export_hf.py", path, tmp_path / "hf", "--encoder", "--speaker-id", "anna") == 2
@@ -241,6 +253,25 @@ def test_onnxruntime_gives_our_outputs(encoders, name, tmp_path):
         assert np.abs(one[1][0] - logits[i]).max() <= 1e-4 * max(1, output.abs().max())
 
 
+def test_embeddings_of_others_than_speakers_stay(encoders, tmp_path, monkeypatch):
+    """Such as one in a head of the user's own."""
+    pytest.importorskip("onnxruntime")
+
+    class Own(LinearHead):
+        def __init__(self, width, outputs, dropout=0.0):
+            super().__init__(width, outputs, dropout)
+            self[0] = nn.Embedding(5, width)
+
+        def forward(self, x):
+            return {"output": self[1](x + self[0].weight.sum(dim=0))}
+
+    monkeypatch.setitem(HEADS, "own", Own)
+    path = checkpoint(tmp_path / "model.pt", encoders["base"], head="own", head_speaker="embedding")
+    assert onnx_file.write(source.read(path, "bert"), tmp_path / "model.onnx") < 1e-4
+    _, (_, logits) = through_onnx(tmp_path / "model.onnx", BATCH, LENGTHS)
+    assert np.abs(logits - np.stack([output.numpy() for _, output in ours(path, "bert")])).max() <= 1e-4 * np.abs(logits).max()
+
+
 def test_a_temperature_beside_the_checkpoint_is_in_the_logits(encoders, tmp_path):
     path = checkpoint(tmp_path / "model.pt", encoders["base"])
     (tmp_path / "temperature.json").write_text('{"temperature": 2.5}')
@@ -264,14 +295,15 @@ def test_an_encoder_has_no_logits(encoders, tmp_path):
     assert "classes" not in session.get_modelmeta().custom_metadata_map
 
 
-def test_a_graph_that_depends_on_the_batch_is_refused(encoders, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("factor", [len, lambda source: float("nan") if torch.jit.is_tracing() else 1.0], ids=["batch", "nan"])
+def test_a_graph_that_gives_something_else_is_refused(encoders, factor, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxruntime")
     path = checkpoint(tmp_path / "model.pt", encoders["base"])
     forward = EmotionHubertModel.forward
 
     def wrong(self, source, *args, **given):
         found = forward(self, source, *args, **given)
-        return {**found, "output": found["output"] * len(source)}
+        return {**found, "output": found["output"] * factor(source)}
 
     monkeypatch.setattr(EmotionHubertModel, "forward", wrong)
     assert run("tools/export_onnx.py", path, tmp_path / "model.onnx") == 2

@@ -1,6 +1,7 @@
 """Speaker normalisation: the formula by hand, its limits, in training, and evaluation with it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from scripts import run
 
 from emohubert.core.errors import InputError
 from emohubert.corpus.manifest import read_split
+from emohubert.evaluation import inference
 from emohubert.evaluation.inference import predict_split
 from emohubert.models.speaker_normalisation import AverageSpeaker, OnlineNormalisation, SpeakerNormalisation
+from emohubert.tasks.emotion_finetuning import EmotionFinetuningTask
 from emohubert.tasks.trained import load_trained
 
 
@@ -148,6 +151,15 @@ def test_statistics_of_a_model_in_half_precision(corpus, normalised):
     _, found = predict_split(task, model.bfloat16(), test)
     assert torch.equal(model.normalisation.table, table)
     assert 0 < np.abs(found - expected).mean() < 0.02 * np.abs(expected).mean()
+
+
+def test_audio_that_spoils_before_an_epoch_is_named(monkeypatch):
+    error = InputError("a.wav: is truncated")
+    monkeypatch.setattr(inference, "run", lambda *_, **__: iter([inference.Outcome(0, error=error)]))
+    dataset = SimpleNamespace(split=None, kept=[0], features=None)
+    task = SimpleNamespace(datasets={"train": dataset}, make_dataset=lambda *_, **__: dataset)
+    with pytest.raises(InputError, match="a.wav: is truncated"):
+        EmotionFinetuningTask._pooled(task, "train", ["anna"], torch.nn.Linear(1, 1))
 
 
 def test_speakers_are_needed(corpus):

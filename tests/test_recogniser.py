@@ -238,6 +238,30 @@ def test_calibrating_by_a_temperature(tmp_path, capsys):
     assert run(*same) == 2 and "fit on validation speakers" in capsys.readouterr().err
 
 
+def test_a_temperature_beside_the_checkpoint(corpus, tmp_path, capsys):
+    """It changes probabilities, also where they were written before it was there, and no dimensions."""
+    for path in (corpus / "run" / "checkpoint_best.pt", corpus / "dimensions.pt"):
+        (tmp_path / "temperature.json").unlink(missing_ok=True)
+        model = shutil.copy(path, tmp_path)
+        found = []
+        for _ in range(2):
+            assert run("tools/predict.py", model, corpus / "audio", "--format", "json", "--output", tmp_path / f"{path.stem}.json") == 0
+            found.append([json.loads(line) for line in (tmp_path / f"{path.stem}.json").read_text().splitlines()])
+            (tmp_path / "temperature.json").write_text('{"temperature": 3.0}')
+        key = "probabilities" if path.stem != "dimensions" else "dimensions"
+        before, after = (np.array([list(row[key].values()) for row in of]) for of in found)
+        np.testing.assert_allclose(after, temperature.scaled(before, 3.0) if key == "probabilities" else before, atol=1e-6)
+
+
+def test_the_temperature_of_normalised_speakers(corpus, recogniser, monkeypatch):
+    """Is for those whose audio normalises, not for the unknown speaker's."""
+    monkeypatch.setattr(recogniser, "_temperatures", [2.0, 5.0])
+    p = np.array([0.7, 0.1, 0.1, 0.1])
+    for speaker, scale in ((None, 2.0), ("<unk>", 2.0), ("anna", 5.0)):
+        found = recogniser._prediction(p, np.zeros(1), 0.0, speaker=speaker)
+        np.testing.assert_allclose(list(found.probabilities.values()), temperature.scaled(p, scale))
+
+
 def test_abstention(corpus, capsys):
     checkpoint = corpus / "run" / "checkpoint_best.pt"
     plain = rows(capsys, checkpoint, corpus / "audio")

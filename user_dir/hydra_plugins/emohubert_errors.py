@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 _report = utils.run_and_report
 _NO_SIZE = "Must specify batch size"
-"""What becomes of an unknown name: fairseq declares a configuration of any name that it is given, and trains its defaults."""
+"""What fairseq says of a configuration with an unknown name: it takes that for an empty one, and its own defaults have no batch size."""
 
 
 def in_one_line(function):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from .errors import InputError, print_error
+from .errors import InputError, print_error, wants_traceback
 
 logger = logging.getLogger("emohubert")
 _SECONDS = 10  # between two lines of progress, or more
@@ -26,6 +26,8 @@ def command(main):
             sys.stdout.flush()
             return result
         except InputError as error:
+            if wants_traceback():
+                raise
             print_error(error)
             raise SystemExit(2) from None
         except KeyboardInterrupt:

@@ -36,6 +36,8 @@ class Registry(dict):
         if folder := os.environ.get("EMOHUBERT_USER_DIR"):
             from fairseq.utils import import_user_module
 
+            if not os.path.isdir(folder):
+                raise InputError(f"EMOHUBERT_USER_DIR={folder}: no such folder; correct it, or unset it")
             import_user_module(argparse.Namespace(user_dir=folder))
         if name in self:
             return self[name]

@@ -52,23 +52,19 @@ def _computed(model, dataset, batches, device):
     """The features of each utterance, in the order of the batches: float32 arrays."""
     model, dataset = model.to(device).eval(), copy.copy(dataset)
     dataset.speaker_dropout = 0.0  # that is for what is trained
+    few = model.few_frames
     for batch in progress(batches, f"features of {dataset.split.name}", unit="batches"):
         inputs = dataset.collate_inputs([dataset.input(i) for i in batch])["net_input"]
         inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in inputs.items()}
         with torch.inference_mode():
             x, valid = model.encode(inputs["source"], inputs["lengths"], speaker=inputs.get("speaker"))
         for features, own, samples in zip(x.float(), valid, inputs["lengths"], strict=True):
-            if model.few_frames is not None:
-                yield _few(features[own], model.few_frames).cpu().numpy()
-            else:
-                yield features.masked_fill(~own.view(-1, *[1] * (features.dim() - 1)), torch.nan)[: n_frames(samples)].cpu().numpy()
-
-
-def _few(frames, k):
-    """k frames with the mean, and for 2 the standard deviation, of (frames, …)."""
-    mean = frames.mean(dim=0, keepdim=True)
-    deviation = frames.std(dim=0, correction=0, keepdim=True)
-    return mean if k == 1 else torch.cat([mean - deviation, mean + deviation])
+            if few is None:
+                kept = features.masked_fill(~own.view(-1, *[1] * (features.dim() - 1)), torch.nan)[: n_frames(samples)]
+            else:  # one frame with the mean, or two with the mean and the standard deviation
+                mean, deviation = features[own].mean(dim=0, keepdim=True), features[own].std(dim=0, correction=0, keepdim=True)
+                kept = mean if few == 1 else torch.cat([mean - deviation, mean + deviation])
+            yield kept.cpu().numpy()
 
 
 def _settings(model, dataset, checkpoint):

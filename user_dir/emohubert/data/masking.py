@@ -42,10 +42,10 @@ class Masking:
     width: int = 0
 
     @classmethod
-    def of(cls, model_cfg):
-        """From a HubertConfig."""
+    def of(cls, model_cfg, width):
+        """From the configuration of a model of a width."""
         c = model_cfg
-        return cls(c.mask_prob, c.mask_length, c.mask_channel_prob, c.mask_channel_length, c.encoder_embed_dim)
+        return cls(c.mask_prob, c.mask_length, c.mask_channel_prob, c.mask_channel_length, width)
 
     def frames(self, n, rng):
         """Mask of n frames: bool (n,)."""

@@ -82,17 +82,15 @@ def write_card(source, folder):
         "layers": model.layers,
         "width": model.backbone.width,
         "rate": SAMPLE_RATE,
-        "softmax": ".softmax(-1)" if task.classes else "",
+        "softmax": ".softmax(-1)" * bool(task.classes),
         "batches": _BATCHES[config.get("extractor_mode", "default")] + _VARIANCE * source.pretrained.normalise,
         "data": _data(source.path),
         "selected": task.selection["selected"],
         "scales": scales,
         "settings": "\n".join(f"| model.{name} | {value} |" for name, value in settings.items()),
         "speakers": task.speaker_embedding,
-        "who": f" Here everybody is {source.speaker_id or 'the unknown speaker'}."
-        if task.speaker_embedding != "no speaker embedding"
-        else "",
-        "normalised": " Utterance vectors are normalised by the average training speaker." if model.normalisation is not None else "",
+        "who": f" Here everybody is {source.speaker_id or 'the unknown speaker'}." * (task.speaker_embedding != "no speaker embedding"),
+        "normalised": " Utterance vectors are normalised by the average training speaker." * (model.normalisation is not None),
     }
     with atomic(path) as f:
         f.write(_CARD.format(**fields))

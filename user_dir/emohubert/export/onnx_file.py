@@ -14,11 +14,12 @@ from fairseq.models.wav2vec import wav2vec2
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..core.errors import InputError
+from ..core.errors import InputError, need
 from ..core.files import atomic, make_folder
 from ..corpus.audio import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, n_frames
 from ..models.hubert import own_frames
 from ..models.pooling import without_padding
+from ..models.speaker_conditioning import SpeakerAtHead, SpeakerConditioning
 from ..models.speaker_normalisation import SpeakerNormalisation
 
 OPSET = 17
@@ -39,18 +40,22 @@ class Graph(nn.Module):
         self.model, self.is_encoder, self.normalise = source.model, source.task is None, source.pretrained.normalise
         self.temperature = source.temperature
         source.encoder.feature_grad_mult = 0.0
+        self.speaker = list(source.speaker)
+        for name, row in source.speaker.items():
+            self.register_buffer(f"of_{name}", row)
+
+    def reduce(self):
+        """Leave nothing but the one speaker, and plain weights: changes no result."""
         for module in list(self.modules()):
             if hasattr(module, "weight_g"):
                 nn.utils.remove_weight_norm(module)
             elif parametrize.is_parametrized(module, "weight"):  # LoRA
                 parametrize.remove_parametrizations(module, "weight")
-            elif type(module) is nn.Embedding:  # other speakers stay out of the file
-                module.weight = nn.Parameter(module.weight[source.speaker["speaker"]], requires_grad=False)
+            elif isinstance(module, (SpeakerConditioning, SpeakerAtHead)) and module.embedding is not None:
+                module.embedding.weight = nn.Parameter(module.embedding.weight[self.of_speaker], requires_grad=False)
             elif isinstance(module, SpeakerNormalisation):
                 module.table = module.table[:, :1].clone()
-        self.speaker = list(source.speaker)
-        for name, row in source.speaker.items():
-            self.register_buffer(f"of_{name}", torch.zeros_like(row) if name == "speaker" else row)
+        self.of_speaker = torch.zeros_like(self.of_speaker)
 
     def forward(self, signal, lengths):
         """signal (batch, samples) float32, lengths (batch,) int64 → frames (batch, frames, width), zero in the padding, and the model's
@@ -59,8 +64,7 @@ class Graph(nn.Module):
         signal = signal.masked_fill(~own, 0)
         if self.normalise:
             signal = _normalised(signal, lengths, own)
-        rows = {name: getattr(self, f"of_{name}") for name in self.speaker}
-        rows = {name: row.expand(signal.size(0), *row.shape[1:]) for name, row in rows.items()}
+        rows = {name: (row := getattr(self, f"of_{name}")).expand(signal.size(0), *row.shape[1:]) for name in self.speaker}
         if self.is_encoder:
             found = self.model(signal, lengths=lengths, features_only=True, **rows)
             outputs = [found["x"]]
@@ -86,16 +90,15 @@ def write(source, path, precision="float32"):
     quantisation), the rest as in half. InputError: onnx or onnxruntime is missing, or the graph of a pooling, head
     or speaker position of the user's own does not give what the model gives.
     """
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"ONNX files need the package {error.name}: pip install 'emohubert[onnx]'") from None
+    onnx, _ = (need(package, "onnx", "an ONNX file") for package in ("onnx", "onnxruntime"))
     graph = Graph(source).eval()
     if (size := sum(4 * p.numel() for p in graph.parameters())) > _LARGEST:
         raise InputError(f"{source.path}: {size / 1e9:.1f} GB of weights, an ONNX file holds 2; use a smaller encoder, or model.num_layers")
+    with torch.no_grad():
+        expected = [[x.numpy() for x in graph(*inputs)] for inputs in _noise()]
+    graph.reduce()
     content = _traced(graph)
-    worst = _difference(graph, content)
+    worst = _difference(content, expected)
     if not worst <= _TOLERANCE:
         what = f"the ONNX graph differs from the model by {worst:.1g}: a pooling, head or position of your own depends on Python's numbers"
         raise InputError(f"{source.path}: {what}, such as len(x) where x.size(0) is meant; change that")
@@ -115,12 +118,8 @@ def _traced(graph):
     """The file's bytes; the graph holds for any batch and any length."""
     lengths = torch.tensor([RECEPTIVE_FIELD + 20 * HOP, RECEPTIVE_FIELD + 9 * HOP])
     inputs = (torch.randn(2, int(lengths.max())), lengths)
-    axes = {
-        "signal": {0: "batch", 1: "samples"},
-        "lengths": {0: "batch"},
-        "hidden_states": {0: "batch", 1: "frames"},
-        "logits": {0: "batch"},
-    }
+    axes = {"signal": {0: "batch", 1: "samples"}, "hidden_states": {0: "batch", 1: "frames"}}
+    axes |= dict.fromkeys(("lengths", "logits"), {0: "batch"})
     names = {"input_names": ["signal", "lengths"], "output_names": ["hidden_states"] if graph.is_encoder else ["hidden_states", "logits"]}
     file = io.BytesIO()
     # The tracer: torch.export fixes lengths and batch where frames are counted, and takes ten times as long.
@@ -130,17 +129,20 @@ def _traced(graph):
     return file.getvalue()
 
 
-def _difference(graph, content):
-    """Largest difference between an ONNX file and the model itself, on noise of other sizes than the graph was traced with."""
-    session, worst = open_session(content), 0.0
+def _noise():
+    """(signal, lengths) of other sizes than the graph is traced with."""
     generator = torch.Generator().manual_seed(0)
     for lengths in ([RECEPTIVE_FIELD], [9_000, 16_000, 5_000]):
-        signal = nn.utils.rnn.pad_sequence([torch.randn(n, generator=generator) for n in lengths], batch_first=True)
-        with torch.inference_mode():
-            expected = [x.numpy() for x in graph(signal, torch.tensor(lengths))]
-        found = session.run(None, {"signal": signal.numpy(), "lengths": np.array(lengths)})
-        worst = max([worst, *(float(abs(a - b).max() / max(abs(b).max(), 1)) for a, b in zip(found, expected, strict=True))])
-    return worst
+        yield nn.utils.rnn.pad_sequence([torch.randn(n, generator=generator) for n in lengths], batch_first=True), torch.tensor(lengths)
+
+
+def _difference(content, expected):
+    """Largest difference of an ONNX file's outputs on `_noise` from those of the model itself, relative to the largest value."""
+    session, worst = open_session(content), []
+    for (signal, lengths), wanted in zip(_noise(), expected, strict=True):
+        found = session.run(None, {"signal": signal.numpy(), "lengths": lengths.numpy()})
+        worst += [abs(a - b).max() / max(abs(b).max(), 1) for a, b in zip(found, wanted, strict=True)]
+    return float(np.max(worst))  # Python's max would pass over NaN
 
 
 def open_session(file):

@@ -50,7 +50,7 @@ def read(path, speaker_id=None, encoder=False):
     task = None
     if pretrained.family == "emotion_hubert" and not encoder:
         task, model = load_trained(path)
-        pretrained.normalise, table = bool(task.normalise), list(task.speakers)
+        table = list(task.speakers)
     else:
         model = build_encoder(pretrained)
         table = model.speakers if model.speaker_conditioning is not None else []

@@ -48,9 +48,7 @@ class EmotionHubertConfig(FairseqDataclass):
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
     freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers (wav2vec 1: alignment); all: cache features")
-    lora_rank: int = option(
-        0, "above 0: the encoder's weights are frozen whatever `freeze` says, and low-rank additions to them trained (LoRA)"
-    )
+    lora_rank: int = option(0, "above 0: the encoder is frozen, whatever `freeze` says, and low-rank additions to it are trained (LoRA)")
     lora_alpha: float = option(16.0, "LoRA is scaled by alpha / rank")
     lora_targets: List[str] = option(["q_proj", "v_proj"], f"layers with LoRA, some of {', '.join(TARGETS)}")
     speaker_position: str = option("inherit", f"inherit (as in the checkpoint), none, {', '.join(POSITIONS)}, or your own")

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _RELATIVE_POSITIONS = ("relative_position_buckets", "relative_position_distance")
 _SHAPELESS = ("encoder_attention_heads", "layer_norm_first", "activation_fn", "pos_conv_depth", *_RELATIVE_POSITIONS)
-"""What no parameter's shape tells of the architecture, or names tell only at length."""
+"""What the shapes of parameters do not tell of the architecture."""
 _STOCK_SPECIALS = 4  # fairseq's label embeddings have as many rows more than labels: <s>, <pad>, </s> and <unk>
 
 
@@ -142,7 +142,7 @@ def check_sizes(config, weights, path):
     builds that encoder would take any memory and time that it asks for."""
     with taken_apart(path):
         cfg = encoder_config(config)
-    width, convolutions = cfg.encoder_embed_dim, parse_conv_layers(cfg.conv_feature_layers)
+        width, convolutions = cfg.encoder_embed_dim, parse_conv_layers(cfg.conv_feature_layers)
     expected = {f"encoder.layers.{cfg.encoder_layers - 1}.fc1.weight": (cfg.encoder_ffn_embed_dim, width)}
     if cfg.pos_conv_depth == 1:
         expected["encoder.pos_conv.0.weight_v"] = (width, width // max(cfg.conv_pos_groups, 1), cfg.conv_pos)

@@ -47,9 +47,7 @@ class SpeakerHubertConfig(HubertConfig):
     speaker_position: str = option("none", f"of the speaker's vector: none, {', '.join(POSITIONS)}, or your own")
     speaker_fc: bool = option(False, "a fully connected layer after the speaker table (PAPT)")
     speaker_dropout: float = option(0.1, "probability that an utterance is trained with the unknown speaker's embedding")
-    init_from: Optional[str] = option(
-        None, "checkpoint (HuBERT, wav2vec 2.0, WavLM, data2vec, ours) or Hugging Face folder (empty: random)"
-    )
+    init_from: Optional[str] = option(None, "checkpoint (HuBERT, wav2vec 2, WavLM, data2vec, ours) or Hugging Face folder (empty: random)")
     relative_position_buckets: int = option(0, "buckets of WavLM's gated relative positions; 0: none. From init_from where that is a WavLM")
     relative_position_distance: int = option(800, "frames from which on all distances share the last bucket")
     pos_conv_depth: int = option(1, "positional convolutions, conv_pos // depth wide; from init_from where that is a data2vec")
@@ -72,15 +70,10 @@ def convolved(blocks, source, lengths):
     x = source.unsqueeze(1)  # (batch, 1, samples)
     for block in blocks:
         kernel, stride = block[0].kernel_size[0], block[0].stride[0]
-        lengths = _after(lengths, kernel, stride)
+        traced = torch.is_tensor(lengths)
+        lengths = ((lengths - kernel) // stride + 1).clamp(min=0) if traced else [max((n - kernel) // stride + 1, 0) for n in lengths]
         x = normalised_alone(block, x, lengths)
     return x, lengths
-
-
-def _after(lengths, kernel, stride):
-    if torch.is_tensor(lengths):
-        return ((lengths - kernel) // stride + 1).clamp(min=0)
-    return [max((n - kernel) // stride + 1, 0) for n in lengths]
 
 
 def normalised_alone(block, x, lengths):
@@ -216,7 +209,7 @@ class SpeakerHubertModel(HubertModel):
             "logits": {name: self.logits(f[at]) for name, at in chosen.items()},
             "targets": {name: [t[at] for t in target_list] for name, at in chosen.items()},
             "counts": {name: at.sum(dim=1) for name, at in chosen.items()},
-            "features_pen": _mean_square(z, own),
+            "features_pen": (z.float().pow(2).mean(dim=1) * own).sum(dim=1) / own.sum(dim=1).clamp(min=1),
             "padding_mask": padding,
         }
 
@@ -280,7 +273,9 @@ class SpeakerHubertModel(HubertModel):
             self.encoder.pos_conv.padding = padding
         if self.cfg.lora_rank and self.cfg.checkpoint_activations and torch.is_grad_enabled():
             x = x.requires_grad_().clone()  # layers that are checkpointed have gradients only where their input has
-        with self._seeded_layerdrop():
+        # fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update
+        drops = self.training and self.encoder.layerdrop > 0
+        with numpy_seed(int(torch.randint(2**31, ()))) if drops else contextlib.nullcontext():
             return self.encoder(x, padding_mask=padding, layer=None if output_layer is None else output_layer - 1)
 
     def with_speaker(self, f, e):
@@ -298,14 +293,3 @@ class SpeakerHubertModel(HubertModel):
         with torch.autocast(f.device.type, enabled=False):
             pairs = [(F.normalize(h.float(), dim=-1), F.normalize(e.float(), dim=-1)) for h, e in zip(heads, embeddings, strict=True)]
             return [h @ e.T / self.logit_temp for h, e in pairs]
-
-    def _seeded_layerdrop(self):
-        """fairseq draws layer drop from numpy's global generator, which resuming does not restore; torch's it seeds at every update."""
-        if self.training and self.encoder.layerdrop > 0:
-            return numpy_seed(int(torch.randint(2**31, ())))
-        return contextlib.nullcontext()
-
-
-def _mean_square(z, own):
-    """Mean square of each utterance's own features. z: (batch, channels, frames), own: (batch, frames) → (batch,)."""
-    return (z.float().pow(2).mean(dim=1) * own).sum(dim=1) / own.sum(dim=1).clamp(min=1)

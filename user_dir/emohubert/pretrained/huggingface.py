@@ -53,13 +53,10 @@ _FIELDS = {
 }  # fmt: skip
 """Theirs → fairseq's names of those of `_CHOICES` that are not fixed."""
 _POSITIONS = {  # values of SpeakerHubertConfig for what a family has instead of HuBERT's positions
-    "wavlm": {
-        "relative_position_buckets": lambda theirs: theirs["num_buckets"],
-        "relative_position_distance": lambda theirs: theirs["max_bucket_distance"],
-    },
-    "data2vec-audio": {
-        "pos_conv_depth": lambda theirs: theirs["num_conv_pos_embeddings"],
-        "conv_pos": lambda theirs: theirs["num_conv_pos_embeddings"] * theirs["conv_pos_kernel_size"],
+    "wavlm": lambda c: {"relative_position_buckets": c["num_buckets"], "relative_position_distance": c["max_bucket_distance"]},
+    "data2vec-audio": lambda c: {
+        "pos_conv_depth": c["num_conv_pos_embeddings"],
+        "conv_pos": c["num_conv_pos_embeddings"] * c["conv_pos_kernel_size"],
     },
 }
 _PREPROCESSOR = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1, "padding_side": "right", "padding_value": 0.0}
@@ -168,7 +165,7 @@ def _architecture(path, family, options):
         **{ours: options[theirs] for theirs, ours in _SIZES.items()},
         **{ours: _CHOICES[theirs][options[theirs]] for theirs, ours in _FIELDS.items()},
         "conv_feature_layers": conv_layers,
-        **{ours: of(options) for ours, of in _POSITIONS.get(family, {}).items()},
+        **_POSITIONS.get(family, lambda _: {})(options),
     }
 
 
@@ -264,9 +261,8 @@ def _expressed(pretrained):
     if position not in ("none", "output"):
         raise InputError(f"{pretrained.path}: speaker_position={position}, for which the format has no place; only none and output can be")
     if "post_extract_proj.weight" not in pretrained.weights:
-        raise InputError(
-            f"{pretrained.path}: convolutions as wide as the Transformer, where the format has a projection and the model none"
-        )
+        what = "convolutions as wide as the Transformer, where the format has a projection and the model none"
+        raise InputError(f"{pretrained.path}: {what}")
     config = {"architectures": ["HubertModel"], "model_type": "hubert", "torch_dtype": "float32"}
     for theirs, field in _FIELDS.items():
         wanted = ours.get(field, _CHOICES[theirs][DEFAULTS[theirs]])

@@ -36,7 +36,8 @@ def _read_file(path):
     family = model.get("_name") or model.get("arch")
     weights, left_out, keep = dict(state["model"]), [], None
     if family == "emotion_hubert":
-        model = task = dict(model["backbone"])
+        model = dict(model["backbone"])
+        task = {"normalize": model.get("normalize", False) if task.get("normalize") is None else task["normalize"]}
         left_out = [name for name in weights if not name.startswith("backbone.")]
         weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
     elif family not in _FAMILIES and any(name.startswith("feature_aggregator.") for name in weights):
@@ -77,21 +78,18 @@ def _merge_lora(weights, model):
         weights[name.replace(LORA, ".weight")] = torch.addmm(weight, b, a, alpha=model["lora_alpha"] / model["lora_rank"])
 
 
-def _wavlm_config(cfg, path):
-    """The options of Microsoft's WavLM in fairseq's terms."""
-    if not cfg.get("relative_position_embedding"):
-        return cfg
-    if not cfg.get("gru_rel_pos"):
-        raise InputError(f"{path}: gru_rel_pos=False is not supported, only relative positions with gates; use another checkpoint")
-    return {**cfg, "relative_position_buckets": cfg.get("num_buckets", 320), "relative_position_distance": cfg.get("max_distance", 1280)}
-
-
 def _configurations(state, path):
     """The model's and the task's configuration as dicts."""
     if state.get("cfg") is not None:
         cfg = OmegaConf.to_container(OmegaConf.create(state["cfg"], flags={"allow_objects": True}), resolve=False, enum_to_str=True)
         if "relative_position_embedding" in cfg:  # Microsoft's WavLM has one flat table
-            cfg = {**_wavlm_config(cfg, path), "_name": "wavlm"}
+            cfg["_name"] = "wavlm"
+            if cfg["relative_position_embedding"]:
+                if not cfg.get("gru_rel_pos"):
+                    what = "gru_rel_pos=False is not supported, only relative positions with gates"
+                    raise InputError(f"{path}: {what}; use another checkpoint")
+                buckets, distance = cfg.get("num_buckets", 320), cfg.get("max_distance", 1280)
+                cfg |= {"relative_position_buckets": buckets, "relative_position_distance": distance}
             return cfg, cfg
         return dict(cfg.get("model") or {}), dict(cfg.get("task") or {})
     if isinstance(state.get("args"), argparse.Namespace):

@@ -37,9 +37,9 @@ def load_state(path):
     state = load_file(path)
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise InputError(f"{path}: not a fairseq checkpoint (no “model” in it); give one that fairseq or emohubert wrote")
-    fits = lambda name, w: isinstance(name, str) and (isinstance(w, torch.Tensor) or name == "_ema")  # noqa: E731 (data2vec's teacher)
-    if other := [name for name, w in state["model"].items() if not fits(name, w)]:
-        raise InputError(f"{path}: {other[0]!s:.100} in its “model” is no tensor; copy or download it again")
+    for name, w in state["model"].items():
+        if not isinstance(name, str) or not isinstance(w, torch.Tensor) and name != "_ema":  # data2vec's teacher
+            raise InputError(f"{path}: {name!s:.100} in its “model” is no tensor; copy or download it again")
     return state
 
 

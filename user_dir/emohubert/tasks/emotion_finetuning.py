@@ -218,26 +218,26 @@ class EmotionFinetuningTask(SpeechTask):
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
-        cfg = self.model_cfg
-        width = cfg.backbone["encoder_embed_dim"]
+        cfg, masking, sizes = self.model_cfg, None, {}
         if training:
+            masking = Masking.of(cfg, cfg.backbone["encoder_embed_dim"])
+            sizes = {"max_samples": self.cfg.max_sample_size, "min_samples": self.cfg.min_sample_size}
             options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
             transform = Augmentation(**options, prefix="task.augment_") or None
         return UtteranceLabelledSpeech(
             split,
             self.targets(split) if targets is None else targets,
-            Masking(cfg.mask_prob, cfg.mask_length, cfg.mask_channel_prob, cfg.mask_channel_length, width) if training else None,
+            masking,
             speaker_rows(split, self.speakers_for(split), self.cfg.speakers, required=False) if self.speakers else None,
             cfg.speaker_dropout,
             seed=self.cfg.seed,
             training=training,
             normalise=self.normalise,
-            max_samples=self.cfg.max_sample_size if training else None,
-            min_samples=self.cfg.min_sample_size if training else RECEPTIVE_FIELD,
             speaker_features=self._speaker_features(split),
             transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
             shares=self.shares(split) if self.soft_labels and targets is None else None,
+            **sizes,
         )
 
     def load_dataset(self, split, combine=False, **kwargs):
@@ -294,6 +294,8 @@ class EmotionFinetuningTask(SpeechTask):
         dataset = self.make_dataset(loaded.split, training=False)
         dataset.kept, dataset.features = loaded.kept, loaded.features
         found = sorted(inference.run(self, model, dataset, device=next(model.parameters()).device), key=lambda outcome: outcome.index)
+        if failed := next((outcome for outcome in found if outcome.error is not None), None):
+            raise failed.error
         rows = by_speaker([dataset.split.speakers[outcome.index] for outcome in found])
         vectors = np.stack([outcome.embedding for outcome in found])
         return [vectors[rows[s]] if s in rows else vectors[:0] for s in speakers]

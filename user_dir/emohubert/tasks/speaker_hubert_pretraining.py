@@ -88,24 +88,16 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
             initialise(model, pretrained)
-        self.masking, self.speaker_dropout = Masking.of(model.cfg), model.cfg.speaker_dropout
+        self.masking, self.speaker_dropout = Masking.of(model.cfg, model.width), model.cfg.speaker_dropout
         return model
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split with its labels and check everything that can be checked before training."""
         utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers, sidecars=["speakers", "meta"])
         labels = [read_frame_labels(self._label_file(s.name, split + ".{}"), s.symbols, utterances.n_samples) for s in self.label_sets]
-        rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=split.startswith("train"))
-        dataset = FrameLabelledSpeech(
-            utterances,
-            labels,
-            self.masking,
-            rows,
-            self.speaker_dropout,
-            seed=self.cfg.seed,
-            training=split.startswith("train"),
-            normalise=self.state.normalise,
-            max_samples=self.cfg.max_sample_size,
-            min_samples=self.cfg.min_sample_size,
-        )
+        training = split.startswith("train")
+        rows = speaker_rows(utterances, self.speakers, self.cfg.speakers, required=training)
+        options = {"seed": self.cfg.seed, "training": training, "normalise": self.state.normalise}
+        options |= {"max_samples": self.cfg.max_sample_size, "min_samples": self.cfg.min_sample_size}
+        dataset = FrameLabelledSpeech(utterances, labels, self.masking, rows, self.speaker_dropout, **options)
         self.datasets[split] = self.checked(dataset, split, ", ".join(f"{s.name}: {len(s)} labels" for s in self.label_sets))

@@ -20,8 +20,20 @@ from .emotion_finetuning import EmotionFinetuningConfig
 def load_trained(path):
     """(task, model) of one of our checkpoints, or of a Hugging Face folder of a …ForSequenceClassification, in eval mode on the CPU; nothing
     but the file is needed. `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, or another model."""
-    with taken_apart(path):
-        return _built(state_of_folder(path) if Path(path).is_dir() else load_state(path), path)
+    with taken_apart(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        state = state_of_folder(path) if Path(path).is_dir() else load_state(path)
+        cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
+        name = OmegaConf.select(cfg, "task._name")
+        if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
+            raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
+        _check_sizes(cfg.model, state["model"], path)
+        task = tasks.setup_task(cfg.task)
+        task.load_state_dict(state.get("task_state") or {})
+        model = task.build_model(cfg.model, from_checkpoint=True)
+        model.load_state_dict(state["model"], strict=True)
+        task.selection = selection(state)
+        return task, model.eval()
 
 
 def state_of_folder(folder):
@@ -62,22 +74,6 @@ def untrained_state(init_from, classes=(), dimensions=(), head=None, layers=None
     known = {"classes": list(classes), "speakers": list(speakers) or pretrained.speakers, "training_speakers": list(training_speakers)}
     checkpoint = {"best_checkpoint_metric": "loss"}
     return {"cfg": {**plain, "checkpoint": checkpoint}, "model": model.state_dict(), "task_state": {**known, "label_scales": {}}}
-
-
-def _built(state, path):
-    cfg = OmegaConf.create(state.get("cfg") or {}, flags={"allow_objects": True})
-    name = OmegaConf.select(cfg, "task._name")
-    if name not in ("speaker_hubert_pretraining", "emotion_finetuning"):
-        raise InputError(f"{path}: trained by the task “{name}”; give a checkpoint that emohubert trained")
-    _check_sizes(cfg.model, state["model"], path)
-    task = tasks.setup_task(cfg.task)
-    task.load_state_dict(state.get("task_state") or {})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = task.build_model(cfg.model, from_checkpoint=True)
-    model.load_state_dict(state["model"], strict=True)
-    task.selection = selection(state)
-    return task, model.eval()
 
 
 def _check_sizes(cfg, weights, path):

@@ -5,7 +5,6 @@ import errno
 import os
 import re
 
-import torch
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
@@ -13,16 +12,15 @@ from fairseq.utils import import_user_module
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..core.errors import InputError, print_error
+from ..core.errors import InputError, is_lack_of_memory, print_error, wants_traceback
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)
 _WORKERS = re.compile(r"DataLoader worker \(pid.*|.*(?:/torch_\S+>|received \d+ items of ancdata|Too many open files).*")
 
 
 def in_one_line(main, cfg, **options):
     """fairseq's training from its configuration on; what `as_input_error` knows ends it with one line `error: …` and exit status 2."""
-    for folder in getattr(import_user_module, "memo", ()):  # config/_run.yaml has found it beside itself, which it cannot from here on
+    for folder in getattr(import_user_module, "memo", ()):  # that config/_run.yaml found by its own place, which is not known any more
         os.environ.setdefault("EMOHUBERT_USER_DIR", folder)
     try:
         check_settings(cfg)
@@ -36,6 +34,8 @@ def in_one_line(main, cfg, **options):
 
 def as_input_error(error):
     """The InputError that an exception of a training stands for, or None: then a traceback is due."""
+    if wants_traceback():
+        return None
     text = str(error)
     if isinstance(error, InputError):  # a data worker's holds its traceback
         return InputError(text.rpartition("InputError: ")[2].rpartition("WriteError: ")[2].strip())
@@ -53,11 +53,6 @@ def as_input_error(error):
         remedy = "it may have had too little memory, shared memory (/dev/shm) or open files: lower dataset.num_workers"
         return InputError(f"dataset.num_workers: a worker failed ({found[0]:.200}); {remedy}")
     return None
-
-
-def is_lack_of_memory(error):
-    """Whether an exception is torch's or Python's for memory that is not there."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
 
 
 def check_settings(cfg):

@@ -18,7 +18,7 @@ from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
 from ..core.device import has_bf16
-from ..core.errors import InputError, WriteError
+from ..core.errors import InputError, WriteError, is_lack_of_memory
 from ..core.files import make_folder
 from ..corpus.audio import SAMPLE_RATE
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
@@ -53,13 +53,17 @@ def apply():
 
 
 def refusing_unfit_checkpoints(load, path, *args, **kwargs):
-    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead. A damaged file is a
-    traceback, and one of another training passes."""
+    """torch's own message for a refused file tells the reader to switch the safety off; say what was found instead. For a damaged file fairseq
+    has a traceback, and none for one of another training."""
     try:
         state = load(path, *args, **kwargs)
     except pickle.UnpicklingError as error:
         raise refused_checkpoint(path, error) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if is_lack_of_memory(error):
+            raise
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); the same command goes on from there once it can") from error
         others = sorted(set(Path(path).parent.glob("checkpoint*.pt")) - {Path(path)}, key=lambda p: p.stat().st_mtime)
         remedy = f"copy {others[-1].name} over it to go on from there" if others else "remove it to start anew"
         raise InputError(f"{path}: not a checkpoint, or a damaged one ({' '.join(str(error).split())[:100]}); {remedy}") from error
@@ -184,11 +188,10 @@ def naming_unfit_optimizers(build, self):
 
 
 def naming_metrics(get, cfg, trainer, stats, *more):
-    """An unknown metric is a KeyError, and not the first."""
+    """For an unknown metric fairseq has a KeyError, which does not say what there is."""
     if (metric := cfg.checkpoint.best_checkpoint_metric) not in stats:
-        raise InputError(
-            f"checkpoint.best_checkpoint_metric={metric}: validation gives no such metric; use one of {', '.join(sorted(stats))}"
-        )
+        what = f"validation gives no such metric; use one of {', '.join(sorted(stats))}"
+        raise InputError(f"checkpoint.best_checkpoint_metric={metric}: {what}")
     return get(cfg, trainer, stats, *more)
 
 
@@ -215,7 +218,7 @@ def _naming_the_longest(trainer, samples, subsets):
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not failures.is_lack_of_memory(error) or not any(samples):
+        if not is_lack_of_memory(error) or not any(samples):
             raise
         length, index = max(max(zip(s["net_input"]["lengths"], s["id"].tolist(), strict=True)) for s in samples if s)
         splits = [trainer.task.datasets[name].split for name in subsets]

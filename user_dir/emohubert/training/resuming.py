@@ -1,4 +1,4 @@
-"""What a training goes on from: in its folder only as the training that it was, with the same data and settings."""
+"""What a training goes on from: from the checkpoints of its own folder only as the same training, with the same data and settings."""
 
 import fcntl
 from collections.abc import Mapping
@@ -6,10 +6,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..core.errors import InputError
+from ..core.errors import InputError, is_lack_of_memory
 from ..core.files import make_folder, sha256
 from ..provenance import records
-from . import failures
 
 _FIXED = ("optimization.lr", "common.seed", "task", "model", "criterion", "optimizer")
 """Settings, and groups of them, that a training cannot change on its way."""
@@ -40,12 +39,12 @@ def naming_unfit_states(load, trainer, path, *args, **options):
     """What a checkpoint holds is taken as it is by fairseq: one of another model or training, or of another program, is a traceback."""
     try:
         return load(trainer, path, *args, **options)
-    except InputError:
+    except (InputError, ImportError, NameError):
         raise
     except Exception as error:
         if "ensure that the architectures match" in str(error):
             raise InputError(f"{path}: is of another architecture; give a checkpoint of this model") from error
-        if failures.is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             raise
         what = f"cannot be gone on from ({type(error).__name__}: {(str(error).splitlines() or [''])[0]:.100})"
         raise InputError(f"{path}: {what}; start from its weights with model.init_from or checkpoint.finetune_from_model") from error
@@ -120,8 +119,7 @@ def only_here(folder):
         fcntl.flock(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         del _locks[path]
-        raise InputError(
-            f"{folder}: another training is at work in this folder; wait for it, or choose another checkpoint.save_dir"
-        ) from None
+        remedy = "wait for it, or choose another checkpoint.save_dir"
+        raise InputError(f"{folder}: another training is at work in this folder; {remedy}") from None
     except OSError:  # a file system without locks
         pass
