@@ -322,6 +322,11 @@ def test_a_classifier_of_transformers_says_what_it_says_there(tmp_path, weighted
     assert list(found.probabilities) == list(CLASSES) and expected.max() > 0.3
     soundfile.write(tmp_path / "x.wav", samples, 16_000, subtype="FLOAT")
     assert run("tools/predict.py", tmp_path, tmp_path / "x.wav") == 0
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert run("tools/export_onnx.py", tmp_path, tmp_path / "x.onnx") == 0
+    given = {"signal": samples[None], "lengths": np.array([len(samples)])}
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(["logits"], given)
+    np.testing.assert_allclose(torch.from_numpy(logits[0]).softmax(0), expected, atol=1e-5)
     if weighted:
         model.layer_weights.data[0] = 0
         model.save_pretrained(tmp_path)

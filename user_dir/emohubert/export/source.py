@@ -14,6 +14,7 @@ from ..corpus.audio import RECEPTIVE_FIELD
 from ..corpus.manifest import UNKNOWN_SPEAKER, Split
 from ..evaluation import temperature
 from ..models.from_pretrained import build_encoder
+from ..pretrained.huggingface import is_classifier
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import Pretrained
 from ..tasks.trained import load_trained
@@ -48,7 +49,7 @@ def read(path, speaker_id=None, encoder=False):
     path = shipped(path)
     pretrained = read_pretrained(path)
     task = None
-    if pretrained.family == "emotion_hubert" and not encoder:
+    if (pretrained.family == "emotion_hubert" or is_classifier(path)) and not encoder:
         task, model = load_trained(path)
         table = list(task.speakers)
     else:

@@ -112,6 +112,12 @@ def read_folder(folder):
     return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, file, *source])
 
 
+def is_classifier(folder):
+    """Whether a folder is of a …ForSequenceClassification, by its config.json."""
+    path = Path(folder, "config.json")
+    return path.is_file() and str(_dict(path).get("architectures")).endswith("ForSequenceClassification']")
+
+
 def read_head(folder):
     """What a …ForSequenceClassification has on its encoder: (names of outputs, whether they are classes, weight and bias of the linear
     layer that its projector and classifier make around the mean, weights of the layers before the softmax, or None). InputError: the

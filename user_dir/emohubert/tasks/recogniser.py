@@ -9,13 +9,13 @@ import torch
 
 from ..core.device import autocast, check_precision, choose_device, exact_arithmetic
 from ..core.errors import InputError
-from ..core.files import read_json
 from ..core.programs import shipped
 from ..corpus import audio, containers
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from ..evaluation import inference, temperature
 from ..evaluation.predict_files import Layout, find_files, in_order, one_by_one, predict_files, predict_parts
 from ..models.from_pretrained import load_encoder
+from ..pretrained.huggingface import is_classifier
 from ..pretrained.safe_files import load_state
 from .trained import load_trained
 
@@ -52,9 +52,7 @@ def load(model="ser_small", device="auto", precision="float32"):
         names = [path / f"checkpoint_{which}.pt" for which in ("best", "last")]
         if not (path := next((name for name in names if name.is_file()), None)):
             raise InputError(f"{names[0].parent}: holds neither config.json nor checkpoint_best.pt; name the checkpoint")
-    if path.is_dir():
-        predicts = str(read_json(path / "config.json").get("architectures")).endswith("ForSequenceClassification']")
-    else:
+    if not (predicts := is_classifier(path)) and path.is_file():
         predicts = ((load_state(path).get("cfg") or {}).get("task") or {}).get("_name") == "emotion_finetuning"
     return (Recogniser if predicts else Encoder)(path, device, precision)
 
