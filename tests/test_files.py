@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fairseq.file_io import PathManager
 
+import emohubert.tasks  # noqa: F401 (applies the patches)
 from emohubert.core import files
 from emohubert.core.errors import InputError
 from emohubert.training import fairseq_patches
@@ -67,6 +68,18 @@ def test_an_error_of_another_file_is_not_ours(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other\.npy"), files.atomic(tmp_path / "a", "wb"):
         np.load(tmp_path / "other.npy")
     assert listing(tmp_path) == []
+
+
+def test_what_killed_programs_left_is_removed(tmp_path):
+    """Not what another one is writing, nor files of other programs."""
+    for name in (".a.0123abcd.tmp", ".a.tmp", "a.0123abcd.tmp"):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    with files.atomic(tmp_path / "b") as f:
+        os.utime(f.name, (0, 0))
+        assert files.make_folder(tmp_path) == tmp_path
+        assert listing(tmp_path) == sorted([os.path.basename(f.name), ".a.tmp", "a.0123abcd.tmp"])
+    assert (tmp_path / "b").is_file()
 
 
 @pytest.mark.parametrize("place", ["missing/a", "file/a", "folder"])

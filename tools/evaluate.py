@@ -113,8 +113,6 @@ def main(argv=None):
         scores = read_json(out / "metrics.json")
     else:
         stamp.clear()
-        for unfinished in out.rglob(".*.tmp"):  # of an evaluation that was killed
-            unfinished.unlink()
         scores = evaluate(args, split, out)
         stamp.write()
     if args.compare:

@@ -1,6 +1,7 @@
 """Files that are whole under their final name, and the stamps that tell whether they can be reused."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -8,20 +9,35 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from .errors import InputError, WriteError
 
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+"""Names of files that `atomic` is writing."""
+
 
 def make_folder(path):
-    """Create a folder (and its parents); returns it as a Path. InputError if it cannot be made or written to."""
+    """Create a folder (and its parents), or remove what killed programs left unfinished in it; returns it as a Path. InputError if it cannot
+    be made or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for unfinished in filter(_UNFINISHED.fullmatch, os.listdir(path)):
+            _remove_abandoned(path / unfinished)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
         raise WriteError(f"{path}: cannot create this folder, or write to it ({error.strerror}); choose another output folder") from error
+
+
+def _remove_abandoned(temporary):
+    """Remove a temporary of `atomic`, unless a program is at work on it, here or on another machine: it holds a lock."""
+    with contextlib.suppress(OSError), open(temporary, "r+b") as f:
+        if time.time() - os.fstat(f.fileno()).st_mtime > 0.5:  # or about to lock it
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -33,6 +49,8 @@ def atomic(path, mode="w"):
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # machines that share a disk share process numbers
     try:
         with open(temporary, mode, **text) as f:
+            with contextlib.suppress(OSError):  # where the disk has no locks
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield f
             f.flush()
             os.fsync(f.fileno())

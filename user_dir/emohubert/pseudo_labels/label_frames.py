@@ -91,8 +91,6 @@ class LabelMaker:
 
     def _set(self, name, clusters, settings, model=None):
         folder = make_folder(self.out / name / f"km{clusters}")
-        for unfinished in folder.glob(".*.tmp"):
-            unfinished.unlink()
         settings = {"features": self.features.describe(name), **settings}
         stamp = Stamp(folder / ".kmeans.stamp", settings, [folder / "kmeans.npz", folder / "dict.km.txt"])
         return LabelSet(name, clusters, folder, stamp, model)
@@ -219,8 +217,6 @@ class LabelMaker:
     def _make_pieces(self, s, size):
         """`km50-pieces1000/`: pieces learned from the labels of the fitting split, and every split in them."""
         folder = make_folder(s.folder.with_name(f"{s.folder.name}-pieces{size}"))
-        for unfinished in folder.glob(".*.tmp"):
-            unfinished.unlink()
         settings, units = {"units": self._label_settings(s, self.fit_split), "pieces": size}, s.folder / f"{self.fit_split.name}.km"
         model = folder / "pieces.model"
         fit = Stamp(folder / ".pieces.stamp", settings, [model, folder / "dict.km.txt"])
