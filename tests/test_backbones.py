@@ -407,9 +407,10 @@ def test_nothing_in_a_pickled_folder_runs(folder, tmp_path):
 
 def test_a_bare_weight_file_and_a_folder_for_a_trained_model(folder):
     one_line(folder / "model.safetensors", "the folder that also holds its config.json")
-    for load in (load_state, load_trained):
-        with pytest.raises(InputError, match="a folder, not a checkpoint file"):
-            load(folder)
+    with pytest.raises(InputError, match="a folder, not a checkpoint file"):
+        load_state(folder)
+    with pytest.raises(InputError, match="no projector and classifier, so it predicts nothing"):
+        load_trained(folder)
 
 
 def test_the_hash_covers_everything_that_is_read(folder, tmp_path):

@@ -352,24 +352,24 @@ def test_classification_from_checkpoint_to_metrics(corpus, classifier, tmp_path,
 @pytest.mark.slow
 def test_a_corpus_with_other_classes(corpus, classifier, regressor, tmp_path, capsys):
     """Its classes are mapped onto the model's; what has no place there is named, and the rest is scored as if there were nothing else."""
-    manifest, out = tmp_path / "m", tmp_path / "out"
-    shutil.copytree(corpus / "manifest", manifest)
+    manifest, same, out = tmp_path / "m", tmp_path / "same", tmp_path / "out"
+    for other in (manifest, same):
+        shutil.copytree(corpus / "manifest", other)
+        (other / "corpus.json").write_text((other / "corpus.json").read_text().replace('"noise"', '"other"'))
     renamed = {"angry": "Anger", "happy": "exc", "neutral": "calm", "sad": "sad"}
     truth = (manifest / "test.emo").read_text().split()
     (manifest / "test.emo").write_text("".join(f"{renamed[name]}\n" for name in truth))
     (manifest / "test.votes").write_text("Anger\tcalm\texc\thap\n" + "1\t5\t1\t2\n" * len(truth))
-    (manifest / "corpus.json").write_text((manifest / "corpus.json").read_text().replace('"noise"', '"other"'))
     usual = ("tools/evaluate.py", classifier, manifest, "test", out)
     assert run(*usual, "--label-map", "usual") == 0
     assert "Anger → angry, exc → happy, hap → happy, sad; left out: calm 4" in capsys.readouterr().out
-    assert run("tools/evaluate.py", classifier, corpus / "manifest", "test", tmp_path / "plain") == 0
+    assert run("tools/evaluate.py", classifier, same, "test", tmp_path / "plain") == 0
     found, plain = read_predictions(out / "predictions.tsv"), read_predictions(tmp_path / "plain" / "predictions.tsv")
     assert found.classes == ["angry", "happy", "sad"] and found.emotions == [name if name != "neutral" else "-" for name in truth]
     three = plain.probabilities[:, [0, 1, 3]]
     np.testing.assert_allclose(found.probabilities, three / three.sum(1, keepdims=True), rtol=1e-9)
     scores = json.loads((out / "metrics.json").read_text())
-    settings = scores["setting"], json.loads((tmp_path / "plain" / "metrics.json").read_text())["setting"]
-    assert settings == ("transductive (4 speakers)", "seen (4 speakers)"), "of the same names, but not of the same corpus"
+    assert scores["setting"] == "inductive (4 speakers)", "of the same names as training speakers, but not of the same corpus"
     keep = np.array(truth) != "neutral"
     decided = np.array(found.classes)[three.argmax(1)]
     assert scores["UA"] == pytest.approx(balanced_accuracy_score(np.array(truth)[keep], decided[keep]))
