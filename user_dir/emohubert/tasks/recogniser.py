@@ -148,7 +148,7 @@ def as_samples(waveform, sample_rate):
     if x.ndim not in (1, 2) or x.dtype.kind not in "fi":
         raise InputError(f"waveform: an array {x.shape} of {x.dtype}; give floats or integers, (samples) or (samples, channels)")
     low, high = containers.RATES
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, np.integer)) or not low <= sample_rate <= high:
+    if not isinstance(sample_rate, (int, float, np.number)) or not low <= sample_rate <= high or sample_rate % 1:
         raise InputError(f"sample_rate {sample_rate}: give the samples per second, a whole number from {low} to {high}")
     x = (x / -float(np.iinfo(x.dtype).min) if x.dtype.kind == "i" else x).astype(np.float32)
     x = x if x.ndim == 1 else x.mean(axis=int(np.argmin(x.shape)))
