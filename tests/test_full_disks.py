@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import resource
 
 import pytest
@@ -57,6 +58,7 @@ def test_a_full_disk(corpus, tmp_path, program):
         for path in out.rglob("*"):
             assert path.is_dir() or path.read_bytes() == whole[path.relative_to(out)], "what has its name is whole"
     if program == "evaluate":
-        (out / "figures" / ".a.png.01234567.tmp").touch()  # of an evaluation that was killed
+        (unfinished := out / "figures" / ".a.png.01234567.tmp").touch()  # of an evaluation that was killed
+        os.utime(unfinished, (0, 0))  # long enough ago that it is nobody's who is about to lock it
     assert run(program, arguments)[0] == 0
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole

@@ -19,7 +19,7 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 def make_folder(path):
-    """Create a folder (and its parents), or remove what killed programs left unfinished in it; returns it as a Path. InputError if it cannot
+    """Create a folder (and its parents), and remove what killed programs left unfinished in it; returns it as a Path. InputError if it cannot
     be made or written to."""
     path = Path(path)
     try:
@@ -41,9 +41,9 @@ def _remove_abandoned(temporary):
 
 
 @contextlib.contextmanager
-def atomic(path, mode="w"):
+def atomic(path, mode="w", remedy="free some space or choose another folder"):
     """Open a temporary neighbour of `path` for writing and rename it on success; on an error nothing is left behind. Text is UTF-8 with
-    "\\n" line ends. Of several writers of one path, the last one's file stays. InputError if it cannot be written."""
+    "\\n" line ends. Of several writers of one path, the last one's file stays. InputError, with the remedy, if it cannot be written."""
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # machines that share a disk share process numbers
@@ -59,7 +59,7 @@ def atomic(path, mode="w"):
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and str(error.filename) in ("None", str(temporary)):  # not of another file, read meanwhile
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
         raise
 
 

@@ -18,8 +18,8 @@ from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
 
 from ..core.device import has_bf16
-from ..core.errors import InputError, WriteError, is_lack_of_memory
-from ..core.files import make_folder
+from ..core.errors import InputError, is_lack_of_memory
+from ..core.files import atomic, make_folder
 from ..corpus.audio import SAMPLE_RATE
 from ..pretrained.safe_files import allow_checkpoint_classes, refused_checkpoint
 from ..provenance import records
@@ -106,23 +106,9 @@ def saving_whole(save, state, path, async_write=False):
             raise writing.error
 
 
-@contextlib.contextmanager
 def _replacing(path):
-    """A new file that takes the place of a checkpoint once it is whole. Its name is that of fairseq's: the next try writes over it."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            remedy = "the checkpoints before it are whole. Free some space: the same command goes on from the last"
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
-        raise
+    """A new file that takes the place of a checkpoint once it is whole."""
+    return atomic(path, "wb", "the checkpoints before it are whole. Free some space: the same command goes on from the last")
 
 
 class _Remembering:
