@@ -102,14 +102,20 @@ def read_folder(folder):
     if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{path}: the model_type is “{family}”; supported are {', '.join(FAMILIES)}")
     config = _architecture(path, family, {**DEFAULTS, **FAMILIES[family], **options})
-    if (file := next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)) is None:
-        raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
+    file = _weight_file(folder)
     weights, left_out = _encoder_weights(file, family, config["extractor_mode"])
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layers.")})
     if layers != config["encoder_layers"]:
         raise InputError(f"{path}: num_hidden_layers={config['encoder_layers']}, but the weights have {layers}; copy both from one model")
     normalise, source = _normalisation(folder, config["extractor_mode"])
     return Pretrained(folder, family, config, normalise, weights, left_out=left_out, files=[path, file, *source])
+
+
+def _weight_file(folder):
+    """The file of a folder's weights; InputError where there is none."""
+    if (file := next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)) is None:
+        raise InputError(f"{folder}: no {_WEIGHTS[0]} in this folder; save the model in transformers, in one file, with save_pretrained")
+    return file
 
 
 def is_classifier(folder):
@@ -123,8 +129,7 @@ def read_head(folder):
     layer that its projector and classifier make around the mean, weights of the layers before the softmax, or None). InputError: the
     folder holds an encoder only, or another head."""
     folder = Path(folder)
-    options, file = _dict(folder / "config.json"), next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    tensors = {} if file is None else _tensors(file)
+    options, tensors = _dict(folder / "config.json"), _tensors(_weight_file(folder))
     names = ("projector.weight", "projector.bias", "classifier.weight", "classifier.bias")
     if not tensors.keys() >= {*names}:
         raise InputError(f"{folder}: has no projector and classifier, so it predicts nothing; give a …ForSequenceClassification")
