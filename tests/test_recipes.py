@@ -50,16 +50,15 @@ def test_all_papers_on_the_same_folds_and_start(tmp_path):
 
 @pytest.mark.slow
 def test_where_the_speaker_is_added(tmp_path):
-    """The validation loss of every position's pretraining stands beside its scores, and normalised speakers in rows of their own."""
-    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out", "--positions", "none output", "--normalised"]
+    """The validation loss of every position's pretraining stands beside its scores."""
+    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out", "--positions", "none output"]
     status, printed = recipe("fusion", *options)
     assert status == 0, printed[-4000:]
     systems = {s["name"]: s for s in json.loads((tmp_path / "out" / "results.json").read_text())["systems"]}
-    assert set(systems) == {"none", "none, normalised", "output", "output, normalised"}
+    assert set(systems) == {"none", "output"}
     for position in ("none", "output"):
         curves = read_training_log(tmp_path / "out" / "fold1" / f"pretrained_{position}" / "hydra_train.log")
         assert systems[position]["scores"]["validation loss"] == [min(curves["loss"]["valid"][1])] and systems[position]["runs"] == 1
-    assert systems["output, normalised"]["setting"] == ["normalised by unlabelled audio (2 speakers)"]
 
 
 @pytest.mark.slow
@@ -92,11 +91,14 @@ def test_every_corpus_is_tested_by_a_model_of_every_corpus(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_transductive_setting_is_named_everywhere(tmp_path):
-    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--out", tmp_path / "out"]
-    status, printed = recipe("vft", *options, "--transductive")
+def test_settings_are_named_everywhere(corpus, tmp_path):
+    """Transductive training in the title and by the audit, and normalised speakers in a row of their own."""
+    options = ["--corpus-dir", tmp_path / "audio", *MINIATURE, "--init", corpus / "hubert/checkpoint_last.pt", "--size", "tiny"]
+    status, printed = recipe("vft", *options, "--out", tmp_path / "out", "--transductive", "--normalised")
     assert status == 0, printed[-4000:]
     assert "transductive" in (tmp_path / "out" / "results.md").read_text().splitlines()[0]
+    systems = {s["name"]: s["setting"] for s in json.loads((tmp_path / "out" / "results.json").read_text())["systems"]}
+    assert systems["V-FT, normalised"] == ["normalised by unlabelled audio (2 speakers)"]
     heard = read_split(tmp_path / "out" / "fold1" / "unlabelled", "train")
     test = read_split(tmp_path / "out" / "manifest" / "fold1", "test")
     assert set(test.paths) <= set(heard.paths) and heard.emotions is None and heard.dimensions is None
