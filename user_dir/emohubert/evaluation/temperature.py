@@ -22,6 +22,11 @@ def scaled(probabilities, temperature):
     return np.exp(logits)
 
 
+def scaled_first(values, temperature, n):
+    """`scaled` of the first n of the last axis, probabilities of the classes; what else a model predicts stays."""
+    return np.concatenate([scaled(values[..., :n], temperature), values[..., n:]], axis=-1)
+
+
 def negative_log_likelihood(probabilities, reference):
     """Mean of −ln p of the reference class, integers (n), in nats."""
     return float(-np.log(np.clip(probabilities[np.arange(len(reference)), reference], _TINY, None)).mean())
