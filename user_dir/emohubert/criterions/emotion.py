@@ -247,12 +247,13 @@ class EmotionMultitask(_OfUtterances):
 
     def __init__(self, cfg, task):
         super().__init__(task)
-        type(self).outputs, names = tuple(task.outputs), task.label_names
+        self.outputs, names = tuple(task.outputs), task.label_names
         given = [1.0] * len(names) if cfg.target_weights is None else cfg.target_weights
         are_numbers = isinstance(given, (list, ListConfig)) and all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in given)
         if not are_numbers or len(given) != len(names) or not sum(given):
             raise InputError(f"criterion.target_weights={given}: give numbers from 0 on, not all 0, for {', '.join(names)} in this order")
-        type(self).weights = {name: w / sum(given) for name, w in zip(names, given, strict=True)}
+        self.weights = {name: w / sum(given) for name, w in zip(names, given, strict=True)}
+        type(self).outputs, type(self).weights = self.outputs, self.weights
         options = {name: getattr(cfg, name) for name in EmotionClassificationConfig.__dataclass_fields__ if name != "_name"}
         self.of_classes = nn.ModuleDict()
         for output in (o for o in self.outputs if o.are_classes):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from ..core.errors import InputError, is_lack_of_memory
 from ..core.files import make_folder, sha256
+from ..corpus.union import as_in
 from ..provenance import records
 
 _FIXED = ("optimization.lr", "common.seed", "task", "model", "criterion", "optimizer")
@@ -97,7 +98,8 @@ def _content(path):
 
 def earlier_speakers(known, task_state):
     """The speakers that a model has been trained on before this training: those `known` and those of another task's state."""
-    return sorted({*known, *task_state.get("earlier_speakers", ()), *task_state.get("training_speakers", ())})
+    own = as_in(None, task_state.get("training_speakers", ()), task_state.get("corpus"))  # as ids without a corpus
+    return sorted({*known, *task_state.get("earlier_speakers", ()), *own})
 
 
 def check_data(folder, split, kept):
