@@ -107,7 +107,7 @@ def test_logged_scores_are_those_of_the_labelled_in_the_whole_epoch(output_and_t
             batch = sample(target, first, last) | {"corpora": torch.stack([whose, ~whose], dim=1)[first:last]}
             mine.reduce_metrics([mine(model, batch)[2]])
         found = meters.get_smoothed_values()
-    for ending, chosen in (("", whose | ~whose), ("_x", whose), ("_y", ~whose)):
+    for ending, chosen in (("", whose | ~whose), ("_in_x", whose), ("_in_y", ~whose)):
         expected = []
         for name, column, columns in (("ua", 0, slice(0, 3)), ("ua_sex", 3, slice(5, 7))):
             known = chosen & ~target[:, column].isnan()

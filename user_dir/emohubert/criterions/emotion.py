@@ -51,7 +51,7 @@ class _OfUtterances(FairseqCriterion):
             sums = np.array([meters[f"_sum_{i}"].sum for i in range(size)]).reshape(corpora, -1)
             return round(float(score(sums[rows].sum(axis=0))), 4)
 
-        for ending, rows in {"": slice(None), **{f"_{name}": [row] for row, name in enumerate(cls.corpora)}}.items():
+        for ending, rows in {"": slice(None), **{f"_in_{name}": [row] for row, name in enumerate(cls.corpora)}}.items():
             for name, score in cls.scores(size // corpora).items():
                 log_derived(name + ending, partial(derived, score, rows))
 
@@ -125,13 +125,11 @@ class EmotionClassification(_OfClasses):
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""
         found, target = model(**sample["net_input"]), sample["target"]
-        output = found["output"].float()  # (batch, classes)
-        labels = sample["shares"].float() if self.soft_labels else target
-        loss = self.loss(found, labels)
-        return loss, len(target), _log(loss, lambda rows: confusion(output[rows], target[rows]), sample)
+        loss = self.loss(found, sample["shares"].float() if self.soft_labels else target)
+        return loss, len(target), _log(loss, lambda rows: confusion(found["output"][rows], target[rows]), sample)
 
     def loss(self, found, labels):
-        """The sum over utterances, of a model's output and classes (n,) or shares (n, classes)."""
+        """The sum over utterances, of a model's output, logits (n, classes), and classes (n,) or shares (n, classes)."""
         loss = self._cross_entropy(found["output"].float(), labels).sum()
         if self.frame_weight > 0:
             loss = loss + self.frame_weight * self._of_frames(found, labels).sum()

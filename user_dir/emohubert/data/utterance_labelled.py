@@ -11,7 +11,7 @@ from .speech import SpeechDataset
 
 class UtteranceLabelledSpeech(SpeechDataset):
     """Utterances with a target each: `targets` are (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one. With
-    `several`, (n, targets) float32, class indices (those of the first target first) and dimensions, NaN without one; any of them is enough.
+    `several`, (n, targets) float64, class indices (those of the first target first) and dimensions, NaN without one; any of them is enough.
     `shares`: what is learned in place of classes, (n, classes), rows that sum to 1, or to 0 without a label; float64, which training in
     half precision leaves as it is. `balanced`: in training, an epoch has as many utterances as the split, but equally many of each class:
     those of small classes are repeated, those of large ones sampled (those without a class are one more, where another target is known).

@@ -225,6 +225,6 @@ def pooled(parts):
     ids, speakers = ([name for part in parts for name in getattr(part, a)] for a in ("ids", "speakers"))
     if isinstance(parts[0], ClassPredictions):
         table = pd.concat([pd.DataFrame(part.probabilities, columns=part.classes) for part in parts]).fillna(0.0)
-        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], list(table), table.to_numpy())
+        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], list(table), table.to_numpy(), parts[0].name)
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("references", "predicted"))
     return DimensionPredictions(ids, speakers, parts[0].dims, *arrays)

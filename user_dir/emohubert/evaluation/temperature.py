@@ -72,10 +72,12 @@ def quality(probabilities, reference):
 
 
 def read_classes(path):
-    """ClassPredictions of a predictions.tsv; InputError if it holds dimensions."""
+    """ClassPredictions of a predictions.tsv; InputError if it holds dimensions, or classes other than of emotion."""
     found = read_predictions(path)
     if not isinstance(found, ClassPredictions):
         raise InputError(f"{path}: predicts dimensions, which have no probabilities; leave --temperature out")
+    if found.name != "emo":
+        raise InputError(f"{path}: predicts {found.name}, and a temperature is for the emotion; give those predictions")
     return found
 
 

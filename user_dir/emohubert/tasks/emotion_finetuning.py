@@ -113,7 +113,7 @@ class EmotionFinetuningTask(SpeechTask):
     @property
     def corpora(self):
         """Names of several corpora; empty for one."""
-        return list(dict.fromkeys(self.manifests.names.values())) if self.manifests.are_several else []
+        return self.manifests.corpora
 
     @property
     def n_outputs(self):
@@ -214,7 +214,7 @@ class EmotionFinetuningTask(SpeechTask):
         if not self.is_multitask:
             return parts[0]
         parts = [np.where(p < 0, np.nan, p) if o.are_classes else p for o, p in zip(self.outputs, parts, strict=True)]
-        return np.column_stack(parts).astype(np.float32)
+        return np.column_stack(parts).astype(np.float64)  # which training in half precision leaves as it is
 
     def shares(self, split):
         """What annotators say of a split's utterances, see `shares_of`."""

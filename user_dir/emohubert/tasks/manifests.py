@@ -31,11 +31,15 @@ class Manifests:
     def _corpora(self):
         return [read_corpus(directory).get("corpus") for directory in self.directories]
 
-    @cached_property
-    def names(self):
-        """For logs, {directory: its corpus}; one without a name is `corpusN`, by its place."""
-        corpora = enumerate(zip(self.directories, self._corpora, strict=True), 1)
-        return {directory: f"corpus{i}" if name in NAMELESS else name for i, (directory, name) in corpora}
+    @property
+    def _shown(self):
+        """The corpus of each directory, for logs; one without a name is `corpusN`, by its place."""
+        return [f"corpus{i}" if name in NAMELESS else name for i, name in enumerate(self._corpora, 1)]
+
+    @property
+    def corpora(self):
+        """Names of several corpora, for logs; empty for one."""
+        return list(dict.fromkeys(self._shown)) if self.are_several else []
 
     @cached_property
     def _ours_of(self):
@@ -53,8 +57,8 @@ class Manifests:
         splits = splits if self.label_map is None else [label_maps.renamed(split, self._ours_of) for split in splits]
         if not self.are_several:
             return splits[0]
-        whole, corpora = union(splits), list(dict.fromkeys(self.names.values()))
-        own = np.eye(len(corpora), dtype=bool)[[corpora.index(self.names[directory]) for directory in directories]]
+        whole, shown = union(splits), dict(zip(self.directories, self._shown, strict=True))
+        own = np.array([[shown[directory] == name for name in self.corpora] for directory in directories])
         whole.corpora = own.repeat([len(split) for split in splits], axis=0)
         return whole
 
