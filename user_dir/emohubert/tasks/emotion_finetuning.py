@@ -136,7 +136,7 @@ class EmotionFinetuningTask(SpeechTask):
 
     def _count_classes(self):
         if self.soft_labels:
-            return self.shares(self.manifests.read("train", "emotions", "votes")).sum(axis=0).tolist()
+            return labels.shares_of(self.manifests.read("train", "emotions", "votes"), self.outputs[0]).sum(axis=0).tolist()
         emotions = self.manifests.read("train", "emotions").emotions or []
         return [emotions.count(c) for c in self.classes]
 
@@ -216,10 +216,6 @@ class EmotionFinetuningTask(SpeechTask):
         parts = [np.where(p < 0, np.nan, p) if o.are_classes else p for o, p in zip(self.outputs, parts, strict=True)]
         return np.column_stack(parts).astype(np.float64)  # which training in half precision leaves as it is
 
-    def shares(self, split):
-        """What annotators say of a split's utterances, see `shares_of`."""
-        return labels.shares_of(split, self.outputs[0])
-
     def speakers_for(self, split):
         """The speakers of the table by row, None where an id means another person in this split's corpus."""
         if not split.tsv.is_file():
@@ -256,7 +252,7 @@ class EmotionFinetuningTask(SpeechTask):
             speaker_features=self._speaker_features(split),
             transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
-            shares=self.shares(split) if self.soft_labels and targets is None else None,
+            shares=labels.shares_of(split, self.outputs[0]) if self.soft_labels and targets is None else None,
             several=self.is_multitask,
             corpora=getattr(split, "corpora", None),
             temperature=self.cfg.corpus_temperature,
