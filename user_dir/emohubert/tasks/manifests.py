@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from omegaconf import ListConfig
 
 from ..core.errors import InputError
 from ..corpus.manifest import NAMELESS, read_corpus, read_dictionary, read_split
@@ -15,7 +16,8 @@ class Manifests:
     """What `data`, a directory or a list of them, holds. `speakers`: ending of the sidecar, or None; `label_map`: as for `read_map`, or None."""
 
     def __init__(self, data, speakers, label_map):
-        self.directories, self.speakers, self.label_map = [data] if isinstance(data, str) else list(data), speakers, label_map
+        self.directories = [str(directory) for directory in (data if isinstance(data, (list, ListConfig)) else [data])]
+        self.speakers, self.label_map = speakers, label_map
 
     @property
     def are_several(self):
@@ -70,12 +72,9 @@ class Manifests:
 
     def known_speakers(self):
         """The ids of all speaker dictionaries, as of `read`."""
-        if self.speakers is None:
-            return []
-        known = [read_dictionary(Path(directory) / f"dict.{self.speakers}.txt") for directory in self.directories]
-        if not self.are_several:
-            return known[0]
-        return [s for ids, corpus in zip(known, self._corpora, strict=True) for s in qualified(ids, corpus)]
+        paths = [Path(directory) / f"dict.{self.speakers}.txt" for directory in self.directories if self.speakers is not None]
+        corpora = self._corpora if self.are_several else [None]
+        return [s for path, corpus in zip(paths, corpora, strict=False) for s in qualified(read_dictionary(path), corpus)]
 
     def scales(self, dimensions):
         """{dimension: its scale}; InputError where corpora have one of these dimensions in different scales."""

@@ -17,6 +17,7 @@ from fairseq.distributed import utils as fairseq_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import ListConfig
 
 from ..core.device import has_bf16
 from ..core.errors import InputError, is_lack_of_memory
@@ -100,7 +101,7 @@ def copying_whole(copy, src_path, dst_path, overwrite=False):
 
 def looking_into_all_folders(find, data):
     """fairseq takes `task.data` for one folder."""
-    return set().union(*map(find, [data] if isinstance(data, str) else data))
+    return set().union(*map(find, map(str, data if isinstance(data, (list, ListConfig)) else [data])))
 
 
 def saving_whole(save, state, path, async_write=False):
