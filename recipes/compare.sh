@@ -46,4 +46,4 @@ if [[ -d $manifests ]]; then
     done
 fi
 stage_results 6 "V-FT, TAPT, P-TAPT, FLEA and PAPT" "V-FT=vft/vft" "TAPT=tapt/tapt" "P-TAPT=ptapt/ptapt" \
-    "FLEA, mean=flea/flea_${set}_mean" "FLEA, attention=flea/flea_${set}_attention" "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"
+    "FLEA, mean=flea/flea_${set}_$(of_size mean mean_std mean mean)" "FLEA, attention=flea/flea_${set}_attention" "PAPT, unknown speaker=papt/papt_inductive" "${adapted[@]}"

@@ -8,17 +8,18 @@
 # 6 pretraining continued from the original --init on each of them, 7 fine-tuning and test of the grid, 8 results.
 # --layers "L …"      layers of the fine-tuned model (default: 9; tiny: 3)
 # --clusters "K …"    (default: 50; tiny: 16)
-# --poolings "P …"    mean, attention (default: both)
+# --poolings "P …"    mean, attention (default: both; small: mean_std, which its other systems have, and attention)
 # --tapt-clusters K   clusters for TAPT (default: 500; tiny: 50), without --centroids
 # --tapt DIR          the --out of recipes/tapt.sh on the same folds: its models, in place of a TAPT of our own
 set -euo pipefail
 # shellcheck source=paper.sh
 . "$(dirname "$0")/paper.sh"
-OWN_OPTIONS="layers poolings tapt-clusters tapt" LAYERS='' POOLINGS='mean attention' TAPT_CLUSTERS='' TAPT=''
+OWN_OPTIONS="layers poolings tapt-clusters tapt" LAYERS='' POOLINGS='' TAPT_CLUSTERS='' TAPT=''
 recipe_options "$@"
 read -ra layers <<<"${LAYERS:-$(of_size 3 3 9 9)}"
 read -ra clusters <<<"${CLUSTERS:-$(of_size 16 16 50 50)}"
-read -ra poolings <<<"$POOLINGS"
+mean=$(of_size mean mean_std mean mean) head=$(of_size linear mlp linear linear)
+read -ra poolings <<<"${POOLINGS:-$mean attention}"
 CLUSTERS=$TAPT_CLUSTERS
 clustering
 adapted="$(realpath -m "${TAPT:-$OUT}")/fold{fold}/tapt/checkpoint_last.pt"
@@ -67,15 +68,15 @@ if stage 6 "pretraining continued from the original model (FLEA)" fold train; th
 fi
 
 if stage 7 "fine-tuning of the grid" run gpu; then
-    [[ -n ${COMPARED:-} ]] || finetune tapt_mean "$adapted" model.pooling=mean
+    [[ -n ${COMPARED:-} ]] || finetune "tapt_$mean" "$adapted" model.pooling="$mean"
     for set in "${sets[@]/\//_}"; do
         for pooling in "${poolings[@]}"; do
-            finetune "flea_${set}_$pooling" "$OUT/fold{fold}/flea_$set/checkpoint_last.pt" model.pooling="$pooling" model.head=linear
+            finetune "flea_${set}_$pooling" "$OUT/fold{fold}/flea_$set/checkpoint_last.pt" model.pooling="$pooling" model.head="$head"
         done
     done
 fi
 
-systems=("TAPT, mean=tapt_mean")
+systems=("TAPT, $mean=tapt_$mean")
 for set in "${sets[@]}"; do
     name=${set/L/FLEA, layer }
     for pooling in "${poolings[@]}"; do

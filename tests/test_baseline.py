@@ -13,6 +13,7 @@ from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
 from emohubert.evaluation import baseline
 from emohubert.models.from_pretrained import load_encoder
+from emohubert.pseudo_labels.features import MfccFeatures
 
 PLAIN, NORMALISED = (name.format(baseline.EGEMAPS) for name in (baseline.PLAIN, baseline.NORMALISED))
 
@@ -72,6 +73,28 @@ def test_probe_of_an_encoder(corpus, tmp_path):
         np.testing.assert_allclose(vectors[str(split.audio(i))], np.concatenate([loud.mean(0), loud.std(0)]), atol=2e-4)
     assert run("tools/baseline.py", corpus / "manifest", tmp_path / "out", "--checkpoint", path, "--layers", "1", "2") == 0
     assert list(scores(tmp_path / "out"))[-1] == "layer 2 + SVM, speakers normalised" and len(scores(tmp_path / "out")) == 5
+
+
+def test_mfccs_beside_an_encoder(corpus, tmp_path, capsys):
+    """Mean and standard deviation over the loud frames, of which every one is two of MFCCs."""
+    manifest, path = corpus / "manifest", corpus / "hubert" / "checkpoint_last.pt"
+    split, vectors = read_split(manifest, "test"), {}
+    for _ in MfccFeatures(1).extract(
+        split, range(len(split)), lambda piece, found: vectors.update({piece.utterance: found["mfcc"].numpy()})
+    ):
+        pass
+    found = baseline.cepstra([split], 1)
+    for i in range(3):
+        x = audio.read(split.audio(i))
+        energy = np.array([(x[t * 320 : t * 320 + 400] ** 2).mean() for t in range(audio.n_frames(len(x)))])
+        loud = vectors[i][: 2 * len(energy)][np.repeat(10 * np.log10(energy / energy.max()) > -35, 2)[: len(vectors[i])]]
+        np.testing.assert_allclose(found[str(split.audio(i))], np.concatenate([loud.mean(0), loud.std(0)]), rtol=1e-3, atol=1e-3)
+    options = ["--features", "mfcc", "encoder", "--checkpoint", path, "--layers", "1"]
+    assert run("tools/baseline.py", manifest, tmp_path / "out", *options) == 0
+    assert {"MFCC + SVM", "layer 1 + SVM, speakers normalised"} < set(scores(tmp_path / "out"))
+    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert run("tools/baseline.py", manifest, tmp_path / "out", "--features", "mfcc", "--checkpoint", path) == 2
+    assert "--features encoder and --checkpoint CKPT, or neither" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -295,6 +295,14 @@ def test_logit_adjustment_by_hand():
     assert log["sums"].tolist() == [0, 1, 1, 0]
 
 
+def test_half_precision_leaves_the_loss_in_float32():
+    """fairseq brings a criterion to bf16 as it does the model (found on a GPU)."""
+    output, sample = torch.randn(4, 2), next(batches(torch.tensor([0, 0, 0, 1]), [4]))
+    criterion = criterion_with([3, 1], class_weights="balanced", logit_adjustment=1.0)
+    expected = criterion(Fixed(output), sample)[0]
+    assert torch.equal(criterion.bfloat16()(Fixed(output), sample)[0], expected)
+
+
 @pytest.mark.parametrize("options", [{"focal_gamma": -1.0}, {"logit_adjustment": math.nan}, {"logit_adjustment": -0.5}])
 def test_strange_options_are_refused(options):
     with pytest.raises(InputError, match=rf"criterion\.{[*options][0]}=.*; "):

@@ -70,6 +70,7 @@ def test_the_tool_measures_a_tree(tmp_path, capsys):
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:6] == ["labels", "K", "used", "perplexity", "largest", "run"]
     assert len(table) == 6
+    assert (tmp_path / "out" / "label_quality_train.png").read_bytes().startswith(b"\x89PNG")
     assert run("tools/label_quality.py", tmp_path / "l" / "L2" / "km8", manifest, "valid") == 0
     assert (tmp_path / "l" / "L2" / "km8" / "label_quality_valid.json").is_file()
 

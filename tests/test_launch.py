@@ -93,6 +93,12 @@ def test_progress_is_lines_in_a_log(monkeypatch, caplog):
     assert lines[-1].startswith("x: 50 updates in ") and lines[-1].endswith("; validation: loss 3.9, UA 0.5")
 
 
+def test_a_training_of_few_updates_has_validation_scores_alone():
+    progress = launch._Progress("x", bar=False)
+    progress.update([LOG.splitlines()[-1]])
+    assert progress.scores() == "validation: loss 3.9, UA 0.5"
+
+
 def test_progress_is_a_bar_on_a_terminal(capsys):
     progress = launch._Progress(ROOT, bar=True)
     for line in LOG.splitlines():

@@ -2,11 +2,12 @@
 """What pseudo-labels say: sizes of clusters, lengths of runs, purity and mutual information with emotion and speaker.
 
 LAB_DIR is one folder of labels (with SPLIT.km and dict.km.txt) or a whole tree of them, such as the OUT_DIR of
-tools/make_labels.py: every set in it is measured. Prints a table and writes all measures to label_quality_{split}.json in
---out (LAB_DIR by default). Columns: K clusters, those used, perplexity of their sizes (K if all are equal), share of
-the largest, mean length of a run of one label; for emotion and speaker: purity (share of frames whose class is the
-commonest in their cluster; in brackets the share of the commonest class, which clusters without meaning would have),
-normalised mutual information, and mutual information in bits a frame.
+tools/make_labels.py: every set in it is measured. Prints a table, and writes to --out (LAB_DIR by default) all measures,
+label_quality_{split}.json, and a picture of them, such as layer by layer, label_quality_{split}.png. Columns: K clusters,
+those used, perplexity of their sizes (K if all are equal), share of the largest, mean length of a run of one label; for
+emotion and speaker: purity (share of frames whose class is the commonest in their cluster; in brackets the share of the
+commonest class, which clusters without meaning would have), normalised mutual information (in brackets that of shuffled
+values), and mutual information in bits a frame.
 
   tools/label_quality.py labels manifests/emodb train
 """
@@ -35,6 +36,7 @@ def main(argv=None):
     results = quality.of_tree(args.lab_dir, split)
     out = make_folder(args.out or args.lab_dir)
     write_json(out / f"label_quality_{split.name}.json", results)
+    quality.draw(results, out / f"label_quality_{split.name}.png")
     print(quality.table(results))
 
 

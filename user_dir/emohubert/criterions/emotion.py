@@ -114,13 +114,12 @@ class EmotionClassification(_OfClasses):
                 raise InputError(f"criterion.{name}={value}: give a number from 0 on; 0 leaves the cross-entropy as it is")
         self.label_smoothing, self.soft_labels, self.frame_weight = label_smoothing, soft_labels, frame_weight
         self.focal_gamma = focal_gamma
-        weights = adjustment = None
+        # no buffers: fairseq would bring them to half precision, where the logits are in float32
+        self.class_weights = self.adjustment = None
         if str(class_weights) == "balanced" or logit_adjustment:
             counts = torch.tensor(task.state.class_counts, dtype=torch.float).clamp(min=1)
-            weights = counts.mean() / counts if str(class_weights) == "balanced" else None
-            adjustment = logit_adjustment * (counts / counts.sum()).log() if logit_adjustment else None
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.register_buffer("adjustment", adjustment, persistent=False)
+            self.class_weights = counts.mean() / counts if str(class_weights) == "balanced" else None
+            self.adjustment = logit_adjustment * (counts / counts.sum()).log() if logit_adjustment else None
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""
@@ -137,15 +136,16 @@ class EmotionClassification(_OfClasses):
 
     def _cross_entropy(self, output, target):
         """−Σ_c w_c p_c (1 − q_c)^γ log q_c, (n,), of logits (n, classes) and classes (n,) or shares p (n, classes)."""
+        weights = None if self.class_weights is None else self.class_weights.to(output.device)
         if self.adjustment is not None:
-            output = output + self.adjustment
+            output = output + self.adjustment.to(output.device)
         if self.focal_gamma == 0:
-            return F.cross_entropy(output, target, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none")
+            return F.cross_entropy(output, target, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
         p = F.one_hot(target, output.size(1)) if target.ndim == 1 else target
         p = (1 - self.label_smoothing) * p + self.label_smoothing / output.size(1)
         log_q = output.log_softmax(dim=1)
         focused = (1 - log_q.exp()).clamp(min=1e-6) ** self.focal_gamma * log_q  # at 0 the gradient of a power below 1 is infinite
-        return -(p * focused * (1 if self.class_weights is None else self.class_weights)).sum(dim=1)
+        return -(p * focused * (1 if weights is None else weights)).sum(dim=1)
 
     def _of_frames(self, found, target):
         """Mean cross-entropy over each utterance's frames, all of its class (Chen & Rudnicky 2023, section 3.2): (batch,)."""

@@ -1,7 +1,7 @@
 """What a trained system has to beat: the majority class, and a support vector machine on fixed features, plain and of normalised speakers.
 
-Features are 88 functionals (eGeMAPS v02, Eyben et al. 2016), or mean and standard deviation over time of layers of a frozen encoder
-(a probe), over the frames within 35 dB of the loudest. They are standardised on the training split; RBF kernel, C = 10, classes
+Features are 88 functionals (eGeMAPS v02, Eyben et al. 2016), or mean and standard deviation over time of MFCCs, or of layers of a frozen
+encoder (a probe), over the frames within 35 dB of the loudest. They are standardised on the training split; RBF kernel, C = 10, classes
 weighted by their rarity; support vector regression for dimensions. *Normalised*: each speaker's features are brought to zero mean
 and unit variance over all of that speaker's unlabelled audio in the split, in training and at test.
 """
@@ -14,9 +14,10 @@ from ..core.cli import progress
 from ..core.errors import InputError, need
 from ..core.files import atomic, fingerprint, make_folder, write_json
 from ..core.parallel import cores
+from ..core.plotting import GREY, MARKERS, new_figure, save_figure
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_split
-from . import scoring
+from . import metrics, scoring
 from .inference import BY_AUDIO
 from .predictions import ClassPredictions, DimensionPredictions, known_references, write_predictions
 from .results import read_results, write_results
@@ -25,20 +26,29 @@ MAJORITY, EGEMAPS, PLAIN, NORMALISED = "majority class", "eGeMAPS", "{} + SVM", 
 SILENCE_DB = 35.0
 
 
-def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None):
+def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None, kinds=None):
     """Train and test the baselines on every fold of a manifest directory; returns the lines of a table.
 
-    Writes NAME/fold*/predictions.tsv and metrics.json below `out`, results.md and results.json, and keeps features in features.npz.
-    `target`: "emo", or the name of a column of `.dim`. `workers`: processes, or threads of an encoder, that extract features (default: one
-    for each core). `checkpoint`: encoder in place of eGeMAPS; `layers` of it, from 1, are a system each (default: all).
-    InputError: a split or its labels are missing, or opensmile is not installed.
+    Writes NAME/fold*/predictions.tsv and metrics.json below `out`, results.md, results.json and a picture, results.png, and keeps eGeMAPS
+    in features.npz. `target`: "emo", or the name of a column of `.dim`. `workers`: processes, or threads of an encoder, that extract
+    features (default: one for each core). `checkpoint`: encoder to probe; `layers` of it, from 1, are a system each (default: all).
+    `kinds`: some of "egemaps", "mfcc", "encoder" (default: the encoder where there is a checkpoint, else eGeMAPS).
+    InputError: a split or its labels are missing, the encoder has no checkpoint, or opensmile is not installed.
     """
+    kinds = kinds or ["encoder" if checkpoint else "egemaps"]
+    if ("encoder" in kinds) != (checkpoint is not None):
+        raise InputError("an encoder needs its checkpoint: give both --features encoder and --checkpoint CKPT, or neither")
     out = make_folder(out)
     folders = [d for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()]
     if not (folds := [{name: labelled(d, name, target) for name in (train, test)} for d in folders]):
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
-    features = vectors([split for fold in folds for split in fold.values()], out, checkpoint, layers, workers or cores())
-    rows = []
+    splits, workers, rows, features = [split for fold in folds for split in fold.values()], workers or cores(), [], {}
+    for kind in dict.fromkeys(kinds):
+        features |= (
+            {"MFCC": cepstra(splits, workers)}
+            if kind == "mfcc"
+            else vectors(splits, out, checkpoint if kind == "encoder" else None, layers, workers)
+        )
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
         speakers = set(unknown.speakers)
@@ -58,7 +68,28 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
             write_predictions(folder / "predictions.tsv", predictions)
             write_json(folder / "metrics.json", {"setting": setting, "split": str(unknown.tsv), **scores})
             rows.append((name, folder))
-    return write_results(out / "results", read_results(rows), f"Baselines: {target}, {len(folds)} folds of {directory}")
+    systems = read_results(rows)
+    draw(systems, list(features), out / "results.png")
+    return write_results(out / "results", systems, f"Baselines: {target}, {len(folds)} folds of {directory}")
+
+
+def draw(systems, features, path):
+    """A PNG: the first score of the systems, mean ± standard deviation over folds, plain and normalised, by features."""
+    score = next(iter(systems[0]["scores"]))
+    found = {s["name"]: metrics.mean_std(s["scores"][score]) for s in systems}
+    with new_figure(1.8 + 0.7 * len(features), 3.6) as (figure, ax):
+        for shift, (label, form), marker in zip(
+            (-0.08, 0.08), (("plain", PLAIN), ("speakers normalised", NORMALISED)), MARKERS, strict=False
+        ):
+            means, spreads, _ = zip(*(found[form.format(name)] for name in features), strict=True)
+            ax.errorbar(np.arange(len(features)) + shift, means, spreads, marker=marker, linestyle="", capsize=2, label=label)
+        if MAJORITY in found:
+            ax.axhline(found[MAJORITY][0], color=GREY, linestyle=":", label=MAJORITY)
+        ax.set_xticks(range(len(features)), features, rotation=30 if len(features) > 4 else 0)
+        ax.set_ylabel(score)
+        ax.grid(axis="y", alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=3)
+        save_figure(figure, path)
 
 
 def labelled(directory, name, target):
@@ -119,19 +150,17 @@ def encoded(splits, checkpoint, layers, workers):
 
     from ..core.parallel import as_finished, one_thread
     from ..models.from_pretrained import load_encoder
-    from ..models.pooling import POOLINGS, loud_frames
 
     encoder = load_encoder(checkpoint)
     layers = list(layers or range(1, encoder.n_layers + 1))
     encoder.check_layers(layers)
-    pool, found = POOLINGS["mean_std"](encoder.width), {layer: {} for layer in layers}
+    found = {layer: {} for layer in layers}
 
     def extract(path):
         samples = audio.read(path)
         source = torch.from_numpy(audio.normalise(samples) if encoder.normalise else samples)[None]
-        features, (frames,) = encoder.features(source, [source.size(1)], layers)
-        loud = loud_frames(source, int(frames), SILENCE_DB)
-        return path, {layer: pool(x, loud)[0].numpy() for layer, x in features.items()}
+        features, _ = encoder.features(source, [source.size(1)], layers)
+        return path, {layer: _pooled(x, source) for layer, x in features.items()}
 
     paths = sorted({path for split in splits for path in _paths(split)})
     with one_thread():
@@ -139,6 +168,36 @@ def encoded(splits, checkpoint, layers, workers):
             for layer, vector in vectors.items():
                 found[layer][path] = vector
     return found
+
+
+def cepstra(splits, workers):
+    """{audio path: mean and standard deviation over time, (78,)} of 13 MFCCs with their first and second derivatives."""
+    import torch
+
+    from ..pseudo_labels.features import MFCC, MfccFeatures
+
+    found = {}
+    for split in splits:
+
+        def consume(piece, features, split=split):
+            path = str(split.audio(piece.utterance))
+            found[path] = _pooled(features[MFCC][None], torch.from_numpy(audio.read(path))[None])
+
+        for _ in MfccFeatures(workers).extract(split, [i for i in range(len(split)) if str(split.audio(i)) not in found], consume):
+            pass
+    return found
+
+
+def _pooled(x, source):
+    """Mean and standard deviation over the loud frames: features (1, frames, width), 50 or 100 a second, of (1, samples) → (2 × width,)."""
+    from ..models.pooling import POOLINGS, loud_frames
+
+    frames = audio.n_frames(source.size(1))
+    loud = loud_frames(source, frames, SILENCE_DB)
+    if x.size(1) > frames:  # 100 a second: each loud frame is two, and what is left at the end is silent
+        loud = loud.repeat_interleave(2, dim=1)[:, : x.size(1)]
+        x = x[:, : loud.size(1)]
+    return POOLINGS["mean_std"](x.size(2))(x, loud)[0].numpy()
 
 
 def _extract(paths):

@@ -9,6 +9,7 @@ from sklearn.metrics import mutual_info_score
 
 from ..core.errors import InputError
 from ..core.files import natural
+from ..core.plotting import COLOURS, GREY, MARKERS, new_figure, save_figure, short
 from ..corpus.audio import SAMPLE_RATE
 from ..corpus.frame_labels import read_frame_labels
 from ..corpus.manifest import NO_EMOTION, read_dictionary
@@ -101,3 +102,23 @@ def table(results):
             row[f"{target} bits"] = f"{t['mutual_information']:.3f}"
         rows.append(row)
     return pd.DataFrame(rows).fillna("–").to_string(index=False)
+
+
+def draw(results, path):
+    """A PNG: NMI with emotion and with speaker of every set, one line each from top to bottom, and of shuffled values (chance)."""
+    targets = list(dict.fromkeys(name for r in results.values() for name in r["targets"]))
+    with new_figure(2.5 + 3 * max(len(targets), 1), 1.2 + 0.3 * len(results), 1, max(len(targets), 1), sharey=True, squeeze=False) as (
+        figure,
+        axes,
+    ):
+        rows = np.arange(len(results))
+        for ax, target, colour, marker in zip(axes[0], targets, COLOURS, MARKERS, strict=False):
+            for name, style in (("nmi", {"color": colour, "marker": marker}), ("nmi_chance", {"color": GREY, "marker": "|"})):
+                found = [r["targets"].get(target, {}).get(name) for r in results.values()]
+                ax.plot([np.nan if v is None else v for v in found], rows, linestyle="", **style)
+            ax.set(title=target, xlabel="normalised mutual information", xlim=(0, None))
+            ax.grid(axis="x", alpha=0.3)
+            ax.legend(["of the labels", "by chance"])
+        axes[0, 0].set_yticks(rows, [short(name, 24) for name in results])
+        axes[0, 0].invert_yaxis()
+        save_figure(figure, path)

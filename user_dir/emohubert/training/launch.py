@@ -180,7 +180,7 @@ class _Progress:
                 found.append(f"{float(self.values['wps']) / SAMPLE_RATE:.0f} s of audio/s")
             else:
                 found.append(f"{float(self.values['ups']) * float(self.values['bsz']):.0f} utterances/s")
-        return ", ".join(found) + (f"; validation: {', '.join(valid)}" if valid else "")
+        return "; ".join([", ".join(found)] * bool(found) + [f"validation: {', '.join(valid)}"] * bool(valid))
 
     def _draw(self):
         if self.bar is None:
