@@ -14,7 +14,7 @@ from ..core.cli import progress
 from ..core.errors import InputError, need
 from ..core.files import atomic, fingerprint, make_folder, write_json
 from ..core.parallel import cores
-from ..core.plotting import GREY, MARKERS, new_figure, save_figure
+from ..core.plotting import COLOURS, GREY, MARKERS, new_figure, save_figure
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_split
 from . import metrics, scoring
@@ -77,15 +77,14 @@ def draw(systems, features, path):
     """A PNG: the first score of the systems, mean ± standard deviation over folds, plain and normalised, by features."""
     score = next(iter(systems[0]["scores"]))
     found = {s["name"]: metrics.mean_std(s["scores"][score]) for s in systems}
+    forms = ("plain", PLAIN), ("speakers normalised", NORMALISED)
     with new_figure(1.8 + 0.7 * len(features), 3.6) as (figure, ax):
-        for shift, (label, form), marker in zip(
-            (-0.08, 0.08), (("plain", PLAIN), ("speakers normalised", NORMALISED)), MARKERS, strict=False
-        ):
+        for (label, form), shift, colour, marker in zip(forms, (-0.08, 0.08), COLOURS, MARKERS, strict=False):
             means, spreads, _ = zip(*(found[form.format(name)] for name in features), strict=True)
-            ax.errorbar(np.arange(len(features)) + shift, means, spreads, marker=marker, linestyle="", capsize=2, label=label)
+            ax.errorbar(np.arange(len(features)) + shift, means, spreads, color=colour, marker=marker, linestyle="", capsize=2, label=label)
         if MAJORITY in found:
             ax.axhline(found[MAJORITY][0], color=GREY, linestyle=":", label=MAJORITY)
-        ax.set_xticks(range(len(features)), features, rotation=30 if len(features) > 4 else 0)
+        ax.set_xticks(range(len(features)), features)
         ax.set_ylabel(score)
         ax.grid(axis="y", alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3)
