@@ -10,6 +10,8 @@ Writes to OUT_DIR:
     attention.npz       of a model that pools by attention: the weight of every frame, for tools/report.py --explore
     embeddings.npz      with --embeddings: the pooled vector of every utterance
     figures/*.png
+    dimensions/, sex/   of a model with several targets, such as task.target=[emo,arousal,sex]: predictions.tsv, metrics.json and the rest of
+                        all but the first (in the order of classes, dimensions, columns of .meta.tsv)
 
 With --speaker-vectors FILE (of tools/adapt_speaker.py) speakers outside the model's table get those embeddings, and not the
 unknown speaker's. A model trained with model.speaker_normalisation normalises each speaker by all of that speaker's audio in the
@@ -50,7 +52,7 @@ def evaluate(args, split, out):
 
     names = ("batch_seconds", "workers", "precision", "feature_cache")
     options = {"device": choose_device(args.device)} | {name: getattr(args, name) for name in names}
-    task, model = load_trained(args.checkpoint)
+    task, model = load_trained(args.checkpoint, several=True)
     if args.label_map:
         if not task.classes:
             raise InputError(f"--label-map: {args.checkpoint} predicts dimensions ({' '.join(task.dimensions)}); leave it out")
@@ -65,8 +67,8 @@ def evaluate(args, split, out):
         average = AverageSpeaker.of([training.values[rows] for rows in by_speaker(training.speakers).values()])
     elif args.normalise_speakers is None and model.normalisation is not None:
         average = model.normalisation.average
-    attention = {}
-    predictions, embeddings = predict_split(task, model, split, average=average, attention=attention, **options)
+    attention, others = {}, {}
+    predictions, embeddings = predict_split(task, model, split, average=average, attention=attention, others=others, **options)
     if args.label_map:
         predictions = label_maps.among_references(predictions)
         origin["label_map"] = {"map": args.label_map, **label_map}
@@ -77,7 +79,12 @@ def evaluate(args, split, out):
             used = out / "normalisation"
             records.write_adaptation(used, args.checkpoint, split)
     scores = scoring.save(out, predictions, split, embeddings if args.embeddings else None, args.repeats, args.seed)
-    scores = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **task.selection, **setting, **origin, **scores}
+    facts = {"checkpoint": str(args.checkpoint), "split": str(split.tsv), **task.selection, **setting}
+    scores = {**facts, **origin, **({"others": list(others)} if others else {}), **scores}
+    for name, found in others.items():
+        own = scoring.save(out / name, found, split, None, args.repeats, args.seed)
+        records.write_evaluation(out / name, args.checkpoint, split, found.ids, used)
+        write_json(out / name / "metrics.json", {**facts, **origin, **own})
     (out / "attention.npz").unlink(missing_ok=True)
     if attention:
         write_attention(out / "attention.npz", attention)
@@ -119,6 +126,8 @@ def main(argv=None):
         report = scoring.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, args.seed)
         write_json(out / "comparison.json", report)
     print(summary(scores))
+    for name in scores.get("others", []):
+        print(f"{name}: " + summary(read_json(out / name / "metrics.json")).split("\n", 2)[2])
     print(f"written to {out}")
 
 

@@ -75,7 +75,7 @@ def predict(args, paths, segments, out):
     from emohubert.tasks.trained import load_trained
 
     device = choose_device(args.device)
-    task, model = load_trained(args.checkpoint)
+    task, model = load_trained(args.checkpoint, several=True)
     if not hasattr(model, "pooling"):
         raise InputError(f"{args.checkpoint}: predicts no emotion; give a checkpoint of the task emotion_finetuning")
     if args.speaker_vectors:
@@ -89,7 +89,7 @@ def predict(args, paths, segments, out):
     if args.speaker is not None and not by_speaker:
         raise InputError("--speaker without --calibration, and the model was trained without speaker normalisation; leave it out")
     if not task.classes and (args.min_confidence or args.temperature):
-        what = "predicts dimensions, which have no probabilities"
+        what = "predicts no emotion classes, so that there are no probabilities of them"
         raise InputError(f"{args.checkpoint}: {what}; leave --temperature and --min-confidence out")
     if args.vad:
         options["parts_of"] = VoiceActivity(args.longest)
@@ -102,6 +102,8 @@ def predict(args, paths, segments, out):
     if online:
         found = one_by_one(found, speaker_of, lambda: inference.online(task, model))
     if args.calibration:
+        if task.is_multitask:
+            raise InputError(f"--calibration is of one target, and {args.checkpoint} predicts several; leave it out")
         fitted = pldc.load(args.calibration)
         pldc.check_calibration(fitted, task, model, args.calibration)
         found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
@@ -117,11 +119,12 @@ def predict(args, paths, segments, out):
             values, speakers = prediction.values, prediction.speakers if online else []
             if temperatures is not None:
                 own = [temperatures[name != UNKNOWN_SPEAKER] for name in speakers] or temperatures[:1]
-                values = temperature.scaled(values, np.array(own)[:, None])
+                values = temperature.scaled_first(values, np.array(own)[:, None], len(task.classes))
             yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
 
     in_parts = args.window is not None or args.vad or bool(segments)
-    layout = Layout(task.classes, task.dimensions, in_parts, by_speaker, max(map(len, paths)), args.min_confidence)
+    shown = in_parts, by_speaker, max(map(len, paths)), args.min_confidence
+    layout = Layout(task.classes, task.dimensions, *shown, task.state.categories)
     FORMATS[args.format](out, successful(), layout)
     return failed
 

@@ -99,6 +99,10 @@ class Split:
         """The utterances' ids: the column `id` of `.meta.tsv`, or the paths without their endings."""
         return self.meta["id"] if self.meta and "id" in self.meta else [_id_of(p) for p in self.paths]
 
+    def of_directories(self, indices):
+        """[(the split of each directory, those of the `indices` that are in it)], see `union`."""
+        return [(self, indices)]
+
     def audio(self, index):
         """Full path of an utterance's file."""
         return self.root / self.paths[index]

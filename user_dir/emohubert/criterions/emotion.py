@@ -1,4 +1,4 @@
-"""Criterions for whole utterances: cross-entropy or a contrastive loss for classes, 1 − CCC for dimensions.
+"""Criterions for whole utterances: cross-entropy or a contrastive loss for classes, 1 − CCC for dimensions, or several of these together.
 
 Logging outputs are sums over utterances: fairseq adds up those of batches and processes, and `evaluation.metrics` turns the totals
 into UA or CCC of the whole epoch, which are never averages over batches.
@@ -6,34 +6,54 @@ into UA or CCC of the whole epoch, which are never averages over batches.
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging.metrics import log_derived, log_scalar, log_scalar_sum
-from torch import distributed
+from omegaconf import ListConfig
+from torch import distributed, nn
 from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.options import option
 from ..evaluation import metrics
+from ..models.heads import DIMENSIONS
 
 
 class _OfUtterances(FairseqCriterion):
-    """A criterion whose logging outputs hold `sums` over utterances, (anything,), of which `scores` are functions."""
+    """A criterion whose logging outputs hold `sums` over the utterances of each corpus, (corpora × anything,), of which `scores` are functions."""
+
+    several = False  # whether it can learn several targets
+    corpora = ()  # names, of a training on several
+
+    def __init__(self, task):
+        super().__init__(task)
+        type(self).corpora = tuple(getattr(task, "corpora", ()))  # fairseq reduces metrics without the instance
 
     @classmethod
     def reduce_metrics(cls, logging_outputs):
-        """Log the loss per utterance (cross-entropy: nats), and each of `scores`, {name: function of the epoch's sums}."""
+        """Log the losses per utterance (cross-entropy: nats), and each of `scores`, {name: function of the epoch's sums}, of all utterances
+        and of each of several corpora."""
         total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
         n = max(total["sample_size"], 1)
-        log_scalar("loss", float(total["loss"]) / n, n, round=4)
-        size = total["sums"].numel()
+        for name in (key for key in total if key.startswith("loss")):
+            log_scalar(name, float(total[name]) / n, n, round=4)
+        size, corpora = total["sums"].numel(), max(len(cls.corpora), 1)
         for i, value in enumerate(total["sums"].tolist()):
             log_scalar_sum(f"_sum_{i}", value)
-        for name, score in cls.scores(size).items():
-            log_derived(name, lambda meters, score=score: round(float(score(np.array([meters[f"_sum_{i}"].sum for i in range(size)]))), 4))
+
+        def derived(score, rows, meters):
+            sums = np.array([meters[f"_sum_{i}"].sum for i in range(size)]).reshape(corpora, -1)
+            return round(float(score(sums[rows].sum(axis=0))), 4)
+
+        for ending, rows in {"": slice(None), **{f"_in_{name}": [row] for row, name in enumerate(cls.corpora)}}.items():
+            for name, score in cls.scores(size // corpora).items():
+                log_derived(name + ending, partial(derived, score, rows))
 
     @staticmethod
     def logging_outputs_can_be_summed():
@@ -41,10 +61,12 @@ class _OfUtterances(FairseqCriterion):
         return True
 
 
-def _log(loss, sums, sample):
-    """The logging output of a batch."""
+def _log(loss, sums_of, sample, **losses):
+    """The logging output of a batch; `sums_of` a choice of its utterances, their rows."""
     counts = {"sample_size": len(sample["target"]), "ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
-    return {"loss": loss.detach().double(), "sums": sums, **counts}
+    corpora = sample["corpora"].T if "corpora" in sample else [slice(None)]
+    losses = {name: value.detach().double() for name, value in {"loss": loss, **losses}.items()}
+    return {**losses, "sums": torch.cat([sums_of(rows) for rows in corpora]), **counts}
 
 
 class _OfClasses(_OfUtterances):
@@ -102,12 +124,15 @@ class EmotionClassification(_OfClasses):
     def forward(self, model, sample, reduce=True):
         """Returns (loss, utterances, logging output)."""
         found, target = model(**sample["net_input"]), sample["target"]
-        output = found["output"].float()  # (batch, classes)
-        labels = sample["shares"].float() if self.soft_labels else target
-        loss = self._cross_entropy(output, labels).sum()
+        loss = self.loss(found, sample["shares"].float() if self.soft_labels else target)
+        return loss, len(target), _log(loss, lambda rows: confusion(found["output"][rows], target[rows]), sample)
+
+    def loss(self, found, labels):
+        """The sum over utterances, of a model's output, logits (n, classes), and classes (n,) or shares (n, classes)."""
+        loss = self._cross_entropy(found["output"].float(), labels).sum()
         if self.frame_weight > 0:
             loss = loss + self.frame_weight * self._of_frames(found, labels).sum()
-        return loss, len(target), _log(loss, confusion(output, target), sample)
+        return loss
 
     def _cross_entropy(self, output, target):
         """−Σ_c w_c p_c (1 − q_c)^γ log q_c, (n,), of logits (n, classes) and classes (n,) or shares p (n, classes)."""
@@ -148,7 +173,7 @@ class EmotionContrastive(_OfClasses):
             head.follow(points.detach(), classes)
         loss = supervised_contrastive(points, classes, head.temperature) + 0.0 * found["projection"].sum()  # a gradient for all
         read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
-        log = _log(loss * len(target) + read_out, confusion(found["output"], target), sample)
+        log = _log(loss * len(target) + read_out, lambda rows: confusion(found["output"][rows], target[rows]), sample)
         return loss * len(classes) + read_out, len(target), log
 
 
@@ -182,15 +207,109 @@ class EmotionRegression(_OfUtterances):
         target = sample["target"].float()
         gathered, references = gather(output, self), gather(target, self)
         loss = (1 - ccc(gathered, references)).mean() + 0.0 * output.sum()  # a gradient for every process
-        x, y = target.double(), output.detach().double()
-        sums = torch.stack([v.sum(dim=0) for v in (torch.ones_like(x), x, y, x * x, y * y, x * y)], dim=1)  # (dimensions, 6)
-        return loss * len(references), len(target), _log(loss * len(target), sums.flatten(), sample)
+        return loss * len(references), len(target), _log(loss * len(target), lambda rows: moments(output[rows], target[rows]), sample)
 
     @classmethod
     def scores(cls, size):
         """The CCC of every dimension, and their mean."""
-        rows = {"ccc": slice(None), **{f"ccc_{name}": row for row, name in enumerate(cls.names)}}
-        return {name: lambda sums, row=row: metrics.moment_scores(sums.reshape(-1, 6)[row])["ccc"].mean() for name, row in rows.items()}
+        return _ccc_scores(cls.names)
+
+
+def _ccc_scores(names):
+    rows = {"ccc": slice(None), **{f"ccc_{name}": row for row, name in enumerate(names)}}
+    return {name: lambda sums, row=row: metrics.moment_scores(sums.reshape(-1, 6)[row])["ccc"].mean() for name, row in rows.items()}
+
+
+def moments(output, target):
+    """What CCC is made of (see `metrics.moments`) of each dimension, (n, dimensions) → flat (dimensions × 6,); NaN: no reference."""
+    known = ~target.isnan()
+    x, y = target.nan_to_num().double(), (output.detach() * known).double()
+    return torch.stack([v.sum(dim=0) for v in (known.double(), x, y, x * x, y * y, x * y)], dim=1).flatten()
+
+
+@dataclass
+class EmotionMultitaskConfig(EmotionClassificationConfig):
+    """Options of the cross-entropy, and weights."""
+
+    target_weights: Any = option(None, "weights of the losses, a number for each of task.target, in that order (null: equal)")
+
+
+@register_criterion("emotion_multitask", dataclass=EmotionMultitaskConfig)
+class EmotionMultitask(_OfUtterances):
+    """The weighted mean of the losses of several targets: cross-entropy of classes, with all its options, and 1 − CCC of each dimension. An
+    utterance without a label adds 0 to the sum over utterances of that cross-entropy, and is left out of that CCC. `score`, by which
+    checkpoints are chosen, is the mean with the same weights of the classes' UA and the dimensions' CCC."""
+
+    several = True
+    outputs, weights = (), {}
+
+    def __init__(self, cfg, task):
+        super().__init__(task)
+        self.outputs, names = tuple(task.outputs), task.label_names
+        given = [1.0] * len(names) if cfg.target_weights is None else cfg.target_weights
+        are_numbers = isinstance(given, (list, ListConfig)) and all(isinstance(w, (int, float)) and 0 <= w < math.inf for w in given)
+        if not are_numbers or len(given) != len(names) or not sum(given):
+            raise InputError(f"criterion.target_weights={given}: give numbers from 0 on, not all 0, for {', '.join(names)} in this order")
+        self.weights = {name: w / sum(given) for name, w in zip(names, given, strict=True)}
+        type(self).outputs, type(self).weights = self.outputs, self.weights
+        options = {name: getattr(cfg, name) for name in EmotionClassificationConfig.__dataclass_fields__ if name != "_name"}
+        self.of_classes = nn.ModuleDict()
+        for output in (o for o in self.outputs if o.are_classes):
+            own = SimpleNamespace(state=SimpleNamespace(class_counts=task.counts_of(output)))
+            soft = cfg.soft_labels and output.target == "emo"
+            self.of_classes[str(output.start)] = EmotionClassification(own, **options | {"soft_labels": soft})
+
+    def forward(self, model, sample, reduce=True):
+        """Returns (loss × utterances, utterances, logging output); see EmotionRegression."""
+        found, target = model(**sample["net_input"]), sample["target"]
+        x, target = found["output"].float(), target if target.ndim == 2 else target.unsqueeze(1)
+        loss, losses, parts, column = 0.0 * x.sum(), {}, [], 0
+        for output in self.outputs:
+            own, last = x[:, output.columns], column + (1 if output.are_classes else len(output.names))
+            labels, column = target[:, column:last], last
+            if output.are_classes:
+                classes = labels[:, 0].nan_to_num(nan=-1).long()
+                learned = self._classes_loss(found, sample, output, classes)
+                loss, losses[f"loss_{output.target}"] = loss + self.weights[output.target] * learned, learned
+                parts.append(lambda rows, own=own, classes=classes: confusion(own[rows], classes[rows]))
+                continue
+            gathered, references = gather(own, self), gather(labels.float(), self)
+            for name, y, reference in zip(output.names, gathered.T, references.T, strict=True):
+                known = ~reference.isnan()
+                learned = 1 - ccc(y[known, None], reference[known, None])[0] if known.sum() > 1 else x.new_zeros(())
+                loss = loss + self.weights[name] * learned * len(references)
+                losses[f"loss_{name}"] = learned * len(target)
+            parts.append(lambda rows, own=own, labels=labels: moments(own[rows], labels[rows]))
+        logged = sum(self.weights[name.removeprefix("loss_")] * value for name, value in losses.items())
+        return loss, len(target), _log(logged, lambda rows: torch.cat([part(rows) for part in parts]), sample, **losses)
+
+    def _classes_loss(self, found, sample, output, classes):
+        """The sum over utterances of the cross-entropy of an Output's classes (batch,), -1: none."""
+        criterion = self.of_classes[str(output.start)]
+        labels = sample["shares"].float() if criterion.soft_labels else classes
+        known = labels.any(dim=1) if criterion.soft_labels else labels >= 0
+        own = {name: found[name][known][..., output.columns] for name in ("output", "frame_output") if name in found}
+        return criterion.loss({**own, "valid": found.get("valid", known)[known]}, labels[known])
+
+    @classmethod
+    def scores(cls, size):
+        """Those that each target has alone, with the column in the names of scores of a column of .meta.tsv, and `score`."""
+        found, of_targets, start = {}, {}, 0
+        for output in cls.outputs:
+            of_target = _OfClasses.scores(len(output.names) ** 2) if output.are_classes else _ccc_scores(output.names)
+            width = len(output.names) ** 2 if output.are_classes else 6 * len(output.names)
+            ending = "" if output.target in ("emo", DIMENSIONS) else f"_{output.target}"
+            at = slice(start, start + width)
+            found |= {name + ending: lambda sums, score=score, at=at: score(sums[at]) for name, score in of_target.items()}
+            of_targets |= {output.target: found[f"ua{ending}"]} if output.are_classes else {n: found[f"ccc_{n}"] for n in output.names}
+            start += width
+
+        def mean(sums):
+            values = np.array([float(score(sums)) for score in of_targets.values()])
+            weights = np.array([cls.weights[name] for name in of_targets]) * np.isfinite(values)
+            return np.nansum(weights * values) / weights.sum() if weights.any() else math.nan
+
+        return {**found, "score": mean}
 
 
 def ccc(x, y):

@@ -10,27 +10,35 @@ from .speech import SpeechDataset
 
 
 class UtteranceLabelledSpeech(SpeechDataset):
-    """Utterances with a target each: `targets` are (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one.
+    """Utterances with a target each: `targets` are (n,) class indices, -1 without one, or (n, dimensions) float32, NaN without one. With
+    `several`, (n, targets) float64, class indices (those of the first target first) and dimensions, NaN without one; any of them is enough.
     `shares`: what is learned in place of classes, (n, classes), rows that sum to 1, or to 0 without a label; float64, which training in
     half precision leaves as it is. `balanced`: in training, an epoch has as many utterances as the split, but equally many of each class:
-    those of small classes are repeated, those of large ones sampled. The other options are of SpeechDataset; give a `masking` only for
-    training."""
+    those of small classes are repeated, those of large ones sampled (those without a class are one more, where another target is known).
+    `corpora`: bool (n, corpora), whose each utterance is; with a `temperature` T, corpora share training epochs, and the classes in them,
+    in proportion to their utterances^(1/T): 1 as they are, infinity equally. The other options are of SpeechDataset; give a `masking` only
+    for training."""
 
     features = None  # CachedFeatures to take the place of waveforms
 
-    def __init__(self, split, targets, *args, balanced=False, shares=None, **options):
+    def __init__(self, split, targets, *args, balanced=False, shares=None, several=False, corpora=None, temperature=1.0, **options):
         super().__init__(split, *args, **options)
         self.targets, self.shares, self.balanced = targets, shares, balanced and self.training
+        self.several, self.corpora = several, corpora
+        self.temperature = temperature if self.training and corpora is not None else 1.0
 
     @property
     def has_target(self):
-        """(n,) bool: which utterances have a complete target."""
+        """(n,) bool: which utterances have a complete target, or any of `several`."""
+        if self.several:
+            return ~np.isnan(self.targets).all(axis=1) | (self.shares is not None and self.shares.any(axis=1))
         if self.shares is not None:
             return self.shares.any(axis=1)
         return self.targets >= 0 if self.targets.ndim == 1 else ~np.isnan(self.targets).any(axis=1)
 
     def __getitem__(self, index):
-        labels = {"target": self.targets[index]} | ({} if self.shares is None else {"shares": self.shares[index]})
+        given = {"target": self.targets, "shares": self.shares, "corpora": self.corpora}
+        labels = {name: rows[index] for name, rows in given.items() if rows is not None}
         if self.features is None:
             return labels | self.input(index)
         features = torch.from_numpy(self.features[index])
@@ -44,12 +52,23 @@ class UtteranceLabelledSpeech(SpeechDataset):
 
     def ordered_indices(self):
         """Indices of the utterances of this epoch."""
-        if not self.balanced:
+        if not self.balanced and self.temperature == 1:
             return super().ordered_indices()
-        rng = rng_for(self.seed, self.epoch, 0, "balance")
-        own = [self.kept[self.targets[self.kept] == c] for c in np.unique(self.targets[self.kept]) if c >= 0]
+        rng, own = rng_for(self.seed, self.epoch, 0, "balance"), [self.kept]
+        if self.balanced:
+            classes = self.targets[self.kept] if self.targets.ndim == 1 else np.nan_to_num(self.targets[self.kept, 0], nan=np.inf)
+            own = [self.kept[classes == c] for c in np.unique(classes) if c >= 0]
         share = -(-len(self.kept) // len(own))
-        return np.concatenate([np.concatenate([rng.permutation(o) for _ in range(-(-share // len(o)))])[:share] for o in own])
+        own = [part for group in own for part in self._of_corpora(group, share)]
+        return np.concatenate([np.concatenate([rng.permutation(o) for _ in range(-(-n // len(o)))])[:n] for o, n in own])
+
+    def _of_corpora(self, group, share):
+        """[(those of the utterances `group` that are of a corpus, how many of `share` are to be theirs)]."""
+        if self.temperature == 1:
+            return [(group, share)]
+        own = [found for corpus in self.corpora.T if len(found := group[corpus[group]])]
+        weights = np.array([len(found) for found in own]) ** (1 / self.temperature)
+        return list(zip(own, np.ceil(share * weights / weights.sum() - 1e-9).astype(int), strict=True))
 
     def batch_by_size(self, indices, max_tokens=None, max_sentences=None, required_batch_size_multiple=1):
         """Batches as of any speech; but utterances of few cached frames have no length, so that any go together and only `max_sentences` counts."""
@@ -64,6 +83,6 @@ class UtteranceLabelledSpeech(SpeechDataset):
         if not items:
             return {}
         batch = self.collate_inputs(items)
-        for key in {"target", "shares"} & items[0].keys():
+        for key in {"target", "shares", "corpora"} & items[0].keys():
             batch[key] = torch.from_numpy(np.stack([item[key] for item in items]))
         return batch

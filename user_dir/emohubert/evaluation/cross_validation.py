@@ -151,7 +151,9 @@ def collect(runs, out_dir, repeats=2000):
         raise InputError(f"{out_dir}: {len(missing)} of {len(runs)} runs are missing or unfinished: {', '.join(missing)}; run them first")
     out_dir = make_folder(out_dir)
     folds, seeds = list(dict.fromkeys(run.fold for run in runs)), list(dict.fromkeys(run.seed for run in runs))
+    corpus, found = read_corpus(runs[0].manifest), [read_json(run.results / "metrics.json") for run in runs]
     rows = [(f"fold {run.fold}", run.results) for run in runs] + [("all runs", run.results) for run in runs] * (len(runs) > 1)
+    rows += [(f"all runs, {other}", run.results / other) for other in found[0].get("others", []) for run in runs]
     systems = read_results(rows, macro_f1=True)
     if len(folds) > 1 and len(seeds) > 1:
         every = next(s for s in systems if s["name"] == "all runs")
@@ -159,7 +161,6 @@ def collect(runs, out_dir, repeats=2000):
             groups = [[i for i, run in enumerate(runs) if getattr(run, one) == value] for value in values]
             means = {score: [metrics.mean_std(np.array(v)[group])[0] for group in groups] for score, v in every["scores"].items()}
             systems.append({**every, "name": f"{one}s, each the mean of its {other}s", "runs": len(groups), "scores": means})
-    corpus, found = read_corpus(runs[0].manifest), [read_json(run.results / "metrics.json") for run in runs]
     notes = _notes(runs, folds, seeds, corpus, found)
     if len(folds) > 1:
         overlap, rows = _pool(runs, seeds, out_dir, repeats)
@@ -224,6 +225,6 @@ def pooled(parts):
     ids, speakers = ([name for part in parts for name in getattr(part, a)] for a in ("ids", "speakers"))
     if isinstance(parts[0], ClassPredictions):
         table = pd.concat([pd.DataFrame(part.probabilities, columns=part.classes) for part in parts]).fillna(0.0)
-        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], list(table), table.to_numpy())
+        return from_probabilities(ids, speakers, [e for part in parts for e in part.emotions], list(table), table.to_numpy(), parts[0].name)
     arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("references", "predicted"))
     return DimensionPredictions(ids, speakers, parts[0].dims, *arrays)

@@ -17,8 +17,9 @@ from ..core.errors import InputError
 from ..core.files import fingerprint
 from ..core.parallel import as_finished
 from ..corpus import audio
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, share_people
+from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
 from ..data.cached_features import CachedFeatures
+from ..models.heads import values_of
 from ..models.speaker_normalisation import OnlineNormalisation
 from .predictions import DimensionPredictions, from_probabilities, known_references
 
@@ -88,8 +89,7 @@ def _forward(task, model, dataset, items, device, precision):
     with torch.inference_mode():
         with autocast(device, precision):
             found = model(**inputs)
-        values = found["output"].float()
-        values = (values.softmax(dim=1) if task.classes else values).double().cpu().numpy()
+        values = values_of(task.outputs, found["output"].float()).double().cpu().numpy()
         embeddings = found["embedding"].float().cpu().numpy()
         attention = _attention(model, found, dataset.sizes[batch["id"].numpy()])
     for index, *row in zip(batch["id"].tolist(), values, embeddings, attention, strict=True):
@@ -110,13 +110,14 @@ def _attention(model, found, sizes):
     return [row[:n] for row, n in zip(weights, own, strict=True)]
 
 
-def predict_split(task, model, split, transform=None, average=None, feature_cache=None, attention=None, **options):
+def predict_split(task, model, split, transform=None, average=None, feature_cache=None, attention=None, others=None, **options):
     """Predict every utterance of a split once, as `run` does, with its `options`; the model sees no reference.
 
     `transform` is applied to waveforms, as for `task.make_dataset`. With `average`, an AverageSpeaker, the head sees each speaker's pooled
     vectors normalised by all of that speaker's utterances in the split; without, a model that was trained so takes the average speaker's.
     `feature_cache`: a folder for the features of a frozen encoder, as far as they are one or two frames an utterance; other models with the
-    same encoder find them there. `attention`: a dict that takes, where the model pools by attention, id → weights of the frames.
+    same encoder find them there. `attention`: a dict that takes, where the model pools by attention, id → weights of the frames. `others`: a
+    dict that takes, of a model with several targets, target → predictions, of all but the first.
 
     Returns (ClassPredictions or DimensionPredictions in the order of the split, embeddings (n, width) float32: the pooled vectors, not
     normalised). Utterances under one frame are left out, and named in the log. InputError: a file cannot be read.
@@ -140,14 +141,24 @@ def predict_split(task, model, split, transform=None, average=None, feature_cach
     if average is not None:
         for rows in by_speaker(speakers).values():
             values[rows] = from_vectors(task, model, average, embeddings[rows])
-    if task.classes:
-        emotions = known_references([split.emotions[i] if split.emotions else NO_EMOTION for i in kept], task.classes, split.tsv)
-        return from_probabilities(ids, speakers, emotions, task.classes, values), embeddings
+    found = {o.target: _with_references(o, split, kept, ids, speakers, values[:, o.columns]) for o in task.outputs}
+    first = found.pop(task.outputs[0].target)
+    if others is not None:
+        others |= found
+    return first, embeddings
+
+
+def _with_references(output, split, kept, ids, speakers, values):
+    """Predictions of one Output, with the references that the split has."""
+    if output.are_classes:
+        column = split.emotions if output.target == "emo" else (split.meta or {}).get(output.target)
+        emotions = known_references([column[i].strip() or NO_EMOTION if column else NO_EMOTION for i in kept], output.names, split.tsv)
+        return from_probabilities(ids, speakers, emotions, output.names, values, output.target)
     references = np.full(values.shape, np.nan)
-    for column, name in enumerate(task.dimensions):
+    for column, name in enumerate(output.names):
         if split.dimensions and name in split.dimensions:
             references[:, column] = split.dimensions[name][kept]
-    return DimensionPredictions(ids, speakers, task.dimensions, references, values), embeddings
+    return DimensionPredictions(ids, speakers, list(output.names), references, values)
 
 
 def _hash_of(module):
@@ -169,7 +180,7 @@ def from_normalised(task, model, vectors):
         raise InputError(f"model.head_speaker={model.cfg.head_speaker}: the head knows the speaker itself; leave out the normalisation")
     with torch.inference_mode():
         output = model.head(torch.from_numpy(vectors).to(next(model.head.parameters())))["output"].double()
-        return (output.softmax(dim=1) if task.classes else output).cpu().numpy()
+        return values_of(task.outputs, output).cpu().numpy()
 
 
 def online(task, model):
@@ -187,8 +198,7 @@ def speaker_setting(task, split, added=(), normalised=False):
     speaker-conditioned model takes them for the unknown one. `normalised`: by each speaker's audio in the split, so that nobody is inductive.
     """
     speakers, added = set(split.speakers or []) - {UNKNOWN_SPEAKER}, set(added)
-    here = share_people(read_corpus(split.directory).get("corpus"), task.state.corpus)
-    trained = {*task.state.earlier_speakers, *(task.state.training_speakers if here else [])}
+    trained = {*task.state.earlier_speakers, *task.as_in(split, task.state.training_speakers)}
     table = {*task.speakers_for(split)} - added
     kinds = {
         "seen": len(speakers & trained),

@@ -38,6 +38,21 @@ def read_map(name):
     return content
 
 
+def renamed(split, ours_of):
+    """A split whose classes and votes have the names that `ours_of` gives them; None leaves one out. Votes for the same are added up."""
+    if split.emotions is None:
+        return split
+    table = {name: ours for name in {*split.emotions, *(split.votes or ())} - {NO_EMOTION} if (ours := ours_of(name)) is not None}
+    votes = {name: column for name, column in (split.votes or {}).items() if name in table}
+    merged = {one: sum(column for name, column in votes.items() if table[name] == one) for one in sorted({table[name] for name in votes})}
+    return replace(split, emotions=[table.get(name, NO_EMOTION) for name in split.emotions], votes=merged or None)
+
+
+def renaming(label_map):
+    """The function from their class to ours, for `renamed`, of what `read_map` gives."""
+    return _usual if label_map is None else lambda name: label_map.get(name, name)
+
+
 def mapped(split, classes, label_map):
     """(split, facts): a split whose classes and votes are those of a model, where they are any, "-" otherwise; {"classes": theirs → ours,
     "left_out": theirs → utterances}. A class that `label_map`, of `read_map`, does not name keeps its name. InputError: fewer than two of
@@ -55,10 +70,7 @@ def mapped(split, classes, label_map):
     if left_out:
         listed = ", ".join(f"{name} {n}" for name, n in left_out.items())
         logger.warning("%s: %d utterances of classes that the model lacks are not scored (%s)", split.tsv, sum(left_out.values()), listed)
-    own = {table[name] for name in votes if name in table}
-    merged = {one: sum(column for name, column in votes.items() if table.get(name) == one) for one in sorted(own)}
-    emotions = [table.get(name, NO_EMOTION) for name in split.emotions]
-    return replace(split, emotions=emotions, votes=merged or None), {"classes": table, "left_out": left_out}
+    return renamed(split, table.get), {"classes": table, "left_out": left_out}
 
 
 def among_references(predictions):

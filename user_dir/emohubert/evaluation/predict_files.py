@@ -239,8 +239,9 @@ def check_speaker(task, speaker):
 
 @dataclass(frozen=True)
 class Layout:
-    """What a line of output holds: `classes` or `dimensions`, names (the other is empty), with a `timeline` start and end in seconds,
-    with `speakers` speaker and heard. `width`: characters of the longest path, for tables. Under `min_confidence` the emotion is “-”."""
+    """What a line of output holds: `classes`, `dimensions`, `others` (column → values), names (any may be empty), with a `timeline` start and
+    end in seconds, with `speakers` speaker and heard. `width`: characters of the longest path, for tables. Under `min_confidence` the
+    emotion is “-”."""
 
     classes: list
     dimensions: list
@@ -248,6 +249,7 @@ class Layout:
     speakers: bool = False
     width: int = 20
     min_confidence: float = 0.0
+    others: dict = field(default_factory=dict)
 
     @property
     def columns(self):
@@ -257,7 +259,7 @@ class Layout:
     @property
     def numbers(self):
         """Names of the model's outputs."""
-        return list(self.classes or self.dimensions)
+        return [*self.classes, *self.dimensions, *(f"{column}_{value}" for column, values in self.others.items() for value in values)]
 
     def rows(self, predictions):
         """(the values of `columns`, those of `numbers`) for each part of each file."""
@@ -269,7 +271,7 @@ class Layout:
 
     def decided(self, probabilities):
         """The most probable class, or “-”, an abstention."""
-        best = int(np.argmax(probabilities))
+        best = int(np.argmax(probabilities[: len(self.classes)]))
         return self.classes[best] if probabilities[best] >= self.min_confidence else NO_EMOTION
 
 
@@ -285,17 +287,19 @@ def write_table(f, predictions, layout):
 
 
 def write_json_lines(f, predictions, layout):
-    """One JSON object a line: `file`, `start`, `end`, `speaker`, `heard`, `emotion` as they apply, `probabilities` or `dimensions`."""
-    key = "probabilities" if layout.classes else "dimensions"
+    """One JSON object a line: `file`, `start`, `end`, `speaker`, `heard`, `emotion`, `probabilities`, `dimensions` as they apply, and an
+    object for each column of `others`."""
+    names = {"probabilities": layout.classes, "dimensions": layout.dimensions, **layout.others}
     for row, values in layout.rows(predictions):
-        numbers = {name: round(float(v), 8) for name, v in zip(layout.numbers, values, strict=True)}
-        f.write(json.dumps({**dict(zip(layout.columns, row, strict=True)), key: numbers}, ensure_ascii=False) + "\n")
+        numbers = iter([round(float(v), 8) for v in values])
+        parts = {key: {name: next(numbers) for name in own} for key, own in names.items() if own}
+        f.write(json.dumps({**dict(zip(layout.columns, row, strict=True)), **parts}, ensure_ascii=False) + "\n")
 
 
 def write_csv(f, predictions, layout):
-    """CSV with a header; probabilities are the columns `p_CLASS`."""
+    """CSV with a header; probabilities of classes are the columns `p_CLASS`."""
     writer = csv.writer(f, lineterminator="\n")
-    writer.writerow([*layout.columns, *(f"p_{name}" if layout.classes else name for name in layout.numbers)])
+    writer.writerow([*layout.columns, *(f"p_{name}" for name in layout.classes), *layout.numbers[len(layout.classes) :]])
     writer.writerows([*row, *(f"{v:.8g}" for v in values)] for row, values in layout.rows(predictions))
 
 

@@ -1,7 +1,8 @@
 """Predictions of a split and their files: `predictions.tsv`, `embeddings.npz` and `attention.npz`.
 
-Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`. Regression: `id speaker`, then `NAME NAME_pred` for
-every dimension. A reference that does not exist is `-` (class) or `nan` (dimension): such an utterance is predicted, not scored.
+Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`, with another name than `emo` for what else has classes, such as
+`sex`. Regression: `id speaker`, then `NAME NAME_pred` for every dimension. A reference that does not exist is `-` (class) or `nan`
+(dimension): such an utterance is predicted, not scored.
 """
 
 import csv
@@ -46,6 +47,7 @@ class ClassPredictions(_Rows):
     predicted: list
     classes: list
     probabilities: np.ndarray
+    name: str = "emo"  # or the column of .meta.tsv whose values are the classes
     _lists, _arrays = ("ids", "speakers", "emotions", "predicted"), ("probabilities",)
 
     @property
@@ -69,7 +71,8 @@ class ClassPredictions(_Rows):
     def columns(self):
         """Column of `predictions.tsv` → values."""
         probabilities = {PREFIX + name: self.probabilities[:, i] for i, name in enumerate(self.classes)}
-        return {"id": self.ids, "speaker": self.speakers, "emo": self.emotions, "emo_pred": self.predicted, **probabilities}
+        decisions = {self.name: self.emotions, self.name + SUFFIX: self.predicted}
+        return {"id": self.ids, "speaker": self.speakers, **decisions, **probabilities}
 
 
 @dataclass
@@ -97,11 +100,11 @@ class DimensionPredictions(_Rows):
         return columns
 
 
-def from_probabilities(ids, speakers, emotions, classes, probabilities):
+def from_probabilities(ids, speakers, emotions, classes, probabilities, name="emo"):
     """ClassPredictions that decide for the most probable class (the first of equals)."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
     predicted = [classes[i] for i in probabilities.argmax(1)]
-    return ClassPredictions(*map(list, (ids, speakers, emotions, predicted, classes)), probabilities)
+    return ClassPredictions(*map(list, (ids, speakers, emotions, predicted, classes)), probabilities, name)
 
 
 def known_references(emotions, classes, where):
@@ -172,22 +175,24 @@ def read_predictions(path):
     if twice := [name for name, count in Counter(table["id"]).items() if count > 1]:
         line = len(table["id"]) + 1 - table["id"][::-1].index(twice[0])
         raise InputError(f"{path}:{line}: the utterance “{twice[0]}” is listed twice; remove one line")
-    return _read_classes(path, table) if header[2:4] == ["emo", "emo_pred"] else _read_dimensions(path, table)
+    classes = header[2:4] == ["emo", "emo_pred"] or header[4:] and all(c.startswith(PREFIX) and not c.endswith(SUFFIX) for c in header[4:])
+    return _read_classes(path, table) if classes else _read_dimensions(path, table)
 
 
 def _read_classes(path, table):
-    columns = list(table)[4:]
+    _, _, name, decision, *columns = table
     if len(columns) < 2 or not all(c.startswith(PREFIX) and len(c) > len(PREFIX) for c in columns):
-        raise InputError(f"{path}:1: expected a column p_CLASS for each of two or more classes after emo_pred, found {columns}; correct it")
+        expected = f"expected a column p_CLASS for each of two or more classes after {decision}"
+        raise InputError(f"{path}:1: {expected}, found {columns}; correct it")
     classes = [c[len(PREFIX) :] for c in columns]
     probabilities = _numbers(path, table, columns)
-    for line, (row, decided) in enumerate(zip(probabilities, table["emo_pred"], strict=True), 2):
+    for line, (row, decided) in enumerate(zip(probabilities, table[decision], strict=True), 2):
         if not ((row >= 0).all() and abs(row.sum() - 1) <= 0.01):  # NaN fails the first
             raise InputError(f"{path}:{line}: the probabilities {row.round(4).tolist()} do not sum to 1; write them again")
         if decided not in classes:
-            raise InputError(f"{path}:{line}: emo_pred is “{decided}”, which is not among the classes {' '.join(classes)}; correct it")
-    emotions = known_references(table["emo"], classes, path)
-    return ClassPredictions(table["id"], table["speaker"], emotions, table["emo_pred"], classes, probabilities)
+            raise InputError(f"{path}:{line}: {decision} is “{decided}”, which is not among the classes {' '.join(classes)}; correct it")
+    emotions = known_references(table[name], classes, path)
+    return ClassPredictions(table["id"], table["speaker"], emotions, table[decision], classes, probabilities, name)
 
 
 def _read_dimensions(path, table):

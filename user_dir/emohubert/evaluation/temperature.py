@@ -22,6 +22,11 @@ def scaled(probabilities, temperature):
     return np.exp(logits)
 
 
+def scaled_first(values, temperature, n):
+    """`scaled` of the first n of the last axis, probabilities of the classes; what else a model predicts stays."""
+    return np.concatenate([scaled(values[..., :n], temperature), values[..., n:]], axis=-1)
+
+
 def negative_log_likelihood(probabilities, reference):
     """Mean of −ln p of the reference class, integers (n), in nats."""
     return float(-np.log(np.clip(probabilities[np.arange(len(reference)), reference], _TINY, None)).mean())
@@ -67,10 +72,12 @@ def quality(probabilities, reference):
 
 
 def read_classes(path):
-    """ClassPredictions of a predictions.tsv; InputError if it holds dimensions."""
+    """ClassPredictions of a predictions.tsv; InputError if it holds dimensions, or classes other than of emotion."""
     found = read_predictions(path)
     if not isinstance(found, ClassPredictions):
         raise InputError(f"{path}: predicts dimensions, which have no probabilities; leave --temperature out")
+    if found.name != "emo":
+        raise InputError(f"{path}: predicts {found.name}, and a temperature is for the emotion; give those predictions")
     return found
 
 

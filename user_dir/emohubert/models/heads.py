@@ -1,5 +1,7 @@
 """From an utterance's vector to class logits or dimensions."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -8,6 +10,42 @@ from ..core.options import Registry
 
 HEADS = Registry("model.head")
 READOUTS = ("centroid", "linear")
+DIMENSIONS = "dimensions"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Columns of a model's output, from `start`: `names` of classes, whose logits they are, or of dimensions. `target`: `emo`, a column of
+    .meta.tsv, or `dimensions`."""
+
+    target: str
+    names: tuple
+    start: int
+
+    @property
+    def are_classes(self):
+        """Whether they are classes."""
+        return self.target != DIMENSIONS
+
+    @property
+    def columns(self):
+        """Where they are."""
+        return slice(self.start, self.start + len(self.names))
+
+
+def outputs_of(classes, dimensions, categories):
+    """The Outputs of a model, in the order of its columns: of classes, dimensions and {column of .meta.tsv: its values}, those there are."""
+    found, start = [], 0
+    for target, names in (("emo", classes), (DIMENSIONS, dimensions), *categories.items()):
+        if names:
+            found.append(Output(target, tuple(names), start))
+            start += len(names)
+    return found
+
+
+def values_of(outputs, x):
+    """Probabilities of each Output's classes, and dimensions as they are, of what a head returns: (n, outputs) → the same shape."""
+    return torch.cat([part.softmax(dim=1) if o.are_classes else part for o in outputs for part in [x[:, o.columns]]], dim=1)
 
 
 class Head(nn.Sequential):

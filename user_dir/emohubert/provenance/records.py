@@ -161,7 +161,8 @@ def write_training(cfg, task):
     }
     roles = {cfg.dataset.valid_subset.split(",")[0]: SELECTION, cfg.dataset.train_subset: TRAIN if task.label_names else PRETRAINING}
     for name, dataset in task.datasets.items():
-        write(cfg.checkpoint.save_dir, roles.get(name, WATCHED), dataset.split, dataset.seen, sources, **facts)
+        for split, seen in dataset.split.of_directories(dataset.seen):
+            write(cfg.checkpoint.save_dir, roles.get(name, WATCHED), split, seen, sources, **facts)
 
 
 def write_evaluation(folder, checkpoint, split, ids, vectors=None):

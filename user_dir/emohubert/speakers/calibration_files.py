@@ -195,7 +195,7 @@ def with_values(predictions, values):
     """The same utterances with other predicted values."""
     if isinstance(predictions, DimensionPredictions):
         return DimensionPredictions(predictions.ids, predictions.speakers, predictions.dims, predictions.references, values)
-    return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values)
+    return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values, predictions.name)
 
 
 def score(predictions):

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, List, Optional
 
 import numpy as np
@@ -15,7 +14,8 @@ from omegaconf import II, MISSING, open_dict
 from ..core.errors import InputError
 from ..core.options import option
 from ..corpus.audio import RECEPTIVE_FIELD
-from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker, read_corpus, read_dictionary, read_split, share_people
+from ..corpus.manifest import UNKNOWN_SPEAKER, by_speaker, read_corpus
+from ..corpus.union import as_in
 from ..data.augmentation import Augmentation
 from ..data.cached_features import CachedFeatures
 from ..data.masking import Masking
@@ -23,10 +23,13 @@ from ..data.speaker_vectors import MFCC_COEFFICIENTS, SpeakerVectors, from_utter
 from ..data.utterance_labelled import UtteranceLabelledSpeech
 from ..evaluation import inference
 from ..models.emotion import EmotionHubertModel, resolve_backbone
+from ..models.heads import outputs_of
 from ..pretrained.load import read_pretrained
 from ..training import processes
 from ..training.resuming import earlier_speakers
+from . import labels
 from .common import SpeechTask, speaker_rows
+from .manifests import Manifests
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +38,10 @@ logger = logging.getLogger(__name__)
 class EmotionFinetuningConfig(FairseqDataclass):
     """Data and targets."""
 
-    data: str = option(MISSING, "manifest directory")
-    target: Any = option("emo", "emo: the classes of .emo; or names of columns of .dim, such as [arousal,valence]")
+    data: Any = option(MISSING, "manifest directory, or several, [A,B]: ids of other corpora are other speakers")
+    label_map: Optional[str] = option(None, "rename classes: usual (exc is happy, …), or a JSON file {class: ours, or null}; null: do not")
+    corpus_temperature: float = option(1.0, "T: corpora share an epoch in proportion to utterances^(1/T); 1: as they are, inf: equally")
+    target: Any = option("emo", "emo: the classes of .emo; or columns of .dim, [arousal,valence]; or several, with columns of .meta.tsv")
     speakers: Optional[str] = option("spk", "ending of the speaker sidecar; used where the model has a speaker embedding")
     normalize: Optional[bool] = option(None, "normalise waveforms (default: as the encoder was trained)")
     max_sample_size: Optional[int] = option(None, "crop longer training utterances to so many samples; null: never")
@@ -57,44 +62,63 @@ class EmotionFinetuningConfig(FairseqDataclass):
 
 @register_task("emotion_finetuning", dataclass=EmotionFinetuningConfig)
 class EmotionFinetuningTask(SpeechTask):
-    """Reads a manifest directory; checkpoints keep its state, plain values: classes, their counts, speakers, those trained on, their
-    corpus, scales."""
+    """Reads a manifest directory, or several; checkpoints keep its state, plain values: classes, their counts, those of columns of .meta.tsv,
+    speakers, those trained on, their corpus or list of corpora, scales."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.state.add_factory("classes", lambda: read_dictionary(Path(cfg.data) / "dict.emo.txt"))
+        self.manifests = Manifests(cfg.data, cfg.speakers, cfg.label_map)
+        self.state.add_factory("classes", self.manifests.classes)
+        self.state.add_factory("categories", lambda: labels.count_categories(self.manifests, self.label_names))
         self.state.add_factory("class_counts", self._count_classes)
         self.state.add_factory("speakers", list)
-        self.state.add_factory("training_speakers", lambda: sorted(set(self._training_split("speakers").speakers or [])))
-        self.state.add_factory("corpus", lambda: read_corpus(cfg.data).get("corpus"))
+        self.state.add_factory("training_speakers", lambda: sorted(set(self.manifests.read("train", "speakers").speakers or [])))
+        self.state.add_factory("corpus", lambda: self.manifests.corpus)
         self.state.add_factory("earlier_speakers", list)
         self.state.add_factory("training_voices", dict)
-        self.state.add_factory("label_scales", lambda: read_corpus(cfg.data).get("label_scales", {}))
+        self.state.add_factory("label_scales", lambda: self.manifests.scales(self.dimensions))
         self.added_speakers = ()  # of the table, by `NewSpeakers`
         self.model_cfg, self.normalise, self._unseen, self.soft_labels = None, bool(cfg.normalize), {}, False
 
-    @property
-    def dimensions(self):
-        """Names of the dimensions; empty for classification."""
-        target = self.cfg.target
-        if target == "emo" or list(target) == ["emo"]:
-            return []
-        return target.split(",") if isinstance(target, str) else list(target)
-
-    @property
-    def classes(self):
-        """Names of the classes; empty for regression."""
-        return [] if self.dimensions else self.state.classes
+    def load_state_dict(self, state_dict):
+        """Take a checkpoint's state; older ones have no columns of .meta.tsv."""
+        super().load_state_dict({"categories": {}, **state_dict})
 
     @property
     def label_names(self):
         """Names of the sidecar or its columns that are learned from."""
-        return self.dimensions or ["emo"]
+        target = self.cfg.target
+        return target.split(",") if isinstance(target, str) else list(target)
+
+    @property
+    def dimensions(self):
+        """Names of the dimensions; empty for classification."""
+        return [name for name in self.label_names if name != "emo" and name not in self.state.categories]
+
+    @property
+    def classes(self):
+        """Names of the emotion classes; empty without them."""
+        return self.state.classes if "emo" in self.label_names else []
+
+    @property
+    def outputs(self):
+        """What the columns of the model's output are: a list of Output."""
+        return outputs_of(self.classes, self.dimensions, self.state.categories)
+
+    @property
+    def is_multitask(self):
+        """Whether it learns several targets, or a column of .meta.tsv."""
+        return len(self.outputs) > 1 or bool(self.state.categories)
+
+    @property
+    def corpora(self):
+        """Names of several corpora; empty for one."""
+        return self.manifests.corpora
 
     @property
     def n_outputs(self):
-        """Classes or dimensions."""
-        return len(self.classes or self.dimensions)
+        """Classes and dimensions."""
+        return self.outputs[-1].columns.stop
 
     @property
     def voices(self):
@@ -110,19 +134,24 @@ class EmotionFinetuningTask(SpeechTask):
         known += ["mean MFCCs of the speaker's own audio at the head"] * (at_head == "mfcc")
         return ", ".join(known) or "no speaker embedding"
 
-    def _training_split(self, *sidecars):
-        return read_split(self.cfg.data, "train", speakers=self.cfg.speakers, sidecars=sidecars)
-
     def _count_classes(self):
         if self.soft_labels:
-            return self.shares(self._training_split("emotions", "votes")).sum(axis=0).tolist()
-        emotions = self._training_split("emotions").emotions or []
+            return labels.shares_of(self.manifests.read("train", "emotions", "votes"), self.outputs[0]).sum(axis=0).tolist()
+        emotions = self.manifests.read("train", "emotions").emotions or []
         return [emotions.count(c) for c in self.classes]
 
+    def counts_of(self, output):
+        """Training utterances of each of an Output's classes."""
+        return self.state.class_counts if output.target == "emo" else list(self.state.categories[output.target].values())
+
     def build_criterion(self, cfg, from_checkpoint=False):
-        """Build the criterion, which says whether the annotators' votes are learned from."""
+        """Build the criterion, which says whether the annotators' votes are learned from. InputError: it cannot learn these targets."""
         self.soft_labels = bool(cfg.get("soft_labels"))
-        return super().build_criterion(cfg, from_checkpoint)
+        criterion = super().build_criterion(cfg, from_checkpoint)
+        if self.is_multitask and not getattr(criterion, "several", False):
+            what = f"task.target=[{','.join(self.label_names)}] is more than emotion classes, or dimensions alone"
+            raise InputError(f"criterion.{cfg._name}: {what}; use a configuration ser_multitask_…, or criterion emotion_multitask")
+        return criterion
 
     def build_model(self, cfg, from_checkpoint=False):
         """Build the model; the encoder's configuration goes into the model's own, so that its checkpoints stand alone."""
@@ -143,7 +172,7 @@ class EmotionFinetuningTask(SpeechTask):
         if pretrained is not None:
             model.start_from(pretrained)
             # what checkpoints must hold, whether training asks for it or not
-            _ = self.dimensions or self.state.classes, self.state.training_speakers, self.state.corpus, self.state.label_scales
+            _ = self.outputs, self.state.training_speakers, self.state.corpus, self.state.label_scales
             self.state.merge_state_dict({"earlier_speakers": earlier_speakers([], pretrained.task_state)})
         return model
 
@@ -151,13 +180,14 @@ class EmotionFinetuningTask(SpeechTask):
         """Put what the model will know of speakers into the state: ids of the table, mean MFCCs of the training speakers."""
         in_encoder = cfg.backbone.get("speaker_position", "none") != "none"
         if in_encoder or str(cfg.head_speaker) == "embedding":
-            known = read_dictionary(Path(self.cfg.data) / f"dict.{self.cfg.speakers}.txt") if self.cfg.speakers else []
-            inherited = pretrained.speakers if in_encoder else []
+            inherited, known = pretrained.speakers if in_encoder else [], self.manifests.known_speakers()
+            if inherited and self.manifests.are_several:
+                raise InputError("model.init_from knows speakers of no certain corpus; use model.speaker_position=none, or one task.data")
             self.state.merge_state_dict({"speakers": list(dict.fromkeys([*inherited, *known]))})
             if not self.speakers:
                 raise InputError("model.head_speaker=embedding needs speakers; set task.speakers=spk, or use model.head_speaker=none")
         if str(cfg.head_speaker) == "mfcc":
-            split = self._training_split("speakers")
+            split = self.manifests.read("train", "speakers")
             vectors = _mfcc_vectors(split, np.arange(len(split)))
             voices = {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}
             self.state.merge_state_dict({"training_voices": voices})
@@ -179,47 +209,33 @@ class EmotionFinetuningTask(SpeechTask):
         return np.stack([rows.get(s, np.zeros(MFCC_COEFFICIENTS)) for s in split.speakers]).astype(np.float32)
 
     def targets(self, split):
-        """Targets of a split: (n,) class indices, -1 without a class; or (n, dimensions) float32, NaN without a value. InputError: the
-        sidecar or column is missing, or a class is not in the dictionary."""
-        if self.dimensions:
-            columns = split.dimensions or {}
-            if missing := [d for d in self.dimensions if d not in columns]:
-                has = ", ".join(columns) or "none"
-                raise InputError(f"{split.directory / split.name}.dim: no column “{missing[0]}” (it has {has}); correct task.target")
-            return np.stack([columns[d] for d in self.dimensions], axis=1).astype(np.float32)
-        if split.emotions is None:
-            raise InputError(f"{split.directory / split.name}.emo: no such file; use task.target=[…] with columns of .dim, or add classes")
-        table = {c: i for i, c in enumerate(self.classes)} | {NO_EMOTION: -1}
-        if (unknown := next((i for i, emotion in enumerate(split.emotions) if emotion not in table), None)) is not None:
-            what = f"the class “{split.emotions[unknown]}” is not in {split.directory}/dict.emo.txt ({', '.join(self.classes)})"
-            raise InputError(f"{split.where(unknown, 'emo')}: {what}; add it there, or make the manifest again")
-        return np.array([table[e] for e in split.emotions], dtype=np.int64)
-
-    def shares(self, split):
-        """What annotators say of a split's utterances: float64 (n, classes), the shares of their votes; without votes the class has all of it,
-        without either the row is 0. InputError: the sidecar is missing, or a class of it is not in the dictionary."""
-        path = f"{split.directory / split.name}.votes"
-        if split.votes is None:
-            raise InputError(f"{path}: no such file; make the manifest with its annotators' votes, or set criterion.soft_labels=false")
-        if others := sorted(set(split.votes) - set(self.classes)):
-            known = f"{split.directory}/dict.emo.txt ({', '.join(self.classes)})"
-            raise InputError(f"{path}:1: the class “{others[0]}” is not in {known}; remove its column, or make the manifest again")
-        shares, targets = split.shares(self.classes), self.targets(split)
-        alone = np.flatnonzero(~shares.any(axis=1) & (targets >= 0))
-        shares[alone, targets[alone]] = 1
-        return shares
+        """Targets of a split, see UtteranceLabelledSpeech. InputError: the sidecar or column is missing, or a class is not known."""
+        parts = [labels.classes_of(split, o) if o.are_classes else labels.dimensions_of(split, o) for o in self.outputs]
+        if not self.is_multitask:
+            return parts[0]
+        parts = [np.where(p < 0, np.nan, p) if o.are_classes else p for o, p in zip(self.outputs, parts, strict=True)]
+        return np.column_stack(parts).astype(np.float64)  # which training in half precision leaves as it is
 
     def speakers_for(self, split):
         """The speakers of the table by row, None where an id means another person in this split's corpus."""
-        if not split.tsv.is_file() or share_people(read_corpus(split.directory).get("corpus"), self.state.corpus):
+        if not split.tsv.is_file():
             return self.speakers
-        return [speaker if speaker in self.added_speakers else None for speaker in self.speakers]
+        own = self.as_in(split, self.speakers)
+        return [one if one in self.added_speakers else there for one, there in zip(self.speakers, own, strict=True)]
+
+    def as_in(self, split, speakers):
+        """Speakers of the training as a split's corpus names them; None: not its people."""
+        return as_in(read_corpus(split.directory).get("corpus"), speakers, self.state.corpus)
 
     def make_dataset(self, split, training, targets=None, transform=None):
         """The dataset of a split, for training with masks, shuffling and augmentation. `targets`: as from `targets`, by default those of
         the split; `transform`: applied to waveforms outside of training (see SpeechDataset)."""
         cfg, masking, sizes = self.model_cfg, None, {}
         if training:
+            if str(self.cfg.sampling) == "balanced" and not self.outputs[0].are_classes:
+                raise InputError("task.sampling=balanced needs emo among task.target; use natural")
+            if not self.cfg.corpus_temperature > 0:
+                raise InputError(f"task.corpus_temperature={self.cfg.corpus_temperature}: give a number above 0, or inf")
             masking = Masking.of(cfg, cfg.backbone["encoder_embed_dim"])
             sizes = {"max_samples": self.cfg.max_sample_size, "min_samples": self.cfg.min_sample_size}
             options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
@@ -236,27 +252,45 @@ class EmotionFinetuningTask(SpeechTask):
             speaker_features=self._speaker_features(split),
             transform=transform,
             balanced=str(self.cfg.sampling) == "balanced",
-            shares=self.shares(split) if self.soft_labels and targets is None else None,
+            shares=labels.shares_of(split, self.outputs[0]) if self.soft_labels and targets is None else None,
+            several=self.is_multitask,
+            corpora=getattr(split, "corpora", None),
+            temperature=self.cfg.corpus_temperature,
             **sizes,
         )
 
     def load_dataset(self, split, combine=False, **kwargs):
         """Read a split and check everything that can be checked before training."""
-        if split != "train" and not (Path(self.cfg.data) / f"{split}.tsv").is_file():
+        if split != "train" and not self.manifests.having(split):
             otherwise = "dataset.disable_validation=true to train for a fixed number of epochs and use the last"
-            raise InputError(f"{self.cfg.data}/{split}.tsv: no such file; make the manifest with a validation split, or set {otherwise}")
-        utterances = read_split(self.cfg.data, split, speakers=self.cfg.speakers)
+            missing = f"{self.manifests.directories[0]}/{split}.tsv: no such file"
+            raise InputError(f"{missing}; make the manifest with a validation split, or set {otherwise}")
+        utterances = self.manifests.read(split)
         dataset = self.make_dataset(utterances, split.startswith("train"))
         dataset.kept = dataset.kept[dataset.has_target[dataset.kept]]
         if without := int((~dataset.has_target).sum()):
             logger.warning("%s: %d of %d utterances have no target and are left out", utterances.tsv, without, len(utterances))
+        if self.is_multitask:
+            self._check_labels(dataset)
         if len(dataset.kept) == 0:
             raise InputError(f"{utterances.tsv}: no utterance has a target for task.target={self.cfg.target}")
         if self.model_cfg.speaker_normalisation:
             dataset.voices = self._voices_of(utterances, split)
-        self.datasets[split] = self.checked(dataset, split, f"targets: {', '.join(self.classes or self.dimensions)}")
+        self.datasets[split] = self.checked(dataset, split, f"targets: {', '.join(name for o in self.outputs for name in o.names)}")
         if self._features_stay(dataset):
             dataset.features = self._cached_features(dataset)
+
+    def _check_labels(self, dataset):
+        """Say how many utterances lack one of several labels; InputError: in training, all do."""
+        names = [name for o in self.outputs for name in ([o.target] if o.are_classes else o.names)]
+        known = dict(zip(names, ~np.isnan(dataset.targets.T), strict=True))
+        if dataset.shares is not None:
+            known["emo"] = dataset.shares.any(axis=1)
+        for name, own in known.items():
+            if dataset.training and not own.any():
+                raise InputError(f"{dataset.split.tsv}: no utterance has a label of “{name}”; correct task.target")
+            if not own.all():
+                logger.warning("%s: %d of %d utterances have no %s", dataset.split.tsv, (~own).sum(), len(own), name)
 
     def _voices_of(self, split, name):
         """Rows of a split's speakers in the table of speaker normalisation; those of other splits than train stand behind the table."""

@@ -15,6 +15,7 @@ from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from ..evaluation import inference, temperature
 from ..evaluation.predict_files import Layout, find_files, in_order, one_by_one, predict_files, predict_parts
 from ..models.from_pretrained import load_encoder
+from ..models.heads import DIMENSIONS
 from ..pretrained.huggingface import is_classifier
 from ..pretrained.safe_files import load_state
 from .trained import load_trained
@@ -32,6 +33,7 @@ class Prediction:
     start: float = 0.0  # seconds
     end: float = 0.0
     speaker: str | None = None  # by whose audio it is normalised
+    others: dict = field(default_factory=dict)  # of other columns that were learned, such as {"sex": {"female": 0.9, "male": 0.1}}
 
 
 def load(model="ser_small", device="auto", precision="float32"):
@@ -80,12 +82,13 @@ class Encoder:
 
 
 class Recogniser:
-    """A fine-tuned model. `classes`, or `dimensions`: what it predicts. Where a temperature.json stands beside the checkpoint, probabilities
-    are scaled by it."""
+    """A fine-tuned model. `classes`, `dimensions`, `others` (column → its values): what it predicts; some are empty. Where a temperature.json
+    stands beside the checkpoint, probabilities of classes are scaled by it."""
 
     def __init__(self, path, device, precision):
-        self._task, self._model = load_trained(path)
+        self._task, self._model = load_trained(path, several=True)
         self.classes, self.dimensions = list(self._task.classes), list(self._task.dimensions)
+        self.others = {column: list(values) for column, values in self._task.state.categories.items()}
         self._options = {"device": device, "precision": precision}
         file = temperature.beside(path) if self.classes else None
         self._temperatures = [file and temperature.read(file, normalised) for normalised in (False, True)]
@@ -132,12 +135,11 @@ class Recogniser:
 
     def _prediction(self, values, embedding, min_confidence, **where):
         scale = self._temperatures[where.get("speaker") not in (None, UNKNOWN_SPEAKER)]
-        values = values if scale is None else temperature.scaled(values, scale)
-        numbers = dict(zip(self.classes or self.dimensions, map(float, values), strict=True))
-        if not self.classes:
-            return Prediction(None, {}, numbers, embedding, **where)
-        decided = Layout(self.classes, [], min_confidence=min_confidence).decided(values)
-        return Prediction(None if decided == NO_EMOTION else decided, numbers, {}, embedding, **where)
+        values = values if scale is None else temperature.scaled_first(values, scale, len(self.classes))
+        numbers = {o.target: dict(zip(o.names, map(float, values[o.columns]), strict=True)) for o in self._task.outputs}
+        probabilities, dimensions = numbers.pop("emo", {}), numbers.pop(DIMENSIONS, {})
+        decided = Layout(self.classes, [], min_confidence=min_confidence).decided(values) if self.classes else NO_EMOTION
+        return Prediction(None if decided == NO_EMOTION else decided, probabilities, dimensions, embedding, **where, others=numbers)
 
 
 def as_samples(waveform, sample_rate):

@@ -17,9 +17,10 @@ from ..pretrained.types import WAV2VEC1
 from .emotion_finetuning import EmotionFinetuningConfig
 
 
-def load_trained(path):
+def load_trained(path, several=False):
     """(task, model) of one of our checkpoints, or of a Hugging Face folder of a …ForSequenceClassification, in eval mode on the CPU; nothing
-    but the file is needed. `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, or another model."""
+    but the file is needed. `task.selection` is what `selection` says of the checkpoint. InputError: not loadable, another model, or one of
+    several targets where the caller cannot handle `several`."""
     with taken_apart(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         state = state_of_folder(path) if Path(path).is_dir() else load_state(path)
@@ -30,6 +31,9 @@ def load_trained(path):
         _check_sizes(cfg.model, state["model"], path)
         task = tasks.setup_task(cfg.task)
         task.load_state_dict(state.get("task_state") or {})
+        if not several and getattr(task, "is_multitask", False):
+            what = f"predicts several targets ({', '.join(o.target for o in task.outputs)}), which this program cannot handle"
+            raise InputError(f"{path}: {what}; use evaluate or predict, or a model of one target")
         model = task.build_model(cfg.model, from_checkpoint=True)
         model.load_state_dict(state["model"], strict=True)
         task.selection = selection(state)

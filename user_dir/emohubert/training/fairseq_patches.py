@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.data.iterators import EpochBatchIterator, FrozenBatchSampler
 from fairseq.distributed import utils as fairseq_utils
 from fairseq.file_io import PathManager
 from fairseq.trainer import Trainer
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import ListConfig
 
 from ..core.device import has_bf16
 from ..core.errors import InputError, is_lack_of_memory
@@ -37,6 +39,7 @@ def apply():
     patch(checkpoint_utils, "verify_checkpoint_directory", preparing_output_folder)
     patch(checkpoint_utils, "torch_persistent_save", saving_whole)
     patch(PathManager, "copy", copying_whole, static=True)
+    patch(data_utils, "_find_extra_valid_paths", looking_into_all_folders)
     patch(EpochBatchIterator, "__init__", ending_workers_with_their_iterator)
     patch(FrozenBatchSampler, "__init__", ending_iterators_with_their_epoch)
     patch(Trainer, "__init__", half_precision_without_a_gpu)
@@ -94,6 +97,11 @@ def copying_whole(copy, src_path, dst_path, overwrite=False):
     with _replacing(dst_path) as new, open(src_path, "rb") as old:
         shutil.copyfileobj(old, new, 1 << 20)
     return True
+
+
+def looking_into_all_folders(find, data):
+    """fairseq takes `task.data` for one folder."""
+    return set().union(*map(find, map(str, data if isinstance(data, (list, ListConfig)) else [data])))
 
 
 def saving_whole(save, state, path, async_write=False):

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from ..core.errors import InputError, is_lack_of_memory
 from ..core.files import make_folder, sha256
+from ..corpus.union import as_in
 from ..provenance import records
 
 _FIXED = ("optimization.lr", "common.seed", "task", "model", "criterion", "optimizer")
@@ -97,15 +98,16 @@ def _content(path):
 
 def earlier_speakers(known, task_state):
     """The speakers that a model has been trained on before this training: those `known` and those of another task's state."""
-    return sorted({*known, *task_state.get("earlier_speakers", ()), *task_state.get("training_speakers", ())})
+    own = as_in(None, task_state.get("training_speakers", ()), task_state.get("corpus"))  # as ids without a corpus
+    return sorted({*known, *task_state.get("earlier_speakers", ()), *own})
 
 
 def check_data(folder, split, kept):
     """Raise InputError if a folder's training has seen other utterances than a split's, of which `kept` are the indices."""
-    utterances = [split.paths[i] for i in kept], [int(split.n_samples[i]) for i in kept]
+    utterances = [([s.paths[i] for i in own], [int(s.n_samples[i]) for i in own]) for s, own in split.of_directories(kept)]
     for path in sorted(Path(folder).glob(f"{split.name}-*{records.SUFFIX}")):
         seen = records.read(path).utterances
-        if (seen.paths, seen.n_samples) != utterances:
+        if (seen.paths, seen.n_samples) not in utterances:
             raise InputError(f"{folder}: its training has seen other data ({path.name}) than {split.tsv}; go on with that, {_AGAIN}")
 
 
