@@ -179,7 +179,7 @@ def _call_each_function_once():
     soundfile.write(memory := io.BytesIO(), np.zeros(2), SAMPLE_RATE, format="WAV")
     memory.seek(0)
     with soundfile.SoundFile(memory) as f:
-        _decode(f, 1, 2, "silence")
+        _decode(f, 1, 2, f.extra_info)
     try:
         soundfile.SoundFile(os.devnull)
     except soundfile.LibsndfileError as error:

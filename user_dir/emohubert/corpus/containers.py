@@ -18,6 +18,11 @@ _MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _MP3_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 _DENSE = 100  # samples a byte: more are believed only if the last one is there
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_STATED = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CONTRADICTED = re.compile("does not match value from 'ds64'|not equal to frame count")
+_FOREIGN = re.compile(r"Unknown chunk marker.* at position (\d+)")
+_UNKNOWN = 0x7FFF_0000  # bytes of audio: what streams write for "unknown" is more
+_HEADER = 2000  # bytes: more are no header alone
 _PADDING = 5  # MP3 frames at most of an encoder's delay and padding, and its tag
 
 
@@ -52,62 +57,23 @@ def _cut(there, wanted, kind):
     return f"truncated {kind}, {max(there, 0)} of {wanted} bytes of audio are there; restore it" if there < wanted else None
 
 
-def _wav(stream, size, found):
-    head, wide = stream.read(12), None
-    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
-        return None
-    while len(chunk := stream.read(8)) == 8:
-        name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-        start = stream.tell()
-        if name == b"ds64" and length >= 16:
-            wide = struct.unpack("<8xQ", stream.read(16))[0]
-        elif name == b"data":
-            length = wide if wide is not None and length == 0xFFFF_FFFF else length
-            if 0x7FFF_0000 <= length <= 0xFFFF_FFFF or length >= 1 << 62:  # what streams write for "unknown"
-                return None
-            return _cut(size - start, length, "WAV") or _after_data(stream, size, start + length, length)
-        if start + length > size:
-            break
-        stream.seek(start + length + length % 2)
-    return "truncated WAV, its audio is not there; restore it" if found.frames == 0 else None
-
-
-def _after_data(stream, size, end, length):
-    """After the audio of a WAV file nothing is to follow but other chunks, an ID3 tag, or zeros that fill a block."""
-    stream.seek(end)
-    rest = stream.read(1 << 20)
-    names = [name for name in (rest[:4], rest[1:5]) if len(name) == 4]  # a chunk of odd length has a byte of padding, or not
-    blank = length and not rest.strip(b"\0")
-    if not names or blank or rest.startswith(b"TAG") or any(all(0x20 <= byte < 0x7F for byte in name) for name in names):
-        return None
-    interrupted = "whoever wrote it was interrupted; repair the header"
-    return f"its header says that there are {length} bytes of audio, and {size - end} bytes follow: {interrupted}"
-
-
-def _aiff(stream, size, found):
-    length = struct.unpack(">I", stream.read(8)[4:])[0]
-    head = stream.read(1 << 16)
-    at = head.find(b"COMM")
-    stated = struct.unpack(">I", head[at + 10 : at + 14])[0] if 0 <= at < len(head) - 14 else found.frames
-    if length + 8 <= size and stated > found.frames and found.subtype.startswith(("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")):
-        return f"its header says {stated} samples, its audio has {found.frames}; restore it"
-    return _cut(size - 8, length, "AIFF")
-
-
-def _caf(stream, size, found):
-    stream.seek(8)
-    while len(chunk := stream.read(12)) == 12:
-        length = struct.unpack(">q", chunk[4:])[0]
-        if chunk[:4] == b"data":
-            return _cut(size - stream.tell(), length, "CAF") if length >= 0 else None  # -1: to the end
-        if not 0 <= length <= size - stream.tell():
-            break
-        stream.seek(length, 1)
-    return "truncated CAF, its audio is not there; restore it"
-
-
-def _w64(stream, size, found):
-    return _cut(size, struct.unpack("<Q", stream.read(24)[16:])[0], "W64")
+def _chunks(stream, size, found):
+    """What libsndfile's log says of chunks: one is longer than the file, states another number of samples, or is none."""
+    log = found.extra_info
+    if (stated := _STATED.search(log)) and int(stated[1]) < _UNKNOWN:
+        return _cut(int(stated[2]), int(stated[1]), found.format)
+    if _CONTRADICTED.search(log):
+        return f"its header says another number of samples than its audio, {found.frames}; restore it"
+    if not found.frames and "should be" in log:
+        return f"truncated {found.format}, its audio is not there; restore it"
+    foreign = _FOREIGN.search(log)
+    if foreign:
+        stream.seek(max(int(foreign[1]) - 1, 0))
+        begin = stream.read(5)  # a chunk of odd length has a byte of padding, or not
+        foreign = not begin[:4].isascii() or not begin[:4].decode().isprintable()
+    if foreign or not found.frames and size > _HEADER:
+        return f"its header says {found.frames} samples, and more follow: whoever wrote it was interrupted; repair the header"
+    return None
 
 
 def _nist(stream, size, found):
@@ -118,11 +84,6 @@ def _nist(stream, size, found):
         return None
     start = int(start)
     return _cut(size - start, fields["sample_count"] * fields["sample_n_bytes"] * fields["channel_count"], "SPHERE")
-
-
-def _au(stream, size, found):
-    _, start, length = struct.unpack(">4sII", stream.read(12))
-    return _cut(size - start, length, "AU") if length < 0xFFFF_FFFF else None
 
 
 def _ogg(stream, size, found):
@@ -178,5 +139,4 @@ def _mp3(stream, size, found):
     return f"{what}: truncated, joined, or of variable rate without a tag; decode it to WAV or FLAC, or restore it"
 
 
-_KINDS = {"AIFF": _aiff, "CAF": _caf, "W64": _w64, "NIST": _nist, "AU": _au, "OGG": _ogg, "MP3": _mp3}
-_KINDS |= dict.fromkeys(("WAV", "WAVEX", "RF64"), _wav)
+_KINDS = {"NIST": _nist, "OGG": _ogg, "MP3": _mp3} | dict.fromkeys(("WAV", "WAVEX", "RF64", "AIFF", "CAF", "W64", "AU"), _chunks)
