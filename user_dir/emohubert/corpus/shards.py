@@ -7,12 +7,12 @@ import logging
 import os
 import re
 import tarfile
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from ..core.errors import InputError
-from ..core.files import Stamp, atomic, fingerprint, make_folder, require_space
+from ..core.files import atomic, make_folder, require_space
 from ..core.parallel import in_threads
 from .audio import is_packed, probe
 from .derived_manifests import relocate, relocate_others
@@ -23,66 +23,14 @@ logger = logging.getLogger(__name__)
 FOLDER = "shards"
 
 
-@dataclass
-class _Recording:
+class _Recording(NamedTuple):
     """A file that is packed."""
 
     file: str
     size: int
-    changed: int
+    changed: float  # time of the last change
     n_samples: int
     listed: str  # the `file:line` that lists it first
-    name: str = ""  # in the tar
-
-
-@dataclass
-class _Shard:
-    """A tar of some recordings."""
-
-    path: Path
-    recordings: list = field(default_factory=list)
-
-    @property
-    def size(self):
-        """About how many bytes it has."""
-        return sum(tarfile.BLOCKSIZE * (2 + r.size // tarfile.BLOCKSIZE) for r in self.recordings)
-
-    @property
-    def stamp(self):
-        """Made of these files, unchanged since."""
-        made_of = [(r.name, r.size, r.changed, r.n_samples) for r in self.recordings]
-        return Stamp(f"{self.path}.json", {"recordings": fingerprint(made_of)}, [self.path])
-
-    def places(self):
-        """Path of every recording in manifests, `shards/NAME.tar:OFFSET:SIZE`; none if the tar is damaged or not of these files."""
-        try:
-            with tarfile.open(self.path, "r:") as tar:
-                members = [(m.name, m.size, m.offset_data) for m in tar]
-        except (tarfile.TarError, OSError):
-            return []
-        if [(name, size) for name, size, _ in members] != [(r.name, r.size) for r in self.recordings]:
-            return []
-        return [f"{FOLDER}/{self.path.name}:{offset}:{size}" for _, size, offset in members]
-
-    def write(self):
-        """Write the tar, open its recordings, compare their lengths with the manifest's, and then give it its stamp."""
-        stamp = self.stamp
-        stamp.clear()
-        with atomic(self.path, "wb") as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for r in self.recordings:
-                member = tarfile.TarInfo(r.name)
-                member.size, member.mode = r.size, 0o644  # no owner and no time: the same files, the same bytes
-                with open(r.file, "rb") as audio:
-                    tar.addfile(member, audio)
-                    now = os.fstat(audio.fileno())
-                if (now.st_size, now.st_mtime_ns) != (r.size, r.changed):
-                    raise InputError(f"{r.file}: was changed while it was packed; start again when nothing is writing to it")
-        for r, place in zip(self.recordings, self.places(), strict=True):
-            try:
-                probe(self.path.parent.parent / place, r.n_samples)
-            except InputError as error:
-                raise InputError(f"{r.listed}: {r.file}: {error}") from None
-        stamp.write()
 
 
 def member_name(path):
@@ -101,22 +49,22 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
         raise InputError(f"{out}: is the manifest directory itself; choose another output folder")
     splits = [read_split(d, name, sidecars=["meta"]) for d in manifest_directories(directory) for name in splits_of(d)]
     recordings = _recordings(splits)
-    shards = _fill(recordings, make_folder(out / FOLDER), shard_bytes)
-    wanted = [shard for shard in shards if overwrite or not (shard.stamp.is_current() and shard.places())]
-    require_space(out, sum(shard.size for shard in wanted))
-    for _ in in_threads(_Shard.write, wanted, "packing", "shards", jobs):
+    folder = make_folder(out / FOLDER)
+    shards = {folder / f"{i:06}.tar": shard for i, shard in enumerate(_divided(recordings, shard_bytes))}
+    wanted = [path for path, shard in shards.items() if overwrite or not _places(path, shard)]
+    require_space(out, sum(map(_stored, (r for path in wanted for r in shards[path].values()))))
+    for _ in in_threads(lambda path: _write(path, shards[path]), wanted, "packing", "shards", jobs):
         pass
     logger.info("%d of %d shards were whole already", len(shards) - len(wanted), len(shards))
-    places = {r.file: place for shard in shards for r, place in zip(shard.recordings, shard.places(), strict=True)}
+    places = {r.file: place for path, shard in shards.items() for r, place in zip(shard.values(), _places(path, shard), strict=True)}
     root = out.resolve()
     for split in splits:
         to = out / split.directory.relative_to(directory)
         relocate(split, to, root, (places[_file(split, i)] for i in range(len(split))))
-    for folder in {split.directory: None for split in splits} | {directory: None}:
-        relocate_others(folder, out / folder.relative_to(directory), root=str(root), packed_from=str(directory.resolve()))
-    for stamp in set((out / FOLDER).glob("??????.tar.json")) - {shard.stamp.path for shard in shards}:  # of an earlier packing
-        stamp.unlink()
-        stamp.with_suffix("").unlink(missing_ok=True)
+    for d in {split.directory: None for split in splits} | {directory: None}:
+        relocate_others(d, out / d.relative_to(directory), root=str(root), packed_from=str(directory.resolve()))
+    for path in set(folder.glob("??????.tar")) - shards.keys():  # of an earlier packing
+        path.unlink()
     return len(recordings), len(shards), len(wanted)
 
 
@@ -125,7 +73,7 @@ def _file(split, index):
 
 
 def _recordings(splits):
-    """List of _Recording, each file once, in the order of the lists."""
+    """{name in the tar: _Recording}, each file once, in the order of the lists."""
     found = {}
     for split in splits:
         for i, n_samples in enumerate(split.n_samples.tolist()):
@@ -137,23 +85,54 @@ def _recordings(splits):
                     stat = os.stat(file)
                 except OSError as error:
                     raise InputError(f"{split.where(i)}: {file}: no such audio file; restore it or remove it from the manifest") from error
-                found[file] = _Recording(file, stat.st_size, stat.st_mtime_ns, n_samples, split.where(i))
+                found[file] = _Recording(file, stat.st_size, stat.st_mtime, n_samples, split.where(i))
             elif (first := found[file]).n_samples != n_samples:
                 raise InputError(f"{split.where(i)}: {n_samples} samples, but {first.listed} says {first.n_samples}; make one right")
     roots = {os.path.normpath(split.root) for split in splits}
     base = next(iter(roots)) if len(roots) == 1 else os.path.commonpath([os.path.dirname(file) for file in found])
-    for recording in found.values():
-        recording.name = member_name(os.path.relpath(recording.file, base))
-    return list(found.values())
+    return {member_name(os.path.relpath(file, base)): recording for file, recording in found.items()}
 
 
-def _fill(recordings, folder, shard_bytes):
+def _stored(recording):
+    """About how many bytes a recording takes in a tar."""
+    return tarfile.BLOCKSIZE * (4 + recording.size // tarfile.BLOCKSIZE)
+
+
+def _divided(recordings, shard_bytes):
+    """The recordings of each shard, as many as fit into its bytes: dicts like `recordings`."""
     shards, size = [], 0
-    for recording in recordings:
-        stored = _Shard(folder, [recording]).size
-        if not shards or size + stored > shard_bytes:
-            shards.append(_Shard(folder / f"{len(shards):06}.tar"))
-            size = 0
-        shards[-1].recordings.append(recording)
-        size += stored
+    for name, recording in recordings.items():
+        size += _stored(recording)
+        if not shards or size > shard_bytes:
+            shards.append({})
+            size = _stored(recording)
+        shards[-1][name] = recording
     return shards
+
+
+def _places(path, shard):
+    """Path of every recording in manifests, `shards/NAME.tar:OFFSET:SIZE`; none if the tar is damaged, or not of these files as they are."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+    except (tarfile.TarError, OSError):
+        return []
+    if [(m.name, m.size, m.mtime) for m in members] != [(name, r.size, r.changed) for name, r in shard.items()]:
+        return []
+    return [f"{FOLDER}/{path.name}:{m.offset_data}:{m.size}" for m in members]
+
+
+def _write(path, shard):
+    """Write a tar, open its recordings, and compare their lengths with the manifest's; if they differ, it does not stay."""
+    with atomic(path, "wb") as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, r in shard.items():
+            member = tarfile.TarInfo(name)  # no owner: the same files, the same bytes
+            member.size, member.mode, member.mtime = r.size, 0o644, r.changed
+            with open(r.file, "rb") as audio:
+                tar.addfile(member, audio)
+    for r, place in zip(shard.values(), _places(path, shard), strict=True):
+        try:
+            probe(path.parent.parent / place, r.n_samples)
+        except InputError as error:
+            path.unlink()
+            raise InputError(f"{r.listed}: {r.file}: {error}") from None
