@@ -1,7 +1,5 @@
-"""Audio in tar shards and on a local disk: Python's tarfile finds the same files in them, and everything hears the same."""
+"""Audio in tar shards: Python's tarfile finds the same files in them, and everything hears the same."""
 
-import hashlib
-import multiprocessing
 import os
 import re
 import shutil
@@ -21,13 +19,10 @@ from scripts import run
 from emohubert.core import files
 from emohubert.core.errors import InputError
 from emohubert.corpus import audio, check
-from emohubert.corpus.derived_manifests import stage
 from emohubert.corpus.manifest import Utterance, read_corpus, read_split, write_corpus, write_splits
 from emohubert.corpus.shards import member_name, pack
 from emohubert.data.speech import SpeechDataset
 from emohubert.pretrained.safe_files import load_state
-from emohubert.provenance import records
-from emohubert.pseudo_labels.recordings import audio_fingerprint
 
 FORMATS = [  # name, rate, channels, seconds, subtype
     ("speech/a.wav", 16_000, 1, 1.3, "PCM_16"),
@@ -329,82 +324,3 @@ def test_a_leak_shows_across_plain_and_packed_audio(tmp_path, capsys):
     assert [(leak.between, len(leak.shared)) for leak in report.leaks if leak.kind == "audio"] == [
         ({"first": f"{tmp_path}/packed/train.tsv", "second": f"{manifest}/test.tsv"}, 2)
     ]
-
-
-# ------------------------------------------------------------------------------------------------------------- staging
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_staged_audio_takes_the_place_of_the_original(plain, tmp_path, packed):
-    if packed:
-        pack(plain, tmp_path / "packed", 200_000)
-    given = tmp_path / ("packed" if packed else "plain")
-    out, n, copied = stage(given, tmp_path / "local", jobs=3)
-    assert out == tmp_path / "local" / "manifest" and n == copied > 1
-    for folder, name in (("", "all"), ("fold1", "train"), ("fold2", "test")):
-        old, new = read_split(given / folder, name), read_split(out / folder, name)
-        assert new.paths == old.paths and new.ids == old.ids and new.speakers == old.speakers
-        assert new.root.is_relative_to(tmp_path / "local") and new.root != old.root
-        for i in range(len(old)):
-            one, other = audio.locate(old.audio(i)).file, audio.locate(new.audio(i)).file
-            assert one != other and one.read_bytes() == other.read_bytes()
-            assert np.array_equal(audio.read(old.audio(i)), audio.read(new.audio(i)))
-        assert audio_fingerprint(old) == audio_fingerprint(new)  # labels of the one are those of the other
-    assert stage(given, tmp_path / "local") == (out, n, 0)
-    read = records.read(records.write(tmp_path / "a.seen", records.TRAIN, read_split(out / "fold1", "train")))
-    expected = records.read(records.write(tmp_path / "b.seen", records.TRAIN, read_split(given / "fold1", "train")))
-    assert read.utterances == expected.utterances and read.facts == expected.facts  # audits find the audio when the copy is gone
-
-
-def test_only_the_splits_that_are_wanted(plain, tmp_path):
-    out, n, _ = stage(plain / "fold2", tmp_path / "local", ["test"])
-    assert n == 2 and not (out / "train.tsv").exists() and len(read_split(out, "test")) == 2
-    assert {p.name for p in out.iterdir()} >= {"dict.emo.txt", "dict.spk.txt", "test.spk", "test.dim", "test.meta.tsv"}
-    assert "has no split dev" in error_of(stage, plain / "fold2", tmp_path / "local", ["dev"])
-
-
-def test_what_has_changed_is_copied_again(plain, tmp_path):
-    out, n, _ = stage(plain, tmp_path / "local")
-    name, *how = FORMATS[0]
-    write_audio(tmp_path / "audio" / name, *how, seed=5)
-    split = read_split(out, "all")
-    os.truncate(split.audio(1), 100)
-    split.audio(2).unlink()
-    assert stage(plain, tmp_path / "local") == (out, n, 3)
-    old = read_split(plain, "all")
-    assert all(split.audio(i).read_bytes() == old.audio(i).read_bytes() for i in range(n))
-
-
-def test_what_cannot_be_staged(plain, tmp_path, monkeypatch):
-    stage(plain, tmp_path / "local")
-    assert "choose another --name" in error_of(stage, plain / "fold1", tmp_path / "local")
-    assert stage(plain / "fold1", tmp_path / "local", name="fold1")[2] == 0
-    (tmp_path / "local" / "mine").mkdir()
-    (tmp_path / "local" / "mine" / "train.tsv").write_text("mine")
-    assert "holds something other than a copy of" in error_of(stage, plain, tmp_path / "local", name="mine")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    assert "GB are needed" in error_of(stage, plain, tmp_path / "elsewhere")
-    monkeypatch.undo()
-    (tmp_path / "audio" / "x.ogg").unlink()
-    assert f"{plain}/all.tsv:8: {tmp_path}/audio/x.ogg: no such audio file" in error_of(stage, plain, tmp_path / "local")
-
-
-def staged_at_once(arguments):
-    return stage(*arguments)[2]
-
-
-def test_several_processes_stage_once(plain, tmp_path):
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        copied = pool.map(staged_at_once, [(plain, tmp_path / "local")] * 4, chunksize=1)
-    assert sorted(copied) == [0, 0, 0, len(FORMATS)]
-    assert not list((tmp_path / "local").glob("**/*.tmp"))
-
-
-def test_the_staging_program(plain, tmp_path, capsys):
-    assert run("tools/stage_audio.py", plain / "fold1", tmp_path / "local", "--splits", "train", "--jobs", 2) == 0
-    captured = capsys.readouterr()
-    assert captured.out == f"{tmp_path}/local/manifest\n" and "6 files, 6 of them copied now" in captured.err
-    assert run("tools/stage_audio.py", tmp_path / "nowhere", tmp_path / "local") == 2
-    assert hashlib.sha256(content(tmp_path / "audio")["speech/a.wav"]).digest() in {
-        hashlib.sha256(data).digest() for data in content(tmp_path / "local" / "audio").values()
-    }

@@ -76,23 +76,6 @@ def require_space(folder, needed):
         raise WriteError(f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; free space or choose another disk")
 
 
-def copy(source, path):
-    """Copy a file atomically, with its time of change; InputError if it cannot be read or is changed meanwhile, or as `atomic`."""
-    with atomic(path, "wb") as new:
-        try:
-            with open(source, "rb") as old:
-                before = os.fstat(old.fileno())
-                shutil.copyfileobj(old, new, 1 << 20)
-        except OSError as error:
-            if str(error.filename) != str(source):
-                raise
-            raise InputError(f"{source}: cannot be read ({error.strerror}); restore it, and start again") from error
-        if new.tell() != before.st_size:
-            raise InputError(f"{source}: {new.tell()} bytes where there were {before.st_size}; start again when nothing is writing to it")
-        new.flush()
-        os.utime(new.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
 def write_json(path, value):
     """Write `value` as indented JSON, atomically. NaN is written as null, since JSON has no NaN."""
     with atomic(path) as f:

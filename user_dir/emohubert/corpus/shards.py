@@ -12,11 +12,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..core.errors import InputError
-from ..core.files import atomic, make_folder, require_space
+from ..core.files import atomic, make_folder, read_json, require_space, write_json, write_lines
 from ..core.parallel import in_threads
 from .audio import is_packed, probe
-from .derived_manifests import relocate, relocate_others
-from .manifest import manifest_directories, read_split, splits_of
+from .manifest import manifest_directories, read_split, splits_of, table_lines
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +58,29 @@ def pack(directory, out, shard_bytes=1_000_000_000, jobs=4, overwrite=False):
     places = {r.file: place for path, shard in shards.items() for r, place in zip(shard.values(), _places(path, shard), strict=True)}
     root = out.resolve()
     for split in splits:
-        to = out / split.directory.relative_to(directory)
-        relocate(split, to, root, (places[_file(split, i)] for i in range(len(split))))
+        _relocate(split, out / split.directory.relative_to(directory), root, [places[_file(split, i)] for i in range(len(split))])
     for d in {split.directory: None for split in splits} | {directory: None}:
-        relocate_others(d, out / d.relative_to(directory), root=str(root), packed_from=str(directory.resolve()))
+        _copy(d.glob("dict.*.txt"), make_folder(out / d.relative_to(directory)))
+        if (d / "corpus.json").is_file():
+            facts = {"root": str(root), "packed_from": str(directory.resolve())}
+            write_json(out / d.relative_to(directory) / "corpus.json", read_json(d / "corpus.json") | facts)
     for path in set(folder.glob("??????.tar")) - shards.keys():  # of an earlier packing
         path.unlink()
     return len(recordings), len(shards), len(wanted)
+
+
+def _relocate(split, out, root, paths):
+    """Write a split (with `meta`) to `out` whose audio is at `paths` below `root` now, with its sidecars and the utterances' ids."""
+    columns = {"id": split.ids} | (split.meta or {})
+    _copy((path for path in split.files if path.suffix != ".tsv"), make_folder(out))
+    write_lines(out / f"{split.name}.meta.tsv", table_lines(columns, zip(*columns.values(), strict=True)))
+    write_lines(out / split.tsv.name, [root, *(f"{path}\t{n}" for path, n in zip(paths, split.n_samples, strict=True))])
+
+
+def _copy(files, folder):
+    for path in files:
+        with atomic(folder / path.name, "wb") as f:
+            f.write(path.read_bytes())
 
 
 def _file(split, index):

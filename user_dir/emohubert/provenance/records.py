@@ -21,7 +21,6 @@ from ..core.errors import InputError
 from ..core.files import atomic, make_folder
 from ..core.programs import shipped
 from ..corpus.audio import RECEPTIVE_FIELD
-from ..corpus.derived_manifests import origin
 from ..corpus.manifest import UNKNOWN_SPEAKER, read_column, read_corpus
 
 SUFFIX = ".seen"
@@ -93,8 +92,8 @@ def write(path, role, split=None, indices=None, sources=(), **facts):
     facts = {"role": role, **facts, "sources": list(sources)}
     if split is None:
         return _write(path, facts, [], role)
-    tsv, root = origin(split)  # not of a copy that is gone when the record is read
-    facts |= {"manifest": os.path.abspath(tsv), "corpus": read_corpus(split.directory).get("corpus"), "root": os.path.realpath(root)}
+    root = os.path.realpath(split.root)
+    facts |= {"manifest": os.path.abspath(split.tsv), "corpus": read_corpus(split.directory).get("corpus"), "root": root}
     indices = range(len(split)) if indices is None else indices
     speakers, sessions = _speakers(split), (split.meta or {}).get("session") or [""] * len(split)
     rows = ((split.paths[i], str(split.n_samples[i]), speakers[i], sessions[i]) for i in indices)
