@@ -1,7 +1,5 @@
 """Augmentation of training audio: speed, then reverberation, then noise, each a function of an utterance's random generator alone."""
 
-from collections.abc import Sequence
-
 from ..core.errors import InputError
 from ..corpus.audio import RECEPTIVE_FIELD
 from . import degradations
@@ -23,9 +21,11 @@ class Augmentation:
         self, speed=(), noise=0.0, noise_snr=(0.0, 30.0), noise_files=None, reverb=0.0, reverb_t60=(0.2, 0.8), reverb_files=None, prefix=""
     ):
         self.speed = _factors(speed, f"{prefix}speed")
-        self.noise = _probability(noise, f"{prefix}noise")
+        self.noise, self.reverb = noise, reverb
+        for name, value in (("noise", noise), ("reverb", reverb)):
+            if not 0 <= value <= 1:
+                raise InputError(f"{prefix}{name}={value}: not a probability; give a number from 0 to 1")
         self.noise_snr = _range(noise_snr, f"{prefix}noise_snr", -100, 100)
-        self.reverb = _probability(reverb, f"{prefix}reverb")
         self.reverb_t60 = _range(reverb_t60, f"{prefix}reverb_t60", 0.01, 10)
         self.noise_files = _recordings(noise_files, self.noise, f"{prefix}noise")
         self.reverb_files = _recordings(reverb_files, self.reverb, f"{prefix}reverb")
@@ -72,35 +72,19 @@ class Augmentation:
         return degradations.make_noise(degradations.NOISES[int(rng.integers(len(degradations.NOISES)))], n, rng)
 
 
-def _is_number(value, least, most):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_list(value):
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _probability(value, name):
-    if not _is_number(value, 0, 1):
-        raise InputError(f"{name}={value}: not a probability; give a number from 0 to 1")
-    return float(value)
-
-
 def _range(value, name, least, most):
-    if not _is_list(value) or len(value) != 2 or not all(_is_number(v, least, most) for v in value) or value[0] > value[1]:
+    if len(value) != 2 or not least <= value[0] <= value[1] <= most:
         raise InputError(f"{name}={value}: not a range; give [lowest,highest], both from {least} to {most}")
-    return float(value[0]), float(value[1])
+    return tuple(value)
 
 
 def _factors(value, name):
-    if not _is_list(value):
-        raise InputError(f"{name}={value}: not a list; give factors such as [0.9,1.0,1.1], or [] for none")
     try:
         for factor in value:
             degradations.speed_ratio(factor)
     except InputError as error:
         raise InputError(f"{name}={list(value)}: {error}") from None
-    return [] if set(value) == {1} else [float(factor) for factor in value]
+    return [] if set(value) == {1} else list(value)
 
 
 def _recordings(folder, probability, name):

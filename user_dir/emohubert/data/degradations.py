@@ -141,10 +141,8 @@ def speed_length(n, factor):
 
 def speed_ratio(factor):
     """A speed factor, 0.5 to 2 with at most two decimals, as an exact fraction: 0.9 is 9/10."""
-    if isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0.5 <= factor <= 2:
-        ratio = Fraction(round(factor * 100), 100)
-        if abs(ratio - Fraction(factor)) < 1e-9:
-            return ratio
+    if 0.5 <= factor <= 2 and abs(round(factor, 2) - factor) < 1e-9:
+        return Fraction(round(factor * 100), 100)
     raise InputError(f"a speed factor of {factor}; give numbers from 0.5 to 2 with at most two decimals, such as 0.9 and 1.1")
 
 
