@@ -158,10 +158,8 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in apart}
     hashed = _source(args.audio_dir, entries, [left_out, source])
     settings = {"corpus": corpus, "root": str(args.audio_dir.resolve()), "options": options, "source": hashed}
-    earlier, not_made = _earlier_files(args.out_dir), _earlier_left_out(args.out_dir)
-    manifests = [args.out_dir / f for f in earlier]
-    converted = [args.resample / converted_path(u.path) for u in entries if u.path not in not_made] if args.resample else []
-    stamp = Stamp(args.out_dir / STAMP, {**settings, "files": earlier}, [*manifests, *converted])
+    earlier = _earlier_files(args.out_dir)
+    stamp = Stamp(args.out_dir / STAMP, {**settings, "files": earlier}, [args.out_dir / f for f in earlier])
     if not args.overwrite and stamp.is_current():
         logger.info("%s: already made from the same files with the same options", args.out_dir)
         return
@@ -176,9 +174,11 @@ def write(args, corpus, entries, protocol, *, everything=False, scales=None, lef
         check_splits(args.out_dir / fold, Path(root).resolve(), splits)
     make_folder(args.out_dir)
     stamp.clear()
-    _remove(manifests, args.out_dir)
+    _remove(earlier, args.out_dir)
     write_corpus(args.out_dir, corpus, root, folds, entries if everything else None, options, scales, left_out)
-    Stamp(stamp.path, {**settings, "files": _written_files(args.out_dir, folds)}, []).write()
+    files = _written_files(args.out_dir, folds)
+    files += [str(Path(root).resolve() / u.path) for u in entries if args.resample]
+    Stamp(stamp.path, {**settings, "files": files}, []).write()
     left_out.log()
     for fold, splits in folds.items():
         logger.info("%s: %s", args.out_dir / fold, "; ".join(_summary(name, us) for name, us in splits.items()))
@@ -316,20 +316,11 @@ def _source(root, entries, more):
 
 
 def _earlier_files(out_dir):
-    """Relative paths of the files that an earlier run wrote, by its stamp."""
+    """The files that an earlier run wrote, by its stamp: manifests, relative to the folder, and converted audio."""
     try:
-        files = [Path(f) for f in read_json(Path(out_dir) / STAMP)["settings"]["files"]]
+        return list(map(str, read_json(Path(out_dir) / STAMP)["settings"]["files"]))
     except (InputError, KeyError, TypeError):
         return []
-    return [f.as_posix() for f in files if not f.is_absolute() and ".." not in f.parts]  # they will be removed: never reach outside
-
-
-def _earlier_left_out(out_dir):
-    """What an earlier run left out, by its corpus.json."""
-    try:
-        return {path for paths in read_json(Path(out_dir) / "corpus.json")["left_out"].values() for path in paths}
-    except (InputError, KeyError, TypeError, AttributeError):
-        return set()
 
 
 def _written_files(out_dir, folds):
@@ -341,10 +332,11 @@ def _written_files(out_dir, folds):
 
 
 def _remove(files, out_dir):
-    """Delete the manifests of an earlier run, so that no fold of other options stays behind."""
-    for path in files:
+    """Delete the manifests of an earlier run, so that no fold of other options stays behind; never what is outside of the folder."""
+    own = [out_dir / f for f in files if not os.path.isabs(f) and ".." not in Path(f).parts]
+    for path in own:
         path.unlink(missing_ok=True)
-    for folder in {path.parent for path in files} - {out_dir}:
+    for folder in {path.parent for path in own} - {out_dir}:
         if not any(folder.iterdir()):
             folder.rmdir()
 
