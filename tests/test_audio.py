@@ -436,11 +436,6 @@ def test_checksums_are_heeded(tmp_path):
         soundfile.write(path := tmp_path / "a.flac", np.stack([chirp(), -chirp()], axis=1), 16_000, subtype=subtype)
         content = path.read_bytes()
         assert audio.content_of(path)[1] == 48_000
-        path.write_bytes(content[:26] + bytes([content[26] ^ 1]) + content[27:])
-        with pytest.raises(InputError, match="not those that were encoded"):
-            audio.content_of(path)
-        path.write_bytes(content[:26] + bytes(16) + content[42:])  # an encoder that states none
-        assert audio.content_of(path)[1] == 48_000
         path.write_bytes(content[:21] + bytes([content[21] | 15]) + content[22:])  # 2³⁵ samples
         for look in (audio.probe, audio.read, audio.content_of):
             with pytest.raises(InputError, match="the last is not there"):

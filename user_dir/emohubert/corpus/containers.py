@@ -108,12 +108,6 @@ def _ogg_checksum(page):
     return int(f"{zlib.crc32(page.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF:032b}"[::-1], 2)
 
 
-def flac_md5(stream):
-    """The MD5 of the samples that a FLAC file states; None where it states none."""
-    head = stream.read(42)
-    return head[26:] if head[:4] == b"fLaC" and any(head[26:]) else None
-
-
 def _mp3(stream, size, found):
     """Frame by frame: as many samples as libsndfile expects."""
     head = stream.read(10)
