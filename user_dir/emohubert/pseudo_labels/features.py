@@ -199,8 +199,6 @@ def _waveform(split, piece, statistics):
 
 
 def mean_and_variance(split, utterance):
-    """Mean and variance of a recording, read minute by minute: one in several pieces is normalised as a whole."""
-    total, path = int(split.n_samples[utterance]), split.audio(utterance)
-    minutes = [(i, min(i + 60 * audio.SAMPLE_RATE, total)) for i in range(0, total, 60 * audio.SAMPLE_RATE)]
-    mean = sum(audio.read(path, *minute, total).sum(dtype=np.float64) for minute in minutes) / total
-    return mean, sum(np.square(audio.read(path, *minute, total) - mean, dtype=np.float64).sum() for minute in minutes) / total
+    """Mean and variance of a recording: one in several pieces is normalised as a whole."""
+    waveform = audio.read(split.audio(utterance))
+    return waveform.mean(dtype=np.float64), waveform.var(dtype=np.float64)

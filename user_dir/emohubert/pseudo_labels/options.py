@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..core.cli import positive_float, positive_int
+from ..core.cli import positive_int
 from ..core.errors import InputError
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -28,13 +28,8 @@ def add_features(parser):
     kind.add_argument("--prosody", nargs="?", const="relative", choices=("relative", "absolute"), help=text)
     text = "HuBERT, wav2vec 2.0, WavLM, data2vec audio, ours (also an emotion model on wav2vec 1), Hugging Face folder; 50 frames/s"
     kind.add_argument("--checkpoint", metavar="CKPT", help=text)
-    add = parser.add_argument
-    add("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
-    add("--batch-seconds", type=positive_float, default=100.0, metavar="S", help="audio in the model at once, padding counted")
-    add("--max-chunk-seconds", type=positive_float, default=100.0, metavar="S", help="longer recordings are cut into overlapping pieces")
-    add("--workers", type=positive_int, metavar="N", help="threads that read audio and, on a CPU, run the model (default: one a core)")
-    add("--precision", choices=("float32", "bf16"), default="float32", help="of the encoder; bf16 only where the hardware has it")
-    parser.add_device()
+    parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
+    parser.add_running()
 
 
 def add_max_memory(parser):
@@ -53,11 +48,10 @@ def features(args, load_encoder):
     if args.mfcc or args.prosody:
         if args.layers or args.precision != "float32":
             raise InputError("--mfcc, --prosody: only encoders have --layers and --precision; leave these options out")
-        options = args.workers, args.max_chunk_seconds
-        return MfccFeatures(*options) if args.mfcc else ProsodyFeatures(*options, absolute=args.prosody == "absolute")
+        return MfccFeatures(args.workers) if args.mfcc else ProsodyFeatures(args.workers, absolute=args.prosody == "absolute")
     if not args.layers:
         raise InputError("--checkpoint: name the layers with --layers, such as --layers 6 9 11")
     device = choose_device(args.device)
     check_precision(args.precision, device)
     encoder = load_encoder(args.checkpoint, device)
-    return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, args.precision, args.max_chunk_seconds)
+    return EncoderFeatures(encoder, args.layers, args.batch_seconds, args.workers, args.precision)
