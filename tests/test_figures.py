@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import pytest
-from fairseq.logging.progress_bar import JsonProgressBar, SimpleProgressBar
+from fairseq.logging.progress_bar import JsonProgressBar
 from matplotlib.text import Text
 
 from emohubert.core.errors import InputError
@@ -245,13 +245,6 @@ def test_log_of_a_killed_and_resumed_run(tmp_path):
     updates, losses = curves["loss"]["train"]
     assert updates.tolist() == [5, 10, 15, 20, 25, 30, 35, 40]
     np.testing.assert_allclose(losses, np.where(updates > 20, 20, 10) / updates, atol=1e-3)  # epoch 3 was made again: the later lines count
-
-
-def test_simple_log(tmp_path):
-    path = fairseq_log(tmp_path / "train.log", SimpleProgressBar, form="%(asctime)s | %(levelname)s | %(name)s | %(message)s")
-    curves = read_training_log(path)
-    assert curves["loss"]["train"][0].tolist() == [10, 20, 30, 40]
-    assert curves["ua"]["valid"][1].tolist() == [0.3, 0.6, 0.5, 0.4]
 
 
 def test_no_curves_and_no_file(tmp_path):

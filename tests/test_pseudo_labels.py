@@ -326,13 +326,13 @@ def test_choice_of_recordings():
 
 
 def test_bf16_labels_are_nearly_those_of_float32(labels, manifest, checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(device, "_cpu_flags", lambda: [])
+    monkeypatch.setattr(device, "_cpu_flags", lambda: "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     encoder = ("--checkpoint", checkpoint, "--layers", 4, "--precision", "bf16", "--device", "cpu")
     options = (manifest, tmp_path, *encoder, "--centroids", labels / "L4" / "km9" / "kmeans.npz", "--splits", "train")
     assert run("tools/make_labels.py", *options) == 2
     assert "cpu has no bf16 arithmetic; use --precision float32" in capsys.readouterr().err
-    monkeypatch.setattr(device, "_cpu_flags", lambda: ["avx512_bf16"])
+    monkeypatch.setattr(device, "_cpu_flags", lambda: "avx512_bf16")
     assert run("tools/make_labels.py", *options) == 0
     reduced, full = ((folder / "L4/km9/train.km").read_text().split() for folder in (tmp_path, labels))
     assert 0.8 < np.mean([a == b for a, b in zip(reduced, full, strict=True)]) < 1

@@ -6,6 +6,8 @@ from pathlib import Path
 from .errors import InputError
 from .parallel import one_thread
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def autocast(device, precision):
     """Context of reduced precision; none for float32."""
@@ -26,15 +28,11 @@ def has_bf16(device):
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any("bf16" in flag.lower() for flag in (torch.backends.cpu.get_cpu_capability(), *_cpu_flags()))
+    return "bf16" in (torch.backends.cpu.get_cpu_capability() + _cpu_flags()).lower()
 
 
 def _cpu_flags():
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as f:
-            return next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
-    except OSError:
-        return []
+    return CPUINFO.read_text(encoding="utf-8") if CPUINFO.is_file() else ""
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from ..corpus import audio
 
 logger = logging.getLogger("emohubert")
 
-_NAMED = 50  # short recordings
-
 
 def audio_fingerprint(split, indices=None):
     """Fingerprint of a split's audio (paths, lengths, speakers, the files' sizes and times of change); InputError if a file is missing."""
@@ -27,11 +25,10 @@ def audio_fingerprint(split, indices=None):
 
 
 def warn_of_short(split, hop):
-    """Log which recordings are under one frame."""
+    """Log how many recordings are under one frame."""
     if len(short := np.flatnonzero(audio.n_frames(split.n_samples, hop) == 0)):
-        names = ", ".join(split.paths[i] for i in short[:_NAMED]) + (f" and {len(short) - _NAMED} more" if len(short) > _NAMED else "")
         what = f"{len(short)} recordings are shorter than one frame ({audio.RECEPTIVE_FIELD} samples) and get an empty line"
-        logger.warning("%s: %s: %s", split.tsv, what, names)
+        logger.warning("%s: %s, such as %s", split.tsv, what, split.paths[short[0]])
 
 
 def choose_recordings(names, frames, budget, seed):

@@ -1,7 +1,6 @@
 """A training log of fairseq: the configuration and the curves in it."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,8 @@ def _none_for_word(value):
 
 
 def read_training_log(path):
-    """The curves in a fairseq log, from `log_format=json` lines, and the end-of-epoch lines of the other formats: {name: {split: (updates,
-    values)}}, arrays sorted by update; the splits are `train` and those validated on, names include `best_…`. A resumed run logs some
-    updates twice; the later line counts. InputError: the file cannot be read."""
+    """The curves in a fairseq log of `log_format=json`: {name: {split: (updates, values)}}, arrays sorted by update; the splits are `train`
+    and those validated on, names include `best_…`. A resumed run logs some updates twice; the later line counts. InputError: unreadable."""
     curves = {}
     for split, update, values in filter(None, map(_log_row, _lines(path))):
         for name, value in values.items():
@@ -63,20 +61,13 @@ def _lines(path):
 def _log_row(line):
     """(split, update, {name: value}) of one log line, or None."""
     start = line.rfind('{"epoch"')  # a resumed run continues in the line that a killed one left unfinished
-    if start >= 0:
-        try:
-            stats = json.loads(line[start:])
-        except json.JSONDecodeError:
-            return None  # the last line of a killed run
-        counter = next((name for name in stats if name.endswith("num_updates")), None)
-        prefix = counter.removesuffix("num_updates") if counter else ""
-        stats = {name.removeprefix(prefix): value for name, value in stats.items() if name not in ("epoch", "update")}
-        split = prefix.rstrip("_") or "train"
-    elif found := re.search(r"\| epoch \d+ \|(?: valid on '([^']+)' subset \|)? (.* num_updates \d+.*)$", line):
-        split = found[1] or "train"
-        stats = dict(part.rsplit(" ", 1) for part in found[2].strip().split(" | ") if " " in part)
-    else:
+    try:
+        stats = json.loads(line[start:]) if start >= 0 else {}
+    except json.JSONDecodeError:  # the last line of a killed run
         return None
+    counter = next((name for name in stats if name.endswith("num_updates")), None)
+    prefix = counter.removesuffix("num_updates") if counter else ""
+    stats = {name.removeprefix(prefix): value for name, value in stats.items() if name not in ("epoch", "update")}
     values = {name: number for name, text in stats.items() if np.isfinite(number := as_number(text))}
     update = values.pop("num_updates", None)
-    return None if update is None else (split, int(update), values)
+    return None if update is None else (prefix.rstrip("_") or "train", int(update), values)
