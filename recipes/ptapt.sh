@@ -8,8 +8,7 @@
 # 7 results.
 # --clusters "K K K"       (default: 64 512 4096; tiny: 16 32 64)
 # --layer L                layer of the estimator to cluster (default: its last)
-# --estimator-init CKPT    what the estimator starts from (default: --init); {fold} is replaced. Also a wav2vec 1 of fairseq
-#                          (wav2vec_large.pt), the paper's: its one layer is the convolution that brings it to 50 frames a second
+# --estimator-init CKPT    what the estimator starts from (default: --init); {fold} is replaced
 # --estimator "KEY=VALUE"  further settings of the estimator's training
 set -euo pipefail
 # shellcheck source=paper.sh

@@ -10,7 +10,6 @@ from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
 from scripts import run
 from test_backbones import LARGE, noise, saved, scattered
-from test_wav2vec1 import fairseq_wav2vec
 from torch import nn
 
 from emohubert.core.programs import shipped
@@ -39,14 +38,12 @@ def encoders(tmp_path_factory):
     (root / "large" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
     saved(root / "wavlm", "WavLM", num_hidden_layers=2, num_buckets=32, max_bucket_distance=40)
     saved(root / "data2vec", "Data2VecAudio", num_hidden_layers=2, num_conv_pos_embeddings=3, conv_pos_kernel_size=5)
-    fairseq_wav2vec(root / "wav2vec1")
-    return {kind: root / kind for kind in ("base", "large", "wavlm", "data2vec", "wav2vec1")}
+    return {kind: root / kind for kind in ("base", "large", "wavlm", "data2vec")}
 
 
 def checkpoint(path, encoder, target="emo", normalize=None, **values):
     """An emotion model of random weights, as training saves it."""
-    zero = ("dropout", "attention_dropout", "activation_dropout") if encoder.name == "wav2vec1" else ()
-    values = {"init_from": str(encoder), "speaker_position": "none", "head": "linear", **dict.fromkeys(zero, 0.0), **values}
+    values = {"init_from": str(encoder), "speaker_position": "none", "head": "linear", **values}
     cfg = OmegaConf.structured(FairseqConfig)
     cfg.model = OmegaConf.structured(EmotionHubertConfig(_name="emotion_hubert", **values))
     cfg.task = OmegaConf.structured(EmotionFinetuningConfig(_name="emotion_finetuning", data="", target=target, normalize=normalize))
@@ -188,13 +185,11 @@ def test_an_encoder_has_no_place_for_a_vector_at_its_output(encoders, tmp_path, 
         ("base", {"silence_db": 30.0}, "model.silence_db=30.0"),
         ("base", {"speaker_position": "prefix"}, "model.speaker_position=prefix"),
         ("large", {"layer_weighting": True}, "model.layer_weighting=true"),
-        ("wav2vec1", {}, "wav2vec 1"),
         ("wavlm", {}, "WavLM"),
     ],
 )
 def test_what_the_format_cannot_express_is_refused(encoders, kind, values, named, tmp_path, capsys):
-    extra = {"encoder_layerdrop": 0.0} if kind == "wav2vec1" else {}
-    path = checkpoint(tmp_path / "model.pt", encoders[kind], **values, **extra)
+    path = checkpoint(tmp_path / "model.pt", encoders[kind], **values)
     assert run("tools/export_hf.py", path, tmp_path / "hf") == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f"error: {path}: ") and named in line and "tools/export_onnx.py" in line
@@ -223,7 +218,6 @@ ANY = {
     ),
     "contrastive, output, embedding": ("large", {"head": "contrastive", "speaker_position": "output", "head_speaker": "embedding"}),
     "MFCCs": ("base", {"head_speaker": "mfcc", "head": "mlp"}),
-    "wav2vec1": ("wav2vec1", {"encoder_layerdrop": 0.0, "head": "relu_linear"}),
     "wavlm, LoRA": ("wavlm", {"lora_rank": 2, "speaker_position": "prefix"}),
     "data2vec": ("data2vec", {"layer_weighting": True}),
 }

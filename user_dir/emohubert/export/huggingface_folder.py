@@ -32,8 +32,6 @@ def _classifier(source):
     """(values of config.json, {name: tensor}) of what an emotion model has on its encoder."""
     task, model = source.task, source.model.double()
     cfg, width = model.cfg, model.backbone.width
-    if source.pretrained.is_wav2vec1:
-        raise _refused(source, "a wav2vec 1")
     if type(model.pooling) is not MeanPooling:
         raise _refused(source, f"model.pooling={cfg.pooling}")
     if cfg.silence_db is not None:

@@ -35,7 +35,7 @@ class Source:
 
     @property
     def encoder(self):
-        """The SpeakerHubertModel or Wav2Vec1Encoder."""
+        """The SpeakerHubertModel."""
         return self.model if self.task is None else self.model.backbone
 
     @property

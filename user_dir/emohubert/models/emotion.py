@@ -14,7 +14,6 @@ from ..core.options import option
 from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
-from ..pretrained.types import WAV2VEC1
 from .from_pretrained import check_sizes, encoder_config, initialise
 from .heads import HEADS, READOUTS
 from .hubert import SpeakerHubertModel, own_frames
@@ -22,7 +21,6 @@ from .lora import TARGETS
 from .pooling import POOLINGS, loud_frames
 from .speaker_conditioning import AT_HEAD, POSITIONS, SpeakerAtHead
 from .speaker_normalisation import SpeakerNormalisation
-from .wav2vec1 import Wav2Vec1Encoder, is_aligned
 
 FREEZE = ("none", "cnn", "encoder", "all")
 _DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop")
@@ -34,7 +32,7 @@ _MASKS = ("mask_prob", "mask_length", "mask_channel_prob", "mask_channel_length"
 class EmotionHubertConfig(FairseqDataclass):
     """The encoder comes from a checkpoint; this says what is put on it and how it is trained."""
 
-    init_from: Optional[str] = option(None, "the encoder: checkpoint (HuBERT, wav2vec, WavLM, data2vec, ours) or Hugging Face folder")
+    init_from: Optional[str] = option(None, "the encoder: checkpoint (HuBERT, wav2vec 2, WavLM, data2vec, ours) or Hugging Face folder")
     num_layers: Optional[int] = option(None, "keep the first N Transformer layers (default: all)")
     pooling: str = option("mean", f"how frames become one vector: {', '.join(POOLINGS)}, or one of your own")
     silence_db: Optional[float] = option(None, "frames so many decibels below the utterance's loudest are not pooled; null: all are")
@@ -47,7 +45,7 @@ class EmotionHubertConfig(FairseqDataclass):
     readout: ChoiceEnum(READOUTS) = option("centroid", "how classes are read off the contrastive head's vectors")
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
-    freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers (wav2vec 1: alignment); all: cache features")
+    freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers; all: cache features")
     lora_rank: int = option(0, "above 0: the encoder is frozen, whatever `freeze` says, and low-rank additions to it are trained (LoRA)")
     lora_alpha: float = option(16.0, "LoRA is scaled by alpha / rank")
     lora_targets: List[str] = option(["q_proj", "v_proj"], f"layers with LoRA, some of {', '.join(TARGETS)}")
@@ -72,9 +70,6 @@ def resolve_backbone(cfg):
         raise InputError("model.init_from is empty; give the checkpoint of the pretrained encoder")
     pretrained = read_pretrained(cfg.init_from)
     changes = {"normalize": pretrained.normalise}
-    if pretrained.is_wav2vec1:
-        _check_for_wav2vec1(cfg, pretrained)
-        return {**pretrained.config, **changes}, pretrained
     check_sizes(pretrained.config, pretrained.weights, pretrained.path)
     changes |= {name: getattr(cfg, name) for name in (*_DROPOUTS, *_MASKS, *(_LORA if cfg.lora_rank else ()))}
     if cfg.lora_rank and str(cfg.freeze) == "all":
@@ -89,23 +84,6 @@ def resolve_backbone(cfg):
     return {**pretrained.config, **changes}, pretrained
 
 
-def _check_for_wav2vec1(cfg, pretrained):
-    """Raise InputError for what an EmotionHubertConfig asks of a wav2vec 1 that it does not have."""
-    wrong = {
-        "num_layers": cfg.num_layers is not None and "has no Transformer layers; use num_layers=null",
-        "layer_weighting": cfg.layer_weighting and "has one layer of frames; use layer_weighting=false",
-        "lora_rank": cfg.lora_rank and "has no Transformer to add to; use lora_rank=0",
-        "speaker_position": cfg.speaker_position not in ("inherit", "none")
-        and "has no place for the speaker; use speaker_position=none, or head_speaker",
-        "freeze": str(cfg.freeze) == "all" and not is_aligned(pretrained) and "has no trained alignment to 50 frames/s; use freeze=encoder",
-    }
-    default = EmotionHubertConfig()
-    wrong |= {n: getattr(cfg, n) not in (0, getattr(default, n)) and f"has no Transformer to drop from; use {n}=0" for n in _DROPOUTS}
-    for name, why in wrong.items():
-        if why:
-            raise InputError(f"model.{name}={getattr(cfg, name)}: {pretrained.path}, a wav2vec 1, {why}")
-
-
 @register_model("emotion_hubert", dataclass=EmotionHubertConfig)
 class EmotionHubertModel(BaseFairseqModel):
     """A pretrained encoder, a pooling and a head, by an EmotionHubertConfig with `backbone` filled in. `outputs`: classes or dimensions;
@@ -114,10 +92,7 @@ class EmotionHubertModel(BaseFairseqModel):
     def __init__(self, cfg, outputs, speakers=(), voices=0):
         super().__init__()
         self.cfg, config = cfg, {k: v for k, v in cfg.backbone.items() if k != "normalize"}
-        if config.get("_name") == WAV2VEC1:
-            self.backbone = Wav2Vec1Encoder(config)
-        else:
-            self.backbone = SpeakerHubertModel(encoder_config(config), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
+        self.backbone = SpeakerHubertModel(encoder_config(config), argparse.Namespace(sample_rate=SAMPLE_RATE), [], speakers)
         self.layers = self.backbone.n_layers
         self.layer_weights = nn.Parameter(torch.zeros(self.layers)) if cfg.layer_weighting else None
         self.pooling = POOLINGS[cfg.pooling](self.backbone.width)
@@ -135,14 +110,14 @@ class EmotionHubertModel(BaseFairseqModel):
 
     def start_from(self, pretrained):
         """Load the encoder's weights; returns the LoadReport."""
-        return self.backbone.start_from(pretrained) if pretrained.is_wav2vec1 else initialise(self.backbone, pretrained)
+        return initialise(self.backbone, pretrained)
 
     def _freeze(self, what):
         if what != "none":
             self.backbone.feature_extractor.requires_grad_(False)
         if what in ("encoder", "all"):
             for name, parameter in self.backbone.named_parameters():
-                trained = name.startswith(("speaker_conditioning.", "alignment.")) or ".lora_" in name
+                trained = name.startswith("speaker_conditioning.") or ".lora_" in name
                 parameter.requires_grad_(what == "encoder" and trained)
 
     def train(self, mode=True):

@@ -14,7 +14,6 @@ from ..corpus.audio import SAMPLE_RATE, n_frames
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import ENCODER, LORA, LoadReport, mismatch, parse_conv_layers
 from .hubert import SpeakerHubertConfig, SpeakerHubertModel
-from .wav2vec1 import build_aligned
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +29,8 @@ def initialise(model, pretrained):
     Prediction heads follow the label sets: rows are kept where the number of classes agrees (fairseq's four special rows
     dropped) and new otherwise. Speakers keep their vectors by id; new speakers start as the unknown one.
 
-    InputError: a part of the encoder is missing, has another shape or is computed differently; or a wav2vec 1.
+    InputError: a part of the encoder is missing, has another shape or is computed differently.
     """
-    pretrained.require_transformer()
     _check_architecture(model, pretrained)
     state, source, report = model.state_dict(), dict(pretrained.weights), LoadReport()
     places = {n.replace(f"{LORA}original", ".weight"): n for n in state}
@@ -125,9 +123,7 @@ def encoder_config(values, **changes):
 
 def build_encoder(pretrained, **changes):
     """A SpeakerHubertModel without prediction heads, with the architecture, weights and speakers of a Pretrained but for `changes` of its
-    SpeakerHubertConfig, such as dropouts; the Wav2Vec1Encoder of an emotion model on wav2vec 1."""
-    if pretrained.is_wav2vec1:
-        return build_aligned(pretrained)
+    SpeakerHubertConfig, such as dropouts."""
     with warnings.catch_warnings(), taken_apart(pretrained.path):
         warnings.simplefilter("ignore", FutureWarning)  # fairseq uses torch's old weight_norm
         check_sizes(pretrained.config, pretrained.weights, pretrained.path)
@@ -159,7 +155,7 @@ def check_sizes(config, weights, path):
 
 class FrozenEncoder:
     """A pretrained encoder for features: nothing masked, nothing dropped, no gradients. Of it are `path`, `sha256` (of a folder: of all
-    that was read from it), `n_layers` and `width` (of wav2vec 1: 1 and that of its aligned frames), `speakers`, ids it has vectors for, and
+    that was read from it), `n_layers` and `width`, `speakers`, ids it has vectors for, and
     `normalise`: whether waveforms must go through `audio.normalise` first."""
 
     def __init__(self, path, device="cpu"):
@@ -192,5 +188,5 @@ class FrozenEncoder:
 
 
 def load_encoder(path, device="cpu"):
-    """Load what `read_pretrained` reads as a FrozenEncoder; InputError as from there, or for a wav2vec 1 without alignment."""
+    """Load what `read_pretrained` reads as a FrozenEncoder; InputError as from there."""
     return FrozenEncoder(path, device)

@@ -264,7 +264,6 @@ def write_folder(pretrained, folder, half=False, classifier=None):
 
 def _expressed(pretrained):
     """(config.json of an encoder, {their name: tensor}, names of parameters that have no place)."""
-    pretrained.require_transformer()
     ours, position = pretrained.config, pretrained.config.get("speaker_position", "none")
     if ours.get("relative_position_buckets") or ours.get("pos_conv_depth", 1) > 1:
         what = "a WavLM or data2vec cannot be written in this format here, only what has HuBERT's positions"

@@ -9,12 +9,11 @@ from omegaconf import OmegaConf
 
 from ..core.errors import InputError, taken_apart
 from ..core.programs import shipped
-from . import wav2vec1
 from .huggingface import read_folder
 from .safe_files import load_state
-from .types import ENCODER, LORA, WAV2VEC1, Pretrained
+from .types import ENCODER, LORA, Pretrained
 
-_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wav2vec", "wavlm", "data2vec_audio", "emotion_hubert")
+_FAMILIES = ("hubert", "speaker_hubert", "wav2vec2", "wavlm", "data2vec_audio", "emotion_hubert")
 _ONLY = {"layer_type": "transformer", "conv_pos_batch_norm": False, "quantize_input": False, "crop_seq_to_multiple": 1}
 """Options of fairseq's models, and the only value under which the encoder is the one here."""
 _OURS = {"speaker_position", "speaker_fc", "relative_position_buckets", "relative_position_distance", "pos_conv_depth"}
@@ -22,9 +21,9 @@ _OURS = {"speaker_position", "speaker_fc", "relative_position_buckets", "relativ
 
 
 def read_pretrained(path):
-    """Read a pretrained encoder: a HuBERT, wav2vec 2.0 or data2vec audio checkpoint of fairseq (`cfg` or old `args` style), a wav2vec 1.0
-    of fairseq, Microsoft's WavLM, one of ours, its LoRA merged, or a Hugging Face model folder; `small`: the one in the package.
-    InputError: not loadable, another kind of model, or one whose results the encoder would not reproduce."""
+    """Read a pretrained encoder: a HuBERT, wav2vec 2.0 or data2vec audio checkpoint of fairseq (`cfg` or old `args` style), Microsoft's
+    WavLM, one of ours, its LoRA merged, or a Hugging Face model folder; `small`: the one in the package. InputError: not loadable, another
+    kind of model, or one whose results the encoder would not reproduce."""
     path = shipped(path)
     with taken_apart(path):
         return read_folder(path) if Path(path).is_dir() else _read_file(path)
@@ -34,24 +33,18 @@ def _read_file(path):
     state = load_state(path)
     model, task = _configurations(state, path)
     family = model.get("_name") or model.get("arch")
-    weights, left_out, keep = dict(state["model"]), [], None
+    weights, left_out = dict(state["model"]), []
     if family == "emotion_hubert":
         model = dict(model["backbone"])
         task = {"normalize": model.get("normalize", False) if task.get("normalize") is None else task["normalize"]}
         left_out = [name for name in weights if not name.startswith("backbone.")]
         weights = {name.removeprefix("backbone."): w for name, w in weights.items() if name.startswith("backbone.")}
-    elif family not in _FAMILIES and any(name.startswith("feature_aggregator.") for name in weights):
-        family = WAV2VEC1  # known by its parameters: the published one also names a task that fairseq does not have
     if family not in _FAMILIES:
         raise InputError(f"{path}: holds a model “{family}”; supported are {', '.join(_FAMILIES)}")
-    if family == WAV2VEC1 or family == "emotion_hubert" and model.get("_name") == WAV2VEC1:
-        config, keep = wav2vec1.read_config(model, path), wav2vec1.ENCODER
-    else:
-        config = _hubert_config(model, path)
-        if family in ("wav2vec2", "wavlm", "data2vec_audio"):  # their masks and prediction heads are not those of HuBERT
-            other = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_")
-            config, keep = {k: v for k, v in config.items() if not k.startswith(other)}, (*ENCODER, "mask_emb")
-    if keep:
+    config = _hubert_config(model, path)
+    if family in ("wav2vec2", "wavlm", "data2vec_audio"):  # their masks and prediction heads are not those of HuBERT
+        other, keep = ("final_dim", "logit_temp", "target_glu", "mask_", "no_mask_"), (*ENCODER, "mask_emb")
+        config = {k: v for k, v in config.items() if not k.startswith(other)}
         left_out += [k for k in weights if not k.startswith(keep)]
         weights = {k: w for k, w in weights.items() if k.startswith(keep)}
     _merge_lora(weights, model)

@@ -14,18 +14,14 @@ from ..core.errors import InputError, taken_apart
 
 def load_file(path):
     """Load a file of torch.save, to the CPU, without running anything in it; InputError if it is missing, damaged, or holds anything but
-    tensors, plain values and fairseq's dictionaries and meters."""
+    tensors, plain values and fairseq's dictionaries."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: {'a folder, not a checkpoint file' if path.is_dir() else 'no such checkpoint'}; correct the path")
     if path.suffix == ".safetensors":
         raise InputError(f"{path}: weights without their architecture; give the folder that also holds its config.json")
-    from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
-
     allow_checkpoint_classes()
-    # what fairseq of 2019, the time of wav2vec 1, kept of running means; rebuilding them runs no code
-    meters = [(meter, f"fairseq.meters.{meter.__name__}") for meter in (AverageMeter, TimeMeter, StopwatchMeter)]
-    with taken_apart(path), torch.serialization.safe_globals(meters):
+    with taken_apart(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:

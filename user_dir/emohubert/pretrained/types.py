@@ -11,8 +11,6 @@ from ..corpus.audio import HOP, RECEPTIVE_FIELD
 
 ENCODER = ("feature_extractor.", "layer_norm.", "post_extract_proj.", "encoder.")
 """What makes the encoder, by parameter name: all of it must load, or training does not start."""
-WAV2VEC1 = "wav2vec"  # fairseq's name for wav2vec 1.0, which only emotion models are built on (`models.wav2vec1`)
-
 LORA = ".parametrizations.weight."
 """What stands between the name of a layer with LoRA and `original`, its weight, `0.lora_A` and `0.lora_B` (`models.lora`)."""
 
@@ -34,10 +32,10 @@ class Pretrained:
     """A checkpoint's encoder in fairseq's terms, wherever it comes from."""
 
     path: Path  # of the file or folder
-    family: str  # hubert, speaker_hubert, wav2vec2, wavlm, data2vec_audio, wav2vec, emotion_hubert, or a folder's `model_type`
-    config: dict  # values for fields of SpeakerHubertConfig, or those of `wav2vec1.read_config`
+    family: str  # hubert, speaker_hubert, wav2vec2, wavlm, data2vec_audio, emotion_hubert, or a folder's `model_type`
+    config: dict  # values for fields of SpeakerHubertConfig
     normalise: bool  # whether waveforms are normalised before they go in
-    weights: dict  # {name in HubertModel or Wav2Vec1Encoder: tensor}
+    weights: dict  # {name in HubertModel: tensor}
     task_state: dict = field(default_factory=dict)  # of a checkpoint of ours
     left_out: list = field(default_factory=list)  # names of parameters that are no part of the encoder: heads, quantisers
     files: list = field(default_factory=list)  # all that was read
@@ -51,16 +49,6 @@ class Pretrained:
     def n_layers(self):
         """Layers whose features can be had."""
         return self.config.get("encoder_layers", 12)
-
-    @property
-    def is_wav2vec1(self):
-        """Whether it is a wav2vec 1.0, or an emotion model on one."""
-        return self.config.get("_name") == WAV2VEC1
-
-    def require_transformer(self):
-        """Raise InputError for a wav2vec 1, which masked prediction cannot be continued from."""
-        if self.is_wav2vec1:
-            raise InputError(f"{self.path}: wav2vec 1 has no Transformer to pretrain; start from a HuBERT or wav2vec 2.0")
 
     @property
     def sha256(self):
@@ -96,25 +84,19 @@ def mismatch(wrong, own, source):
     return f"{len(wrong)} parameters differ, first {first}: {tuple(own[first].shape)} in the model, {found}"
 
 
-def parse_layers(text, name="conv_feature_layers"):
-    """Each (channels, kernel, stride) of `[(512,10,5)] + [(512,3,2)] * 4`, not evaluated. InputError, for an option `name`: other text."""
+def parse_conv_layers(text):
+    """Each (channels, kernel, stride) of `[(512,10,5)] + [(512,3,2)] * 4`, not evaluated. InputError: other text, or layers that do not give
+    HuBERT's frames."""
     triple = r"\(\s*(\d{1,6})\s*,\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)"
-    layers = []
+    layers, window, hop = [], 1, 1
     for term in text.split("+"):
         found = re.fullmatch(rf"\s*\[\s*{triple}(\s*,\s*{triple})*\s*,?\s*\]\s*(\*\s*(?P<times>\d{{1,2}})\s*)?", term)
         if found is None:
-            raise InputError(f"{name}: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
+            raise InputError(f"conv_feature_layers: “{text}” is not a list of (channels, kernel, stride); use HuBERT's notation")
         layers += [tuple(map(int, numbers)) for numbers in re.findall(triple, term)] * int(found["times"] or 1)
-    return layers
-
-
-def parse_conv_layers(text, window=RECEPTIVE_FIELD, hop=HOP):
-    """`parse_layers` of `conv_feature_layers`; InputError also where these do not give a frame of `window` samples every `hop`."""
-    layers = parse_layers(text)
-    found_window, found_hop = 1, 1
     for _, kernel, stride in layers:
-        found_window, found_hop = found_window + (kernel - 1) * found_hop, found_hop * stride
-    if (found_window, found_hop) != (window, hop):
-        found = f"gives frames of {found_window} samples every {found_hop}"
-        raise InputError(f"conv_feature_layers: “{text}” {found}; only {window} every {hop} is supported")
+        window, hop = window + (kernel - 1) * hop, hop * stride
+    if (window, hop) != (RECEPTIVE_FIELD, HOP):
+        found = f"gives frames of {window} samples every {hop}"
+        raise InputError(f"conv_feature_layers: “{text}” {found}; only {RECEPTIVE_FIELD} every {HOP} is supported")
     return layers

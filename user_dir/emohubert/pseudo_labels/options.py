@@ -26,7 +26,7 @@ def add_features(parser):
     kind.add_argument("--mfcc", action="store_true", help="39-dimensional MFCCs, 100 frames a second")
     text = "14 prosodic and voice-quality descriptors, 50 frames a second; level and pitch relative to the recording (default) or absolute"
     kind.add_argument("--prosody", nargs="?", const="relative", choices=("relative", "absolute"), help=text)
-    text = "HuBERT, wav2vec 2.0, WavLM, data2vec audio, ours (also an emotion model on wav2vec 1), Hugging Face folder; 50 frames/s"
+    text = "HuBERT, wav2vec 2.0, WavLM, data2vec audio, ours (also an emotion model), Hugging Face folder; 50 frames/s"
     kind.add_argument("--checkpoint", metavar="CKPT", help=text)
     parser.add_argument("--layers", type=positive_int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1")
     parser.add_running()

@@ -79,7 +79,6 @@ class SpeakerHubertPretrainingTask(SpeechTask):
         """Build the model and start it from `model.init_from`, unless a checkpoint of its own is about to be loaded."""
         pretrained = read_pretrained(cfg.init_from) if cfg.init_from and not from_checkpoint else None
         if pretrained is not None:
-            pretrained.require_transformer()
             if adopt(cfg, pretrained):
                 self.state.merge_state_dict({"normalise": pretrained.normalise})
             if pretrained.normalise != self.state.normalise:

@@ -13,7 +13,6 @@ from ..models.from_pretrained import check_sizes
 from ..models.hubert import SpeakerHubertConfig
 from ..pretrained.huggingface import read_head
 from ..pretrained.safe_files import load_state
-from ..pretrained.types import WAV2VEC1
 from .emotion_finetuning import EmotionFinetuningConfig
 
 
@@ -83,9 +82,8 @@ def untrained_state(init_from, classes=(), dimensions=(), head=None, layers=None
 def _check_sizes(cfg, weights, path):
     """Raise InputError where a model's configuration is not of the size of its weights (see `check_sizes`)."""
     backbone = cfg.get("backbone") or cfg
-    if backbone.get("_name") != WAV2VEC1:
-        config = {name: value for name, value in backbone.items() if name in SpeakerHubertConfig.__dataclass_fields__}
-        check_sizes(config, {name.removeprefix("backbone."): w for name, w in weights.items()}, path)
+    config = {name: value for name, value in backbone.items() if name in SpeakerHubertConfig.__dataclass_fields__}
+    check_sizes(config, {name.removeprefix("backbone."): w for name, w in weights.items()}, path)
     if max(map(abs, _numbers(OmegaConf.to_container(cfg))), default=0) > sum(w.numel() for w in weights.values()):
         raise InputError(f"{path}: its configuration is of another model than its weights, or damaged; copy it again")
 
