@@ -72,15 +72,9 @@ def convolved(blocks, source, lengths):
         kernel, stride = block[0].kernel_size[0], block[0].stride[0]
         traced = torch.is_tensor(lengths)
         lengths = ((lengths - kernel) // stride + 1).clamp(min=0) if traced else [max((n - kernel) // stride + 1, 0) for n in lengths]
-        x = normalised_alone(block, x, lengths)
+        for module in block:
+            x = _group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
     return x, lengths
-
-
-def normalised_alone(block, x, lengths):
-    """A block of modules; GroupNorms in it take their statistics over each utterance's own frames (`lengths`, at the norm)."""
-    for module in block:
-        x = _group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
-    return x
 
 
 def own_frames(frames, longest, device):
