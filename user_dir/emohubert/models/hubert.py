@@ -60,21 +60,15 @@ class ExactConvFeatures(ConvFeatureExtractionModel):
     """fairseq's convolutional encoder whose GroupNorm takes its statistics over each utterance's own frames."""
 
     def forward(self, source, lengths):
-        """z: (batch, channels, frames), arbitrary but finite in the padding. source: (batch, samples), lengths: list of int."""
-        return convolved(self.conv_layers, source, lengths)[0]
-
-
-def convolved(blocks, source, lengths):
-    """Blocks of modules that begin with a convolution, each utterance as if it were alone: source (batch, samples), zero-padded, and
-    samples of each, a list of int, or int64 (batch,) while a graph is traced → (batch, channels, frames), frames of each."""
-    x = source.unsqueeze(1)  # (batch, 1, samples)
-    for block in blocks:
-        kernel, stride = block[0].kernel_size[0], block[0].stride[0]
-        traced = torch.is_tensor(lengths)
-        lengths = ((lengths - kernel) // stride + 1).clamp(min=0) if traced else [max((n - kernel) // stride + 1, 0) for n in lengths]
-        for module in block:
-            x = _group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
-    return x, lengths
+        """z: (batch, channels, frames), arbitrary but finite in the padding. source: (batch, samples), zero-padded; lengths: samples of each,
+        a list of int, or int64 (batch,) while a graph is traced."""
+        x, traced = source.unsqueeze(1), torch.is_tensor(lengths)  # (batch, 1, samples)
+        for block in self.conv_layers:
+            kernel, stride = block[0].kernel_size[0], block[0].stride[0]
+            lengths = ((lengths - kernel) // stride + 1).clamp(min=0) if traced else [max((n - kernel) // stride + 1, 0) for n in lengths]
+            for module in block:
+                x = _group_norm_of_each(module, x, lengths) if isinstance(module, Fp32GroupNorm) else module(x)
+        return x
 
 
 def own_frames(frames, longest, device):
