@@ -1,6 +1,7 @@
 """Patches to fairseq for current PyTorch, from outside. Each says what is broken and where."""
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -105,36 +106,19 @@ def looking_into_all_folders(find, data):
 
 
 def saving_whole(save, state, path, async_write=False):
-    """fairseq leaves a `.tmp` where the disk is full, after three tries, and torch may end the process then."""
+    """fairseq leaves a `.tmp` where the disk is full, after three tries."""
     if async_write:
         return save(state, path, async_write)
     with _replacing(path) as f:
-        torch.save(state, writing := _Remembering(f))
-        if writing.error is not None:
-            raise writing.error
+        try:
+            torch.save(state, f.name)
+        except RuntimeError as error:  # of torch's own writer, which does not say why
+            raise OSError(errno.ENOSPC, "is the disk full?") from error
 
 
 def _replacing(path):
     """A new file that takes the place of a checkpoint once it is whole."""
     return atomic(path, "wb", "the checkpoints before it are whole. Free some space: the same command goes on from the last")
-
-
-class _Remembering:
-    """A file for torch.save, which does not survive errors: the first is kept, and nothing more is written."""
-
-    def __init__(self, file):
-        self.file, self.error = file, None
-
-    def write(self, data):
-        """Write, as far as there was no error."""
-        try:
-            self.file.write(b"" if self.error else data)
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-    def flush(self):
-        """Nothing: `_replacing` does it."""
 
 
 def ending_workers_with_their_iterator(init, self, *args, **kwargs):
