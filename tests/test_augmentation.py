@@ -15,7 +15,6 @@ from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
 from emohubert.data import degradations
 from emohubert.data.augmentation import Augmentation
-from emohubert.data.frame_labelled import FrameLabelledSpeech
 from emohubert.data.masking import Masking
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
 from emohubert.pretrained.safe_files import load_state
@@ -200,13 +199,6 @@ def test_bad_values_are_one_line(options, expected):
     with pytest.raises(InputError, match=expected) as caught:
         Augmentation(**options, prefix="task.")
     assert "\n" not in str(caught.value)
-
-
-def test_speed_is_refused_where_frames_have_labels(corpus):
-    split = read_split(corpus / "manifest", "train")
-    with pytest.raises(InputError, match=r"train\.tsv: speed perturbation moves frames away from their labels"):
-        FrameLabelledSpeech(split, [], transform=Augmentation(speed=[0.9]))
-    assert len(FrameLabelledSpeech(split, [], transform=Augmentation(noise=0.5))) == 60
 
 
 def test_the_config_lists_every_option_with_its_default():

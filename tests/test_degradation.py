@@ -56,11 +56,8 @@ def test_the_measured_ratio_is_the_one_asked_for(kind, snr):
     assert abs(decibels(np.mean(clean.astype(np.float64) ** 2) / np.mean(added**2)) - snr) < 0.01
 
 
-def test_silence_stays_silent_and_silent_noise_is_refused():
-    silence = np.zeros(1000, dtype=np.float32)
-    assert not add_noise(silence, np.ones(1000), 10).any()
-    with pytest.raises(ValueError, match="silent"):
-        add_noise(speech(1000), silence, 10)
+def test_silence_stays_silent():
+    assert not add_noise(np.zeros(1000, dtype=np.float32), np.ones(1000), 10).any()
 
 
 def octave_levels(noise):
@@ -143,8 +140,6 @@ def test_reverberation_is_a_convolution_that_keeps_power_and_shifts_nothing():
 def test_a_single_path_changes_nothing():
     clean = speech()
     np.testing.assert_allclose(reverberate(clean, np.array([0.0, 0.0, -0.5])), -clean, atol=1e-7)
-    with pytest.raises(ValueError, match="silent"):
-        reverberate(clean, np.zeros(5))
     with pytest.raises(InputError, match="reverberation time of 0 s"):
         impulse_response(0, 0, np.random.default_rng(0))
 

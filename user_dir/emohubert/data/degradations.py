@@ -30,13 +30,8 @@ def power(samples):
 
 def add_noise(samples, noise, snr):
     """Add noise, (n,) of any level, at a signal-to-noise ratio in dB: of the power of the whole waveform, its pauses included, to
-    that of the noise. Digital silence, which has no such ratio, stays as it is; silent noise is a ValueError."""
-    loudness, level = power(samples), power(noise)
-    if loudness == 0:
-        return samples.copy()
-    if level == 0:
-        raise ValueError("the noise is silent: it has no level to set")
-    gain = math.sqrt(loudness / level) * 10 ** (-snr / 20)
+    that of the noise, which is not silent. Digital silence, which has no such ratio, stays as it is."""
+    gain = math.sqrt(power(samples) / power(noise)) * 10 ** (-snr / 20)
     return (samples + gain * np.asarray(noise, dtype=np.float64)).astype(np.float32)
 
 
@@ -79,12 +74,10 @@ def impulse_response(t60, ratio, rng):
 
 def reverberate(samples, response):
     """Convolve with an impulse response, (m,) of any level, nothing shifted: its largest value, taken as the direct path, is at time 0. The
-    power stays as it was, and what rings on after the end is cut off. A silent response is a ValueError."""
+    power stays as it was, and what rings on after the end is cut off."""
     from scipy.signal import fftconvolve
 
     direct = int(np.argmax(np.abs(response)))
-    if response[direct] == 0:
-        raise ValueError("the impulse response is silent")
     wet = fftconvolve(samples.astype(np.float64), response)[direct : direct + len(samples)]
     level = power(wet)
     return (wet * math.sqrt(power(samples) / level) if level else wet).astype(np.float32)

@@ -1,6 +1,5 @@
 """Speech with frame labels and masks: what masked prediction learns from."""
 
-from ..core.errors import InputError
 from ..corpus.audio import HOP, n_frames
 from ..corpus.frame_labels import NO_LABEL
 from .speech import SpeechDataset, pad_frames
@@ -12,8 +11,6 @@ class FrameLabelledSpeech(SpeechDataset):
     def __init__(self, split, labels, *args, **options):
         super().__init__(split, *args, **options)
         self.labels = labels
-        if self.transform is not None and not self.transform.keeps_length:
-            raise InputError(f"{split.tsv}: speed perturbation moves frames away from their labels; leave it out of masked prediction")
 
     def __getitem__(self, index):
         start, stop = self.crop(index)

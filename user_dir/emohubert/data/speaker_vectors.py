@@ -31,14 +31,8 @@ class SpeakerVectors:
 
 
 def from_utterances(speakers, embeddings):
-    """The mean over each speaker's utterances, of which there are n `speakers` (ids) and (n, width) `embeddings`, as SpeakerVectors.
-    InputError if there is no utterance, lengths differ, or a value is not finite."""
+    """The mean over each speaker's utterances, of which there are n `speakers` (ids) and (n, width) `embeddings`, as SpeakerVectors."""
     embeddings = np.asarray(embeddings, dtype=np.float64)
-    if embeddings.ndim != 2 or len(embeddings) != len(speakers) or not len(embeddings):
-        raise InputError(f"{len(speakers)} speakers for embeddings of shape {embeddings.shape}; expected one row for each utterance")
-    if not np.isfinite(embeddings).all():
-        row = int(np.argwhere(~np.isfinite(embeddings))[0][0])
-        raise InputError(f"utterance {row} of speaker “{speakers[row]}” has an embedding that is not finite; compute it again")
     ids, index = np.unique(np.asarray(speakers, dtype=np.str_), return_inverse=True)
     counts = np.bincount(index)
     vectors = np.zeros((len(ids), embeddings.shape[1]))
