@@ -211,7 +211,6 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
             raise InputError(f"--resample {target}: lies in the corpus, where the next search would find the copies; give another folder")
     for folder in (target, *folders):
         make_folder(folder)
-    clipped = []
 
     def convert(u):
         old, new = source / (u.cut[0] if u.cut else u.path), target / renamed[u.path]
@@ -220,16 +219,11 @@ def resample(source, target, entries, left_out, skip_damaged=False, workers=4, o
         if expected < RECEPTIVE_FIELD:  # will be left out
             return expected
         if overwrite or not _is_copy(new, modified, expected):
-            wave = read(old, start, stop)
-            if np.abs(wave).max(initial=0) > 1:
-                clipped.append(u.path)
-            write_audio(new, wave)
+            write_audio(new, read(old, start, stop))
             os.utime(new, ns=(modified, modified))
         return expected
 
     measured = _each_file(entries, convert, "resampling", left_out, skip_damaged, workers)
-    if clipped:
-        logger.info("%d files went beyond full scale and were clipped, such as %s", len(clipped), sorted(clipped)[0])
     return [replace(u, path=renamed[u.path]) for u in measured]
 
 
@@ -257,7 +251,7 @@ def converted_path(path):
 
 
 def write_audio(path, wave):
-    """Write a waveform (full scale ±1) as 16 kHz, 16 bit FLAC, atomically."""
+    """Write a waveform (full scale ±1, beyond which it is clipped) as 16 kHz, 16 bit FLAC, atomically."""
     encoded = io.BytesIO()
     soundfile.write(encoded, np.clip(wave, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     with atomic(path, "wb") as f:

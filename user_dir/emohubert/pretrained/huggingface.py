@@ -35,23 +35,17 @@ DEFAULTS = {
 """What a `config.json` means that lacks a key: the defaults of transformers' HubertConfig and Wav2Vec2Config, which agree."""
 FIXED = ("layer_norm_eps", "feat_extract_activation", "feat_proj_layer_norm", "conv_pos_batch_norm", "add_adapter", "adapter_attn_dim")
 """Keys whose default is the only value that the encoder honours."""
-_CHOICES = {  # keys with some supported values: theirs → fairseq's
-    "hidden_act": {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"},
-    "feat_extract_norm": {"group": "default", "layer": "layer_norm"},
-    "conv_bias": {True: True, False: False},
-    "do_stable_layer_norm": {True: True, False: False},
-    **{name: {DEFAULTS[name]: None} for name in FIXED},
+_CHOICES = {  # keys with some supported values: fairseq's name, {theirs: fairseq's}
+    "hidden_act": ("activation_fn", {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_accurate"}),
+    "feat_extract_norm": ("extractor_mode", {"group": "default", "layer": "layer_norm"}),
+    "conv_bias": ("conv_bias", {True: True, False: False}),
+    "do_stable_layer_norm": ("layer_norm_first", {True: True, False: False}),
 }
 _SIZES = {
     "hidden_size": "encoder_embed_dim", "num_hidden_layers": "encoder_layers", "num_attention_heads": "encoder_attention_heads",
     "intermediate_size": "encoder_ffn_embed_dim",
     "num_conv_pos_embeddings": "conv_pos", "num_conv_pos_embedding_groups": "conv_pos_groups",
 }  # fmt: skip
-_FIELDS = {
-    "hidden_act": "activation_fn", "feat_extract_norm": "extractor_mode",
-    "conv_bias": "conv_bias", "do_stable_layer_norm": "layer_norm_first",
-}  # fmt: skip
-"""Theirs → fairseq's names of those of `_CHOICES` that are not fixed."""
 _POSITIONS = {  # values of SpeakerHubertConfig for what a family has instead of HuBERT's positions
     "wavlm": lambda c: {"relative_position_buckets": c["num_buckets"], "relative_position_distance": c["max_bucket_distance"]},
     "data2vec-audio": lambda c: {
@@ -152,8 +146,9 @@ def _architecture(path, family, options):
     """Values of SpeakerHubertConfig for those of a config.json."""
     if family == "data2vec-audio":  # whatever its config.json says of them
         options |= {"feat_extract_norm": "layer", "do_stable_layer_norm": False}
-    for name, choices in _CHOICES.items():
-        if options[name] not in list(choices):
+    fixed = {name: [DEFAULTS[name]] for name in FIXED}
+    for name, choices in {**fixed, **{name: list(choices) for name, (_, choices) in _CHOICES.items()}}.items():
+        if options[name] not in choices:
             raise InputError(f"{path}: {name}={options[name]} is not supported, only {', '.join(map(str, choices))}; use another model")
     for name in dict.fromkeys((*_SIZES, *FAMILIES[family])):
         if not _is_size(options[name]):
@@ -174,7 +169,7 @@ def _architecture(path, family, options):
         raise InputError(f"{path}: conv_dim ends with hidden_size={width}, where fairseq has no projection; use another model")
     return {
         **{ours: options[theirs] for theirs, ours in _SIZES.items()},
-        **{ours: _CHOICES[theirs][options[theirs]] for theirs, ours in _FIELDS.items()},
+        **{ours: choices[options[theirs]] for theirs, (ours, choices) in _CHOICES.items()},
         "conv_feature_layers": conv_layers,
         **_POSITIONS.get(family, lambda _: {})(options),
     }
@@ -274,9 +269,9 @@ def _expressed(pretrained):
         what = "convolutions as wide as the Transformer, where the format has a projection and the model none"
         raise InputError(f"{pretrained.path}: {what}")
     config = {"architectures": ["HubertModel"], "model_type": "hubert", "torch_dtype": "float32"}
-    for theirs, field in _FIELDS.items():
-        wanted = ours.get(field, _CHOICES[theirs][DEFAULTS[theirs]])
-        config[theirs] = next((name for name, value in _CHOICES[theirs].items() if value == wanted), None)
+    for theirs, (field, choices) in _CHOICES.items():
+        wanted = ours.get(field, choices[DEFAULTS[theirs]])
+        config[theirs] = next((name for name, value in choices.items() if value == wanted), None)
         if config[theirs] is None:
             raise InputError(f"{pretrained.path}: {field}={wanted} cannot be expressed in this format")
     config |= {theirs: ours.get(field, DEFAULTS[theirs]) for theirs, field in _SIZES.items()}
