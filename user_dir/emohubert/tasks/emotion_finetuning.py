@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, List, Optional
 
 import numpy as np
@@ -25,7 +24,6 @@ from ..evaluation import inference
 from ..models.emotion import EmotionHubertModel, resolve_backbone
 from ..models.heads import outputs_of
 from ..pretrained.load import read_pretrained
-from ..training import processes
 from ..training.resuming import earlier_speakers
 from . import labels
 from .common import SpeechTask, speaker_rows
@@ -345,13 +343,12 @@ class EmotionFinetuningTask(SpeechTask):
         return not changing
 
     def _cached_features(self, dataset):
-        """The features of a split, from a copy of the encoder in full precision; with several processes, the first computes them."""
+        """The features of a split, from a copy of the encoder in full precision."""
         model = EmotionHubertModel(self.model_cfg, self.n_outputs, self.speakers)
         pretrained = read_pretrained(self.model_cfg.init_from)
         model.start_from(pretrained)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        compute = partial(CachedFeatures, model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
-        return compute() if self.cfg.feature_cache is None else processes.first_alone(compute)
+        return CachedFeatures(model, dataset, self.cfg.feature_cache, pretrained.sha256, device)
 
 
 def _mfcc_vectors(split, indices):

@@ -75,20 +75,6 @@ def is_first():
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def first_alone(function):
-    """The result of a function that runs on the first process, which may take any time, and then on the others, which find what it made."""
-    if _store is None:
-        return function()
-    first_alone.calls = getattr(first_alone, "calls", 0) + 1
-    key = f"first_alone/{first_alone.calls}"
-    if distributed.get_rank() > 0:
-        _store.wait([key], datetime.timedelta(days=30))
-        return function()
-    result = function()
-    _store.set(key, "done")
-    return result
-
-
 def call_main(fairseqs, cfg, main, **kwargs):
     """Run fairseq's `main(cfg, **kwargs)` in all processes of a training; takes the place of `fairseq.distributed.utils.call_main`.
     Started by torchrun or srun, this is one of them; alone, with `distributed_training.distributed_world_size` above one (fairseq's
