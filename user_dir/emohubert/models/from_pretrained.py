@@ -155,8 +155,8 @@ def check_sizes(config, weights, path):
 
 class FrozenEncoder:
     """A pretrained encoder for features: nothing masked, nothing dropped, no gradients. Of it are `path`, `sha256` (of a folder: of all
-    that was read from it), `n_layers` and `width`, `speakers`, ids it has vectors for, and
-    `normalise`: whether waveforms must go through `audio.normalise` first."""
+    that was read from it), `n_layers` and `width`, `speakers`, ids it has vectors for, and `normalise`: whether waveforms must go through
+    `audio.normalise` first."""
 
     def __init__(self, path, device="cpu"):
         pretrained = read_pretrained(path)
