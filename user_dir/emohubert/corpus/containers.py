@@ -66,11 +66,10 @@ def _chunks(stream, size, found):
         return f"its header says another number of samples than its audio, {found.frames}; restore it"
     if not found.frames and "should be" in log:
         return f"truncated {found.format}, its audio is not there; restore it"
-    foreign = _FOREIGN.search(log)
-    if foreign:
-        stream.seek(max(int(foreign[1]) - 1, 0))
-        begin = stream.read(5)  # a chunk of odd length has a byte of padding, or not
-        foreign = not begin[:4].isascii() or not begin[:4].decode().isprintable()
+    if foreign := _FOREIGN.search(log):
+        stream.seek(max(int(foreign[1]) - 1, 0))  # or a chunk, where the one before lacks its byte of padding
+        name = stream.read(4)
+        foreign = not name.isascii() or not name.decode().isprintable()
     if foreign or not found.frames and size > _HEADER:
         return f"its header says {found.frames} samples, and more follow: whoever wrote it was interrupted; repair the header"
     return None
