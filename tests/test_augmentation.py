@@ -185,19 +185,19 @@ def test_nothing_by_default():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"speed": [0.9, 3]}, r"task\.speed=\[0.9, 3\]: a speed factor of 3; give numbers from 0.5 to 2"),
-        ({"noise": 1.5}, r"task\.noise=1.5: not a probability; give a number from 0 to 1"),
-        ({"reverb": float("nan")}, "task.reverb=nan: not a probability"),
-        ({"noise_snr": [30, 0]}, r"task\.noise_snr=\[30, 0\]: not a range; give \[lowest,highest\]"),
-        ({"noise_snr": [10]}, r"task\.noise_snr=\[10\]: not a range"),
-        ({"reverb_t60": [0, 1]}, "task.reverb_t60"),
-        ({"noise": 0.5, "noise_files": "/nowhere"}, "task.noise_files: /nowhere: no such folder"),
-        ({"reverb_files": "/nowhere"}, "task.reverb_files=/nowhere is never used, since task.reverb is 0"),
+        ({"speed": [0.9, 3]}, r"task\.augment_speed=\[0.9, 3\]: a speed factor of 3; give numbers from 0.5 to 2"),
+        ({"noise": 1.5}, r"task\.augment_noise=1.5: not a probability; give a number from 0 to 1"),
+        ({"reverb": float("nan")}, "task.augment_reverb=nan: not a probability"),
+        ({"noise_snr": [30, 0]}, r"task\.augment_noise_snr=\[30, 0\]: not a range; give \[lowest,highest\]"),
+        ({"noise_snr": [10]}, r"task\.augment_noise_snr=\[10\]: not a range"),
+        ({"reverb_t60": [0, 1]}, "task.augment_reverb_t60"),
+        ({"noise": 0.5, "noise_files": "/nowhere"}, "task.augment_noise_files: /nowhere: no such folder"),
+        ({"reverb_files": "/nowhere"}, "task.augment_reverb_files=/nowhere is never used, since task.augment_reverb is 0"),
     ],
 )
 def test_bad_values_are_one_line(options, expected):
     with pytest.raises(InputError, match=expected) as caught:
-        Augmentation(**options, prefix="task.")
+        Augmentation(**options)
     assert "\n" not in str(caught.value)
 
 

@@ -9,26 +9,24 @@ DIRECT_TO_REVERBERANT = (-5.0, 10.0)
 
 
 class Augmentation:
-    """What is done to an utterance, for a `SpeechDataset`. Its generator gives the speed first, so that lengths are known early.
+    """What `task.augment_…` does to an utterance, for a `SpeechDataset`. Its generator gives the speed first: lengths are known early.
 
     `speed`: factors that are equally likely (an utterance that would fall under one frame keeps its speed); `noise`, `reverb`: their
     probabilities; `noise_snr` (dB), `reverb_t60` (seconds): lowest and highest; `noise_files`, `reverb_files`: folders of recordings in
-    place of what is generated, white, pink or babble noise, each as likely, and impulse responses. `prefix`: of the names of these
-    options in error messages. InputError if a value is out of range, or a folder is not there or holds no recording.
+    place of what is generated, white, pink or babble noise, each as likely, and impulse responses. InputError if a value is out of range,
+    or a folder is not there or holds no recording.
     """
 
-    def __init__(
-        self, speed=(), noise=0.0, noise_snr=(0.0, 30.0), noise_files=None, reverb=0.0, reverb_t60=(0.2, 0.8), reverb_files=None, prefix=""
-    ):
-        self.speed = _factors(speed, f"{prefix}speed")
+    def __init__(self, speed=(), noise=0.0, noise_snr=(0.0, 30.0), noise_files=None, reverb=0.0, reverb_t60=(0.2, 0.8), reverb_files=None):
+        self.speed = _factors(speed)
         self.noise, self.reverb = noise, reverb
         for name, value in (("noise", noise), ("reverb", reverb)):
             if not 0 <= value <= 1:
-                raise InputError(f"{prefix}{name}={value}: not a probability; give a number from 0 to 1")
-        self.noise_snr = _range(noise_snr, f"{prefix}noise_snr", -100, 100)
-        self.reverb_t60 = _range(reverb_t60, f"{prefix}reverb_t60", 0.01, 10)
-        self.noise_files = _recordings(noise_files, self.noise, f"{prefix}noise")
-        self.reverb_files = _recordings(reverb_files, self.reverb, f"{prefix}reverb")
+                raise InputError(f"task.augment_{name}={value}: not a probability; give a number from 0 to 1")
+        self.noise_snr = _range(noise_snr, "task.augment_noise_snr", -100, 100)
+        self.reverb_t60 = _range(reverb_t60, "task.augment_reverb_t60", 0.01, 10)
+        self.noise_files = _recordings(noise_files, self.noise, "task.augment_noise")
+        self.reverb_files = _recordings(reverb_files, self.reverb, "task.augment_reverb")
 
     def __bool__(self):
         """Whether it does anything."""
@@ -78,12 +76,12 @@ def _range(value, name, least, most):
     return tuple(value)
 
 
-def _factors(value, name):
+def _factors(value):
     try:
         for factor in value:
             degradations.speed_ratio(factor)
     except InputError as error:
-        raise InputError(f"{name}={list(value)}: {error}") from None
+        raise InputError(f"task.augment_speed={list(value)}: {error}") from None
     return [] if set(value) == {1} else list(value)
 
 

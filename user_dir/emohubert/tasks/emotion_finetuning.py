@@ -237,7 +237,7 @@ class EmotionFinetuningTask(SpeechTask):
             masking = Masking.of(cfg, cfg.backbone["encoder_embed_dim"])
             sizes = {"max_samples": self.cfg.max_sample_size, "min_samples": self.cfg.min_sample_size}
             options = {key.removeprefix("augment_"): value for key, value in self.cfg.items() if key.startswith("augment_")}
-            transform = Augmentation(**options, prefix="task.augment_") or None
+            transform = Augmentation(**options) or None
         return UtteranceLabelledSpeech(
             split,
             self.targets(split) if targets is None else targets,
