@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,20 +263,6 @@ def test_the_guard_by_loops():
     assert fitted.k == min(ks, key=lambda k: sum(error[k, j] for j in range(9)))
 
 
-@pytest.mark.parametrize("heard", [0.0, 1.0])
-def test_predictions_of_training_speakers_tell_what_the_model_follows_itself(heard):
-    (speakers, embeddings, labels, predicted), _ = simulate(1, shift=1.0, heard=heard)
-    known = {
-        name: (predicted[rows, None], lambda values, rows=rows: metrics.ccc(labels[rows], values[:, 0]))
-        for name, rows in by_speaker(speakers).items()
-    }
-    fitted, guard = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], "mean", predictions=known)
-    assert guard.judged_by == "predictions" and fitted.applied == guard.helps == (heard == 0)
-    assert guard.gain > 0.05 if heard == 0 else guard.gain < 0
-    forced, _ = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], "mean", predictions=known, always=True)
-    assert forced.applied
-
-
 @pytest.mark.parametrize("speakers", ["AA", "AABB"])
 def test_too_few_speakers_to_leave_one_out(speakers):
     fitted, guard = fit(TRAINING, list(speakers), LABELS[: len(speakers)], ["arousal"], "mean")
@@ -490,23 +475,6 @@ def test_second_run_skips_and_other_settings_do_not(files, tmp_path, capsys):
     assert contents[out / "calibration.json"] != (out / "calibration.json").read_bytes()
 
 
-def test_program_with_training_predictions(files, tmp_path, capsys):
-    """The guard judges by label statistics, whatever lies beside the embeddings, unless it is given predictions for left-out speakers."""
-    own = tmp_path / "folds" / "predictions.tsv"
-    own.parent.mkdir()
-    for path in (own, tmp_path / "d" / "predictions.tsv"):
-        shutil.copy(tmp_path / "d" / "train_predictions.tsv", path)
-    guards = []
-    for option in ((), ("--train-predictions", own)):
-        assert run_calibrate(files["d"], "--match", "mean", *option, tmp_path / "out") == 0
-        guards.append(json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"])
-    assert [guard["judged_by"] for guard in guards] == ["labels", "predictions"]
-    assert guards[1]["speakers"] == 20 and guards[1]["gain"] > guards[1]["error"] and guards[1]["helps"]
-    (own.parent / "metrics.json").write_text(json.dumps({"setting": "seen (20 speakers)"}))
-    assert run_calibrate(files["d"], "--match", "mean", "--train-predictions", own, tmp_path / "out") == 2
-    assert "of a model that was trained on these speakers" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -539,7 +507,6 @@ def test_nobody_is_inductive_after_a_calibration(files, tmp_path, before, after)
         ({"--test-embeddings": "PART"}, "no embedding of the speaker “test004” (2 such speakers)"),
         ({"--test-embeddings": "SWAPPED"}, "is of the speaker"),
         ({"--train-manifest": "CLASSES"}, "has nothing, predicted are arousal"),
-        ({"--train-predictions": "CLASSES"}, "no predictions of arousal"),
     ],
     ids=str,
 )
@@ -557,8 +524,7 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, change, message):
         places[name] = tmp_path / f"{name}.npz"
         write_embeddings(places[name], which, who, np.ones((len(which), width)))
     for option, value in change.items():
-        where = {"--train-manifest": tmp_path / "c" / "train", "--train-predictions": tmp_path / "c" / "test_predictions.tsv"}
-        files["d"][option] = where[option] if value == "CLASSES" else places.get(value, value)
+        files["d"][option] = tmp_path / "c" / "train" if value == "CLASSES" else places.get(value, value)
     assert run_calibrate(files["d"], tmp_path / "out") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]

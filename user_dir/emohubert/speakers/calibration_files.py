@@ -15,8 +15,8 @@ from ..core.files import make_folder, read_json, write_json, write_lines
 from ..core.plotting import COLOURS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
 from ..data.speaker_vectors import from_utterances
-from ..evaluation import metrics, scoring
-from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
+from ..evaluation import scoring
+from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, write_predictions
 from . import pldc
 
 FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json", "calibration.npz")
@@ -51,23 +51,9 @@ def vectors_of(embeddings, ids, speakers, where):
     return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
 
 
-def predictions_of_training(path, predictions, split):
-    """What the guard can judge by, {speaker: (values, score)}: predictions, of the same classes or dimensions, of training utterances.
-    InputError: the file is of something else, or of a model that was trained on these speakers."""
-    found, ids = read_predictions(path), set(split.ids)
-    rows = [i for i, name in enumerate(found.ids) if name in ids]
-    if type(found) is not type(predictions) or names_of(found) != names_of(predictions) or not rows:
-        what = f"no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}"
-        raise InputError(f"{path}: {what}; use one model and split")
-    if "seen" in origin_of(path).get("setting", ""):
-        raise InputError(f"{path}: of a model that was trained on these speakers; give predictions of folds that left them out, or none")
-    parts = {name: found.take([rows[i] for i in own]) for name, own in by_speaker([found.speakers[i] for i in rows]).items()}
-    return {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
-
-
-def fit(split, embeddings, predictions, match, k=None, known=None, always=False, where="training embeddings"):
+def fit(split, embeddings, predictions, match, k=None, always=False, where="training embeddings"):
     """(Calibration, Guard) for a model from its training split, with `.spk` and `.dim` or `.emo`, and Embeddings of (at least) that split, of
-    the file `where`, for predictions of this kind. `known`: of `predictions_of_training`; the rest as for `pldc.fit`."""
+    the file `where`, for predictions of this kind; the rest as for `pldc.fit`."""
     names = names_of(predictions)
     if (match == "prior") != isinstance(predictions, ClassPredictions):
         kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
@@ -75,7 +61,7 @@ def fit(split, embeddings, predictions, match, k=None, known=None, always=False,
     speakers, labels = training_labels(split, predictions)
     if seen := sorted(set(predictions.speakers) & set(speakers) - {UNKNOWN_SPEAKER}):
         logger.warning("%d predicted speakers are training speakers (“%s”): their own labels calibrate them", len(seen), seen[0])
-    fitted, guard = pldc.fit(vectors_of(embeddings, split.ids, speakers, where), speakers, labels, names, match, k, known, always)
+    fitted, guard = pldc.fit(vectors_of(embeddings, split.ids, speakers, where), speakers, labels, names, match, k, always)
     if left_out := sorted(set(speakers) - set(fitted.speakers.ids) - {UNKNOWN_SPEAKER}):
         logger.warning("%d training speakers (“%s”) have too few labels or no embedding and are left out", len(left_out), left_out[0])
     return fitted, guard
@@ -196,12 +182,3 @@ def with_values(predictions, values):
     if isinstance(predictions, DimensionPredictions):
         return DimensionPredictions(predictions.ids, predictions.speakers, predictions.dims, predictions.references, values)
     return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values)
-
-
-def score(predictions):
-    """The mean CCC over dimensions, or UA, over the utterances with a reference; NaN where that is not defined."""
-    if isinstance(predictions, ClassPredictions):
-        scored = np.flatnonzero(predictions.scored)
-        return metrics.unweighted_accuracy([predictions.emotions[i] for i in scored], [predictions.predicted[i] for i in scored])
-    pairs = zip(predictions.references.T, predictions.predicted.T, predictions.scored.T, strict=True)
-    return float(np.mean([metrics.ccc(reference[ok], predicted[ok]) for reference, predicted, ok in pairs]))

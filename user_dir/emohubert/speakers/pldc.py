@@ -53,11 +53,10 @@ _DECIMALS = 12
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. The gain of a speaker
-    is `judged_by` labels: how much smaller the squared error of the similar speakers' statistics is than that of the average of all others,
-    as a share of the latter (dimensions), or the KL divergence, in nats (classes); or by predictions: how much CCC or UA rises."""
+    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. A speaker's gain is how
+    much smaller the squared error of the similar speakers' label statistics is than that of the average of all others, as a share of the
+    latter (dimensions), or the KL divergence, in nats (classes)."""
 
-    judged_by: str
     gain: float
     error: float
     speakers: int
@@ -115,7 +114,7 @@ def class_frequencies(speakers, emotions, names):
     return counts.index.tolist(), values, base
 
 
-def fit(vectors, speakers, labels, names, match, k=None, predictions=None, always=False):
+def fit(vectors, speakers, labels, names, match, k=None, always=False):
     """A calibration from training speakers, and whether it helps them when each is left out: (Calibration, Guard).
 
     Args:
@@ -125,8 +124,6 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
         names: of the dimensions or classes.
         match: one of MATCHES.
         k: number of similar speakers; None chooses it.
-        predictions: {speaker: (predictions (m, dims or classes), score)} by models that did not train on the speaker: the guard judges
-            by them, not by label statistics; `score` maps such predictions to CCC or UA, higher is better.
         always: apply the calibration even if it does not help.
 
     Raises:
@@ -140,19 +137,18 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
         raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
     fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
     if len(kept) < 2:
-        return replace(fitted, applied=always), Guard("labels", 0.0, 0.0, len(kept))
+        return replace(fitted, applied=always), Guard(0.0, 0.0, len(kept))
     ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
     order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
-    losses, usual = _losses_of_predictions(fitted, targets, predictions) if predictions else _losses_of_labels(fitted, targets)
+    losses, usual = _losses(fitted, targets)
     rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
     gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
-    error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    guard = Guard("predictions" if predictions else "labels", float(gain.mean()) if len(gain) else 0.0, float(error), len(gain))
+    guard = Guard(float(gain.mean()), float(gain.std(ddof=1)) / math.sqrt(len(gain)), len(gain))
     return replace(fitted, k=k or ks[losses.sum(1).round(12).argmin()], applied=always or guard.helps), guard
 
 
-def _losses_of_labels(fitted, targets):
+def _losses(fitted, targets):
     """Errors (ks, speakers) of the similar speakers' label distribution, and (speakers) of that of all other speakers."""
     own, dims = fitted.values, len(fitted.names)
     others = (own.sum(0) - own) / (len(own) - 1)
@@ -168,15 +164,6 @@ def _losses_of_labels(fitted, targets):
             return ((target - own) ** 2 / np.where(usual > 0, usual, 1.0))[:, columns].mean(1)
 
     return np.stack([loss(target) for target in targets]), loss(others)
-
-
-def _losses_of_predictions(fitted, targets, predictions):
-    """Negative scores (ks, speakers) of calibrated predictions of training speakers, and (speakers) of the predictions as they are."""
-    known = [(row, *predictions[name]) for row, name in enumerate(fitted.speakers.ids) if name in predictions]
-    before = np.array([-score(values) for _, values, score in known])
-    after = np.array([[-score(matched(values, fitted.match, t[row], fitted.base)) for row, values, score in known] for t in targets])
-    defined = np.isfinite(before) & np.isfinite(after).all(0)
-    return after[:, defined], before[defined]
 
 
 class RunningSpeaker:
