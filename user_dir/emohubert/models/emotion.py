@@ -16,7 +16,7 @@ from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from ..pretrained.types import WAV2VEC1
 from .from_pretrained import check_sizes, encoder_config, initialise
-from .heads import HEADS, READOUTS
+from .heads import HEADS
 from .hubert import SpeakerHubertModel, own_frames
 from .lora import TARGETS
 from .pooling import POOLINGS, loud_frames
@@ -44,7 +44,6 @@ class EmotionHubertConfig(FairseqDataclass):
     head_speaker_width: int = option(64, "size of the learned embedding at the head")
     frame_head: bool = option(False, "also classify every frame (criterion.frame_weight)")
     projection: int = option(128, "size of the contrastive head's vectors")
-    readout: ChoiceEnum(READOUTS) = option("centroid", "how classes are read off the contrastive head's vectors")
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
     freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers (wav2vec 1: alignment); all: cache features")
