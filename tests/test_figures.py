@@ -120,14 +120,6 @@ def test_scatter(drawn, n):
     drawn(figures.scatter, reference, np.full(n, 4.0), "arousal", 0.0, 1.0)
 
 
-@pytest.mark.parametrize("reference", [True, False])
-def test_thresholds(drawn, reference):
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 8, 50) if reference else np.full(50, -1)
-    names = ("a very long class name indeed", *map(str, range(1, 8)))
-    drawn(figures.thresholds, {name: metrics.threshold_sweep(truth == i, rng.uniform(0, 0.5, 50)) for i, name in enumerate(names)})
-
-
 @pytest.mark.parametrize("n", [1, 300])
 def test_coverage(drawn, n):
     rng = np.random.default_rng(0)

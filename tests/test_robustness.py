@@ -256,7 +256,7 @@ def test_a_split_without_references(corpus, classifier, tmp_path, capsys):
         text = path.read_text()
         (tmp_path / path.name).write_text("-\n" * 16 if path.name == "test.emo" else text)
     assert run("tools/robustness.py", classifier, tmp_path, "test", tmp_path / "out", "--repeats", "10") == 2
-    assert "no utterance has a reference" in capsys.readouterr().err.splitlines()[-1]
+    assert "no utterance of a known speaker has a reference" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out" / "robustness.json").exists()
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core.files import make_folder
 from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 from ..training.curves import chosen_update
-from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, sweeps
+from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
@@ -103,21 +103,6 @@ def scatter(path, reference, predicted, name, ccc, rmse):
         axes.set_title(f"{short(name, 20)}: CCC {'–' if np.isnan(ccc) else f'{ccc:.3f}'}, RMSE {rmse:.3f}, n = {n}")
         axes.grid(color=_GRID)
         return save_figure(figure, path, square=True)
-
-
-def thresholds(path, sweeps):
-    """Precision, recall and F1 of deciding for a class at a threshold, a panel each. `sweeps`: class → `metrics.threshold_sweep`."""
-    with new_figure(WIDTH, 6.2 + 0.2 * (len(sweeps) // 4), 3, sharex=True) as (figure, panels):
-        for axes, score, other in zip(panels, ("precision", "recall", "F1"), ("FP", "FN", "FN"), strict=True):
-            for i, (name, sweep) in enumerate(sweeps.items()):
-                values = np.where(sweep["TP"] + sweep[other] > 0, sweep[score], np.nan)  # not where there is nothing to decide
-                axes.plot(sweep["threshold"], values, **style_of(i, label=short(name), markersize=4, linewidth=1.6))
-            axes.set(ylabel=score, ylim=(-0.02, 1.02), xlim=(0, 1))
-            axes.grid(color=_GRID)
-        panels[0].set_title("Deciding for a class at a threshold")
-        panels[-1].set_xlabel("threshold on its probability")
-        figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_BELOW)
-        return save_figure(figure, path)
 
 
 def coverage(path, selected):
@@ -255,7 +240,6 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
     elif scores["n"]:
         confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
         bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
-        thresholds(directory / "thresholds.png", sweeps(predictions))
         coverage(directory / "coverage.png", risk_coverage(predictions))
     if embeddings is not None and len(predictions) > 2:
         _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)

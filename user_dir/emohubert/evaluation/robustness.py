@@ -130,9 +130,9 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
         found.append(read_predictions(path))  # as they are in the file, made now or before
         scores = scoring.evaluate(found[-1], repeats=repeats, seed=seed)
         overall = overall if transform else scores
-        if not scores["n"]:
-            raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
-        tests = scoring.compare(found[-1], found[0], repeats, seed)["tests"] if transform else {}
+        if not scores["per_speaker"]:
+            raise InputError(f"{split.tsv}: no utterance of a known speaker has a reference; give a split with labels and speakers")
+        tests = scoring.paired_tests(found[-1], found[0], repeats, seed) if transform else {}
         rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
     counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
     report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}

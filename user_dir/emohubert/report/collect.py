@@ -27,7 +27,6 @@ _CALIBRATION = {"paired": {"*": dict}}
 _CHECK = {"errors": list, "leaks": [{"shared?": list}]}
 _AUDIT = {"problems": list, "leaks": [dict]}
 SYSTEMS = {"systems": [{"name": str, "setting?": [str], "scores": {"*": [NUMBER]}}]}
-COMPARISON = {"tests": {"*": dict}, "left_out": dict}
 _CHANGE = {"value": NUMBER, "change": NUMBER, "change_ci": (list, float)}
 _ROBUSTNESS = {"conditions": [{"name": str, "scores": {"*": _CHANGE}}]}
 PERSONALISATION = {"title": str, "summary": [str], "scores": {"*": {"*": [NUMBER]}}}
@@ -35,7 +34,7 @@ _FILES = {  # name of a file → attribute of RunFolder that holds it, and its s
     r"corpus\.json": ("corpora", dict),
     r"check_manifest.*\.json": ("checks", _CHECK),
     r"audit\.json": ("audits", _AUDIT),
-    r"(results|comparison|robustness|personalisation|summary)\.json": ("results", (dict, list)),
+    r"(results|robustness|personalisation|summary)\.json": ("results", (dict, list)),
 }
 
 

@@ -10,7 +10,7 @@ from ..evaluation.metrics import class_scores
 from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .collect import COMPARISON, PERSONALISATION, SYSTEMS, discover, fits, is_robustness
+from .collect import PERSONALISATION, SYSTEMS, discover, fits, is_robustness
 from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
@@ -48,7 +48,7 @@ def _render(run, stamp, explored):
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
-    shapes = {"comparison": COMPARISON, "systems": SYSTEMS, "personalisation": PERSONALISATION}
+    shapes = {"systems": SYSTEMS, "personalisation": PERSONALISATION}
     environment.tests |= {"robustness": is_robustness, **{name: partial(fits, shape=shape) for name, shape in shapes.items()}}
     names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
     names |= {"explored": explored, "facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}

@@ -102,7 +102,7 @@ def save(directory, calibration, guard, embeddings, predictions, split=None, rep
         "training_speakers": len(calibration.speakers),
         "guard": {**asdict(guard), "helps": guard.helps},
         "scores": {name: [read(s) for s in scores] for name, read in measures(scores[0]).items()},
-        "paired": scoring.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if predictions.scored.any() else {},
+        "paired": scoring.paired_tests(after, predictions, repeats, seed),
         "worse": [row[:2] for row in rows[1:] if row[4] < row[3] - 1e-9],
     }
     write_json(directory / "calibration.json", report)
