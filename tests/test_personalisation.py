@@ -65,7 +65,7 @@ def test_dimensions(voices):
 def test_program(corpus, tmp_path, capsys):
     arguments = (corpus / "manifest", tmp_path, "--checkpoint", "small", "--split", "train", "--counts", "1", "3")
     assert run("tools/personalisation.py", *arguments) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"personalisation.json", "speakers.png", "shifts.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"personalisation.json", "personalisation.md", "speakers.png", "shifts.png"}
     found = json.loads((tmp_path / "personalisation.json").read_text())
     assert found["counts"] == [1, 3] and "heard - unheard, 3 speakers" in capsys.readouterr().out
     assert run("tools/report.py", tmp_path) == 0

@@ -197,26 +197,6 @@ def test_the_page_opens_with_a_picture_of_the_systems(tmp_path):
     assert values("bar") == [np.mean([60.0, 71.5, 64.25]) - np.std([60.0, 71.5, 64.25])]
 
 
-def test_a_single_run_is_drawn_with_its_interval_over_speakers(tmp_path):
-    without_figures(tmp_path / "a", some_classes(60, seed=2))
-    s = scores_of(tmp_path / "a")
-    system = {"name": "A", "utterances": s["n"], "scores": {"UA %": [100 * s["UA"]], "WA %": [100 * s["WA"]]}}
-    run = discover(tmp_path)
-    (plot,) = systems.plots(run, [system])
-    assert plot["rows"][0][-1] == pytest.approx([100 * v for v in s["ci"]["UA"]]) and plot["chance"] == [25]
-    for other in ({"utterances": 59}, {"scores": {"UA %": [100 * s["UA"]], "WA %": [1.0]}}):
-        (plot,) = systems.plots(run, [system | other])
-        assert plot["rows"][0][-1] == []
-
-
-def test_means_over_speakers_are_drawn_beside_the_interval_of_all(tmp_path):
-    without_figures(tmp_path / "a", some_dimensions(60, dims=("arousal",)))
-    s = scores_of(tmp_path / "a")
-    found = {"CCC arousal": [s["dims"]["arousal"]["ccc"]], "CCC arousal over speakers": [s["dims"]["arousal"]["speaker_ccc_mean"]]}
-    drawn = systems.plots(discover(tmp_path), [{"name": "A", "utterances": s["n"], "scores": found}])
-    assert [plot["rows"][0][-1] for plot in drawn] == [pytest.approx(s["ci"]["dims"]["arousal"]["ccc"]), []]
-
-
 @pytest.mark.parametrize("values", [[0.5], [-0.2, 0.9], [61.23, 61.24], [1e5, -1e5], [9e5], [0, 0], [0.3, 0.3000001]])
 def test_axes_hold_their_values_between_round_ticks(values):
     (plot,) = systems.plots(RunFolder(Path()), [{"name": "A", "scores": {"CCC a": [v]}} for v in values])

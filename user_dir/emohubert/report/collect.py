@@ -27,9 +27,6 @@ _CALIBRATION = {"paired": {"*": dict}}
 _CHECK = {"errors": list, "leaks": [{"shared?": list}]}
 _AUDIT = {"problems": list, "leaks": [dict]}
 SYSTEMS = {"systems": [{"name": str, "setting?": [str], "scores": {"*": [NUMBER]}}]}
-_CHANGE = {"value": NUMBER, "change": NUMBER, "change_ci": (list, float)}
-_ROBUSTNESS = {"conditions": [{"name": str, "scores": {"*": _CHANGE}}]}
-PERSONALISATION = {"title": str, "summary": [str], "scores": {"*": {"*": [NUMBER]}}}
 _FILES = {  # name of a file → attribute of RunFolder that holds it, and its shape
     r"corpus\.json": ("corpora", dict),
     r"check_manifest.*\.json": ("checks", _CHECK),
@@ -114,6 +111,11 @@ class RunFolder:
         """A path relative to the run's folder, with forward slashes."""
         return path.relative_to(self.folder).as_posix()
 
+    def table_beside(self, name):
+        """Text of the table that a program wrote for people beside the results `name`; None without."""
+        table = (self.folder / name).with_suffix(".md")
+        return table.read_text(encoding="utf-8", errors="replace") if table.is_file() else None
+
     def read(self, path, reader, shape=object):
         """What `reader` makes of a file, if it has the shape; None, and an entry in `unread`, otherwise."""
         name = self.name_of(path)
@@ -144,11 +146,6 @@ def _checked(path, value, shape):
     if not fits(value, shape):
         raise InputError(f"{path}: not the content that a file of this name has; write it again")
     return value
-
-
-def is_robustness(content):
-    """Whether this is what tools/robustness.py writes: conditions with the same scores, the clean recordings first."""
-    return fits(content, _ROBUSTNESS) and len({tuple(c["scores"]) for c in content["conditions"]}) == 1
 
 
 def discover(folder):

@@ -2,7 +2,6 @@
 
 import base64
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
@@ -10,7 +9,7 @@ from ..evaluation.metrics import class_scores
 from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .collect import PERSONALISATION, SYSTEMS, discover, fits, is_robustness
+from .collect import SYSTEMS, discover, fits
 from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
@@ -48,8 +47,7 @@ def _render(run, stamp, explored):
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
-    shapes = {"systems": SYSTEMS, "personalisation": PERSONALISATION}
-    environment.tests |= {"robustness": is_robustness, **{name: partial(fits, shape=shape) for name, shape in shapes.items()}}
+    environment.tests["systems"] = lambda content: fits(content, SYSTEMS)
     names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
     names |= {"explored": explored, "facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
     groups = {}
