@@ -413,7 +413,8 @@ def test_the_configuration_is_read_from_the_log_where_hydra_left_none(tmp_path):
 
 def kinds(made, **meta):
     scores = json.loads(json.dumps(scoring.evaluate(made, a_split(made, **meta), repeats=300)))
-    return {f.kind: f for f in warnings.of_evaluation(EvaluationFolder("e", Path("e"), scores))}
+    found = (warnings.RunWarning(*parts) for parts in warnings.of_evaluation(EvaluationFolder("e", Path("e"), scores)))
+    return {f.kind: f for f in found}
 
 
 def test_chance_and_a_class_never_predicted():
@@ -474,7 +475,7 @@ def curves(losses, best):
 
 def test_warnings_about_trainings():
     def of(c):
-        return [f.kind for f in warnings.of_training(TrainingFolder("t", curves=c))]
+        return [kind for _, kind, _ in warnings.of_training(TrainingFolder("t", curves=c))]
 
     assert of({}) == of({"loss": {"train": (np.array([1]), np.array([2.0]))}}) == []
     assert of(curves([4.0, 3.0, 2.0], [4.0, 3.0, 2.0])) == ["improving"]
@@ -486,7 +487,7 @@ def test_a_pretraining_that_ignores_its_input_is_a_problem():
     def of(**last):
         updates = np.array([10, 20])
         c = {name: {split: (updates, np.array([9.0, v])) for split, v in of.items()} for name, of in last.items()}
-        return [f.message for f in warnings.of_training(TrainingFolder("t", curves=c)) if f.kind == "unigram"]
+        return [message for _, kind, message in warnings.of_training(TrainingFolder("t", curves=c)) if kind == "unigram"]
 
     assert of(loss_masked_0={"train": 5.4, "valid": 5.58}, unigram_masked_0={"train": 5.5, "valid": 5.52})[0].count("valid") == 1
     assert of(loss_masked_0={"train": 5.7, "valid": 5.4}, unigram_masked_0={"train": 5.5, "valid": 5.52}) == []

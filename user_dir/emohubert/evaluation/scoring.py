@@ -43,7 +43,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     if not len(predictions):
         raise InputError("there are no predictions to evaluate; choose a split with utterances")
     measures = _measures(predictions)
-    has_reference = _has_reference(measures)
+    has_reference = np.logical_or.reduce([m.has_reference for m in measures])
 
     def scores(rows, **more):
         return {"n": int(has_reference[rows].sum()), **more, **_nested(measures, lambda m: m.scores(rows))}
@@ -66,7 +66,13 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
         **_from_votes(predictions, split, repeats, seed),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
-        "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},
+        "ci": {
+            "level": metrics.LEVEL,
+            "repeats": repeats,
+            "seed": seed,
+            "resampled": "speakers",
+            **(_nested(measures, intervals) if speakers else {}),
+        },
         "by": by,
         "difference": {column: found for column, groups in by.items() if (found := _difference(groups))},
         "columns_left_out": left_out,
@@ -112,10 +118,6 @@ def write_thresholds(path, predictions):
     sweeps = (metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True))
     tables = dict(zip(predictions.classes, map(pd.DataFrame, sweeps), strict=True))
     write_table(path, pd.concat(tables, names=["class"]).reset_index("class"), digits=6)
-
-
-def _chance(repeats, seed):
-    return {"level": metrics.LEVEL, "repeats": repeats, "seed": seed}
 
 
 class _Classes:
@@ -164,10 +166,6 @@ def _measures(predictions):
     if isinstance(predictions, ClassPredictions):
         return [_Classes(predictions)]
     return [_Dimension(predictions, column) for column in range(len(predictions.dims))]
-
-
-def _has_reference(measures):
-    return np.logical_or.reduce([m.has_reference for m in measures])
 
 
 def _nested(measures, of):

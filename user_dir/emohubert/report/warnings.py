@@ -31,27 +31,20 @@ def of_run(run):
     found += [RunWarning("warning", "unread", f"Left out, since it could not be read: {why}", name) for name, why in run.unread.items()]
     found += [RunWarning(*parts, name) for name, check in run.checks.items() for parts in _of_check(check)]
     found += [RunWarning(*parts, name) for name, audit in run.audits.items() for parts in _of_audit(audit)]
-    found += [warning for evaluation in run.evaluations for warning in of_evaluation(evaluation)]
-    found += [warning for training in run.trainings for warning in of_training(training)]
+    found += [RunWarning(*parts, evaluation.name) for evaluation in run.evaluations for parts in of_evaluation(evaluation)]
+    found += [RunWarning(*parts, training.name) for training in run.trainings for parts in of_training(training)]
     return sorted(found, key=lambda warning: LEVELS.index(warning.level))
 
 
 def of_evaluation(evaluation):
-    """Warnings about an evaluation."""
+    """(level, kind, message) of the warnings about an evaluation."""
     scores = evaluation.scores
     if not scores["n"]:
-        found = [("problem", "nothing", "No utterance has a reference: nothing was scored.")]
-    elif evaluation.is_training_split:
-        found = [("note", "training split", "Scores of a training split: they show how well it was learnt, and are no test.")]
-    else:
-        of_scores = _of_classes if evaluation.is_classification else _of_dimensions
-        found = [*_of_calibration(evaluation), *of_scores(evaluation), *_of_size(scores), *_of_groups(scores)]
-    return [RunWarning(*parts, evaluation.name) for parts in found]
-
-
-def of_training(training):
-    """Warnings about a training, from its curves."""
-    return [RunWarning(*parts, training.name) for parts in _of_curves(training)]
+        return [("problem", "nothing", "No utterance has a reference: nothing was scored.")]
+    if evaluation.is_training_split:
+        return [("note", "training split", "Scores of a training split: they show how well it was learnt, and are no test.")]
+    of_scores = _of_classes if evaluation.is_classification else _of_dimensions
+    return [*_of_calibration(evaluation), *of_scores(evaluation), *_of_size(scores), *_of_groups(scores)]
 
 
 def _of_check(check):
@@ -150,7 +143,8 @@ def _named(scores):
     return {name: value for name, value in found.items() if number(value) != "–"}
 
 
-def _of_curves(training):
+def of_training(training):
+    """(level, kind, message) of the warnings about a training, from its curves."""
     curves = training.curves
     yield from _of_masked_prediction(curves)
     chosen, last = chosen_update(curves), training.last_update()
