@@ -1,4 +1,4 @@
-"""How much a trained model loses on degraded recordings: noise, reverberation, a narrow band, clipping, shorter clips.
+"""How much a trained model loses on degraded recordings: noise, reverberation, a narrow band.
 
 Every utterance is degraded in the same way whatever the batch, the number of processes and the model: by its place in the split
 and the seed alone. The same noise and the same room come back at every level, so that neighbouring conditions differ in level only.
@@ -22,7 +22,7 @@ from .results import markdown_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
 """Scores of classes and how they are called; for dimensions it is the CCC of each."""
-DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 2000, 1000), "clip": (0.01, 0.1, 0.3), "seconds": (2, 1, 0.5)}
+DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 2000, 1000)}
 """Conditions from mild to severe, see `conditions`."""
 
 
@@ -33,71 +33,40 @@ class Condition:
     group: str  # what is done, such as "white noise"
     level: str  # how much, such as "20 dB"
     change: Callable  # of (samples, numpy Generator)
-    seconds: float | None = None  # what is left of a recording; None: all
-    settings: tuple = ()  # what `change` depends on besides the name, for a Stamp
+    keeps_length = True
 
     @property
     def name(self):
         """The condition in words."""
         return f"{self.group} {self.level}".strip()
 
-    @property
-    def keeps_length(self):
-        """Whether recordings keep their length."""
-        return self.seconds is None
-
-    def length(self, n, rng):
-        """Samples that n samples become."""
-        return n if self.seconds is None else degradations.shortened_length(n, self.seconds)
-
     def __call__(self, samples, rng):
         """The degraded waveform."""
         return self.change(samples, rng)
 
 
-def conditions(values=DEFAULTS, noises=("white", "babble"), noise_files=None, reverb_files=None):
-    """The conditions of an evaluation, with different names, without the clean recordings.
-
-    `values` are the levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
-    `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths, of which the middle is kept. `noises` are of
-    `degradations.NOISES`. Folders of recordings replace what is generated: `noise_files`, and `reverb_files`, impulse responses, one
-    condition for which `t60` is not used. InputError: a value is impossible, or nothing is left to do.
-    """
-    for name, levels in values.items():
-        if wrong := [v for v in levels if not math.isfinite(v)]:
-            raise InputError(f"--{name} {wrong[0]}: not a finite number")
-    makers, settings = {f"{kind} noise": partial(degradations.make_noise, kind) for kind in noises}, ()
-    if noise_files is not None:
-        recorded = degradations.Recordings(noise_files)
-        makers, settings = {"recorded noise": recorded.part}, _content(recorded)
-    found = [Condition(kind, f"{v:g} dB", partial(_noise, make, v), None, settings) for kind, make in makers.items() for v in values["snr"]]
-    if reverb_files is not None:
-        rooms = degradations.Recordings(reverb_files)
-        found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), None, _content(rooms)))
-    else:
-        rooms = {v: partial(degradations.impulse_response, v, 0.0) for v in values["t60"]}  # as much direct as reverberant energy
-        found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room)) for v, room in rooms.items()]
+def conditions(values=DEFAULTS, noises=("white", "babble")):
+    """The conditions of an evaluation, without the clean recordings. `values` are the levels of each kind, named as in DEFAULTS: `snr`
+    signal-to-noise ratios in dB, `t60` reverberation times in seconds, `cutoff` frequencies in Hz; `noises` are of `degradations.NOISES`.
+    InputError: a value is impossible, or nothing is left to do."""
+    if wrong := [v for v in values["snr"] if not math.isfinite(v)]:
+        raise InputError(f"--snr {wrong[0]}: not a finite number")
+    found = [Condition(f"{kind} noise", f"{v:g} dB", partial(_noise, kind, v)) for kind in noises for v in values["snr"]]
+    found += [Condition("reverberation", f"{v:g} s", partial(_reverb, v)) for v in values["t60"]]
     found += [Condition("low-pass", f"{v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
-    found += [Condition("clipping", f"{100 * v:g}%", lambda x, rng, v=v: degradations.clip(x, v)) for v in values["clip"]]
-    found += [Condition("centre only", f"{v:g} s", lambda x, rng, v=v: degradations.shorten(x, v), v) for v in values["seconds"]]
     if not found:
-        raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
+        raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff")
     for condition in found:  # impossible values fail at once, not after an hour
         condition(np.ones(degradations.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
     return list({c.name: c for c in found}.values())
 
 
-def _noise(make, snr, samples, rng):
-    return degradations.add_noise(samples, make(len(samples), rng), snr)
+def _noise(kind, snr, samples, rng):
+    return degradations.add_noise(samples, degradations.make_noise(kind, len(samples), rng), snr)
 
 
-def _reverb(draw, samples, rng):
-    return degradations.reverberate(samples, draw(rng))
-
-
-def _content(recordings):
-    """What tells one folder of recordings from another."""
-    return tuple((p.name, n, p.stat().st_mtime_ns) for p, n in zip(recordings.paths, recordings.lengths, strict=True))
+def _reverb(t60, samples, rng):
+    return degradations.reverberate(samples, degradations.impulse_response(t60, 0.0, rng))  # as much direct as reverberant energy
 
 
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
@@ -121,7 +90,7 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     for condition in [Condition("clean", "", None), *chosen]:
         stem = re.sub(r"[^a-z0-9.]+", "_", condition.name.lower()).strip("_")
         path, transform = folder / f"{stem}.tsv", condition if condition.change else None
-        depends = [condition.name, condition.settings, seed, degradations.VERSION, synthetic.VERSION] if transform else []
+        depends = [condition.name, seed, degradations.VERSION, synthetic.VERSION] if transform else []
         stamp = Stamp(folder / f".{stem}.json", {"depends": [settings, *depends]}, [path])
         if overwrite or not stamp.is_current():
             stamp.clear()
@@ -178,7 +147,7 @@ def draw(path, report):
     groups = {}
     for row in report["conditions"][1:]:
         levels, series = groups.setdefault(row["group"], ([], {}))
-        levels.append(row["level"] or "all")
+        levels.append(row["level"])
         for name, s in row["scores"].items():
             if name != SCORES["WA"]:
                 series.setdefault(name, []).append((s["change"], *s["change_ci"]))
