@@ -20,8 +20,8 @@ from emohubert.corpus.manifest import by_speaker
 from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
-from emohubert.speakers import MATCHES, calibration_files, pldc
-from emohubert.speakers.pldc import RunningSpeaker, class_frequencies, cosine, fit, label_statistics, matched, ranking
+from emohubert.speakers import calibration_files
+from emohubert.speakers.pldc import class_frequencies, cosine, fit, label_statistics, matched, ranking
 
 CLASSES = ["angry", "happy", "sad"]
 
@@ -270,69 +270,6 @@ def test_too_few_speakers_to_leave_one_out(speakers):
     close(fitted(np.array([1.0, 0.0]), np.array([[7.0], [9]])), [[7], [9]])
 
 
-# --- one utterance at a time ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("match", MATCHES)
-def test_a_running_speaker_ends_where_the_whole_file_does(match):
-    if match == "prior":
-        (speakers, embeddings, labels, _), (_, new, _, predicted) = simulate_classes(0, 1.5)
-        names = CLASSES
-    else:
-        (speakers, embeddings, labels, _), (_, new, _, predicted) = simulate(0, 1.0)
-        labels, names, predicted = labels[:, None], ["arousal"], predicted[:, None]
-    fitted, _ = fit(from_utterances(speakers, embeddings), speakers, labels, names, match, always=True)
-    running = RunningSpeaker(fitted)
-    outputs = [running.add(new[i], predicted[i]) for i in range(20)]
-    for n in (1, 7, 20):
-        close(outputs[n - 1], fitted(new[:n].mean(0), predicted[:n])[-1])
-    assert match != "std" or (outputs[0] == predicted[0]).all()  # one utterance has no standard deviation
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def saved(path, match="mean-std"):
-    (speakers, embeddings, labels, _), _ = simulate(0, shift=1.0)
-    fitted, _ = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], match)
-    pldc.save(path, fitted)
-    return fitted
-
-
-def test_saved_and_loaded_again(tmp_path):
-    fitted = saved(tmp_path / "c.npz")
-    again = pldc.load(tmp_path / "c.npz")
-    names = ("kind", "names", "match", "k", "applied")
-    assert [getattr(again, n) for n in names] == [getattr(fitted, n) for n in names] and again.speakers.ids == fitted.speakers.ids
-    vector, predictions = np.arange(16.0), np.array([[1.0], [2], [5]])
-    np.testing.assert_array_equal(again(vector, predictions), fitted(vector, predictions))
-
-
-class Hostile:
-    def __reduce__(self):
-        return (pytest.fail, ("code from a file has run",))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, np.array([Hostile()], dtype=object)) for name in ("ids", "values", "description")),
-        ("values", np.zeros((2, 2))),
-        ("values", np.full((30, 2), np.nan)),
-        ("base", np.zeros(5)),
-        ("vectors", np.full((30, 16), np.nan)),
-        ("description", np.array("no JSON")),
-        ("description", np.array("{}")),
-        ("description", np.array(json.dumps({"kind": "dimensions", "names": ["arousal"], "match": "__import__", "k": 1, "applied": True}))),
-    ],
-)
-def test_calibration_files_that_are_not_whole_are_refused_and_nothing_in_them_runs(tmp_path, name, value):
-    saved(tmp_path / "c.npz")
-    np.savez(tmp_path / "c.npz", **{**np.load(tmp_path / "c.npz"), name: value})
-    with pytest.raises(InputError, match="c.npz"):
-        pldc.load(tmp_path / "c.npz")
-
-
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -449,7 +386,6 @@ def test_test_labels_never_matter(files, tmp_path):
     clean, garbage = (read_predictions(tmp_path / name / "predictions.tsv") for name in ("clean", "garbage"))
     np.testing.assert_array_equal(clean.probabilities, garbage.probabilities)
     assert np.mean(clean.probabilities != read_predictions(path).probabilities) > 0.5  # it was calibrated at all
-    assert (tmp_path / "clean" / "calibration.npz").read_bytes() == (tmp_path / "garbage" / "calibration.npz").read_bytes()
 
 
 def test_predictions_without_any_reference(files, tmp_path):

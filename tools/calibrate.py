@@ -12,7 +12,7 @@ applies it regardless, as in the paper). The speakers' unlabelled audio is used,
     OUT_DIR/predictions.tsv            calibrated
             metrics.json               scores after, metrics_before.json before
             speakers.tsv               each speaker before and after, with the most similar training speakers
-            calibration.json           k, the guard, paired tests; calibration.npz: for tools/predict.py --calibration
+            calibration.json           k, the guard, paired tests
             figures/*.png              each speaker before and after
 
 With --temperature VALID, predictions.tsv of validation speakers with labels, probabilities become those at the temperature that makes

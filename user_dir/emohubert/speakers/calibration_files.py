@@ -19,7 +19,7 @@ from ..evaluation import scoring
 from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, write_predictions
 from . import pldc
 
-FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json", "calibration.npz")
+FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json")
 _ORIGIN = ("checkpoint", "split", "setting", "speaker_embedding")
 _SHOWN_NEIGHBOURS = 5
 
@@ -87,7 +87,6 @@ def save(directory, calibration, guard, embeddings, predictions, split=None, rep
         raise InputError(f"{where}: embeddings of width {vectors.vectors.shape[1]}, in training {width}; use one checkpoint")
     after, directory = calibrate(calibration, vectors, predictions), make_folder(directory)
     write_predictions(directory / "predictions.tsv", after)
-    pldc.save(directory / "calibration.npz", calibration)
     scores = [scoring.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
     write_json(directory / "metrics_before.json", {**origin, **scores[0]})
     setting = calibrated_setting(origin.get("setting", f"inductive ({len(speakers)} speakers)"))

@@ -17,16 +17,14 @@ The guard: each training speaker is left out in turn, and unless the k most simi
 than the average of all others does, by more than chance, predictions stay as they are. k is chosen in the same way.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
-from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
-from ..speakers import MATCHES
+from ..data.speaker_vectors import SpeakerVectors
 
 _CONSTANT = 1e-7  # predictions that vary by less than this share of their mean, the resolution of float32, are constant
 
@@ -164,53 +162,6 @@ def _losses(fitted, targets):
             return ((target - own) ** 2 / np.where(usual > 0, usual, 1.0))[:, columns].mean(1)
 
     return np.stack([loss(target) for target in targets]), loss(others)
-
-
-class RunningSpeaker:
-    """A speaker whose utterances come one at a time: each is calibrated by all received so far, itself included."""
-
-    def __init__(self, calibration):
-        self.calibration, self.predictions = calibration, []
-        self.vector = np.zeros(calibration.speakers.vectors.shape[1])
-
-    def add(self, embedding, prediction):
-        """Calibrate one more utterance. embedding: (width), prediction: (dims or classes) → the same shape."""
-        self.predictions.append(np.asarray(prediction, dtype=np.float64))
-        self.vector = self.vector + (np.asarray(embedding, dtype=np.float64) - self.vector) / len(self.predictions)
-        return self.calibration(self.vector, np.stack(self.predictions))[-1]
-
-
-def check_calibration(calibration, task, model, where):
-    """Raise InputError, naming the file `where`, unless a calibration is for what a trained task and model predict."""
-    kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
-    remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
-    if calibration.kind != kind or calibration.names != list(names):
-        ours, theirs = f"{calibration.kind} {' '.join(calibration.names)}", f"{kind} {' '.join(names)}"
-        raise InputError(f"{where}: calibrates the {ours}, and the checkpoint predicts the {theirs}; {remedy}")
-    width = calibration.speakers.vectors.shape[1]
-    if width != model.pooling.width:
-        raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
-
-
-def save(path, calibration):
-    """Write a calibration as .npz, atomically: plain arrays, and its settings as a JSON text."""
-    about = {name: value for name, value in asdict(calibration).items() if name not in ("speakers", "values", "base")}
-    write(path, calibration.speakers, values=calibration.values, base=calibration.base, description=np.array(json.dumps(about)))
-
-
-def load(path):
-    """Read what `save` wrote; nothing in the file can run. InputError if it is missing, or not a whole calibration."""
-    speakers = read(path)
-    values, base, description = read_arrays(path, ("values", "base", "description"), "a calibration").values()
-    try:
-        found = Calibration(speakers=speakers, values=values, base=base, **json.loads(str(description)))
-        columns = len(found.names) * (1 if found.kind == "classes" else 2)
-        whole = values.shape == (len(speakers), columns) and base.shape == (len(found.names),) and found.match in MATCHES
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not hold a calibration ({error}); make it again with tools/calibrate.py") from error
-    if not whole or found.k < 1 or not np.isfinite(values).all() or not np.isfinite(base).all():
-        raise InputError(f"{path}: the calibration is incomplete; make it again with tools/calibrate.py")
-    return found
 
 
 def cosine(vectors, training):
