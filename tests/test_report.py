@@ -360,13 +360,13 @@ def test_metrics_of_the_contract_alone_are_enough(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_beyond_the_budget_are_named(tmp_path, monkeypatch):
-    save(tmp_path, some_classes(20))
-    sizes = {p.name: p.stat().st_size for p in (tmp_path / "figures").glob("*.png")}
-    monkeypatch.setattr(report, "MOST_PICTURES", sizes["confusion.png"] + 10)
+def test_a_page_has_figures_of_so_many_evaluations(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        save(tmp_path / name, some_classes(20))
+    monkeypatch.setattr(report, "MOST_ILLUSTRATED", 1)
     page = written(tmp_path)
-    assert page.source.count("<img ") == 1
-    assert f"{len(sizes) - 1} figures are not in this page" in page.text and "figures/speakers.png" in page.text
+    assert page.source.count("<img ") == len(list((tmp_path / "a" / "figures").glob("*.png")))
+    assert "those of the first 1 evaluations" in page.text
 
 
 def test_nothing_to_report(tmp_path):
