@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fairseq.dataclass.constants import ChoiceEnum
-from omegaconf import OmegaConf
 from scripts import run as run_program
 from test_evaluation import a_split, some_classes, some_dimensions, take
 from test_figures import JsonProgressBar, fairseq_log
@@ -23,7 +21,6 @@ from emohubert.evaluation import scoring
 from emohubert.report import page as report
 from emohubert.report import systems, table_cells, warnings
 from emohubert.report.collect import EvaluationFolder, RunFolder, TrainingFolder, discover
-from emohubert.training.curves import read_training_config
 
 VOID = {"meta", "img", "input"}
 
@@ -355,7 +352,7 @@ def test_metrics_of_the_contract_alone_are_enough(tmp_path):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "metrics.json", {**scores, "per_speaker": {}, "by": {}})
     text = written(tmp_path).text
-    assert "0.750" in text and "0.500" in text and "fewer than 10 utterances" in text
+    assert "0.750" in text and "0.500" in text
     assert "No leak check was found" in text and "Corpus: not found." in text
 
 
@@ -384,30 +381,6 @@ def test_links_are_not_followed_out_of_the_run(tmp_path):
         discover(tmp_path / "run")
 
 
-def test_the_configuration_is_read_from_the_log_where_hydra_left_none(tmp_path):
-    """As OmegaConf writes what it holds: the last start of a training counts."""
-    config = {"task": {"_name": "emotion_finetuning", "data": "/my data/it's [1]: {a}", "labels": ["mfcc/km50"]}, "common": {"seed": 1}}
-    config["optimization"] = {"lr": [0.001], "eps": 1e-06, "max_epoch": 0}
-    config["model"] = {"init_from": None, "mask": True, "betas": "(0.9,0.98)"}
-    cfg = OmegaConf.create(config)
-    cfg.model.activation = ChoiceEnum(["relu", "gelu"]).gelu
-    starts = [{"common": {"seed": 7}}, cfg]
-    fairseq_log(tmp_path / "hydra_train.log", JsonProgressBar)
-    log = "".join(f"[2026-01-01 00:00:00,000][fairseq_cli.train][INFO] - {start}\n" for start in starts)
-    (tmp_path / "hydra_train.log").write_text(log + (tmp_path / "hydra_train.log").read_text())
-    found = read_training_config(tmp_path / "hydra_train.log")
-    expected = OmegaConf.to_container(cfg, enum_to_str=True)
-    assert float(found["optimization"].pop("eps")) == expected["optimization"].pop("eps")  # 1e-06 is a word in YAML
-    assert found == expected
-    (training,) = discover(tmp_path).trainings
-    assert (training.source, training.get("optimization.lr"), training.get("a.b")) == ("hydra_train.log", [0.001], None)
-    text = written(tmp_path).text
-    assert "optimization.lr0.001" in text and "best ua at update20" in text
-    for broken in ("", "[fairseq_cli.train][INFO] - {'a': [", "[fairseq_cli.train][INFO] - {"):
-        (tmp_path / "x.log").write_text(broken)
-        assert read_training_config(tmp_path / "x.log") == {}
-
-
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
 
@@ -427,13 +400,12 @@ def test_chance_and_a_class_never_predicted():
     assert {k for k in found if k.startswith("never")} == {"never angry", "never happy", "never neutral"}
 
 
-def test_few_data_and_rare_and_absent_classes():
+def test_few_data_and_absent_classes():
     made = some_classes(40, speakers=3)
     part = take(made, [i for i, e in enumerate(made.emotions) if e != "happy"])
     part.emotions = [e if e != "sad" or i < 8 else "-" for i, e in enumerate(part.emotions)]
     found = kinds(part)
     assert "3 speakers" in found["few"].message and "too narrow" in found["few"].message
-    assert "“sad” " in found["few of a class"].message and "“happy” 0" in found["few of a class"].message
     assert "without a reference" in found["unscored"].message
 
 
@@ -465,22 +437,6 @@ def test_nothing_scored():
     made = some_classes(5)
     made.emotions = ["-"] * 5
     assert list(kinds(made)) == ["nothing"]
-
-
-def curves(losses, best):
-    updates = np.arange(1, len(losses) + 1) * 10
-    chosen = {"best_loss": {"valid": (updates, np.array(best))}} if best else {}
-    return {"loss": {"train": (updates, np.array(losses)), "valid": (updates, np.array(losses))}, **chosen}
-
-
-def test_warnings_about_trainings():
-    def of(c):
-        return [kind for _, kind, _ in warnings.of_training(TrainingFolder("t", curves=c))]
-
-    assert of({}) == of({"loss": {"train": (np.array([1]), np.array([2.0]))}}) == []
-    assert of(curves([4.0, 3.0, 2.0], [4.0, 3.0, 2.0])) == ["improving"]
-    assert of(curves([4.0, 2.0, 3.0], [4.0, 2.0, 2.0])) == ["overfitting"]
-    assert of(curves([4.0, 2.0, 2.1], [4.0, 2.0, 2.0])) == []
 
 
 def test_a_pretraining_that_ignores_its_input_is_a_problem():

@@ -11,7 +11,7 @@ import yaml
 
 from ..core.errors import InputError
 from ..core.files import natural, read_json, sha256
-from ..training.curves import read_training_config, read_training_log
+from ..training.curves import read_training_log
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +73,11 @@ class EvaluationFolder:
 
 @dataclass
 class TrainingFolder:
-    """A folder with a training's configuration (from the file `source`), its curves, or both."""
+    """A folder with a training's configuration, its curves, or both."""
 
     name: str
     config: dict = field(default_factory=dict)
     curves: dict = field(default_factory=dict)
-    source: str = ""
 
     def get(self, path):
         """A value of the configuration by its dotted path, or None."""
@@ -199,12 +198,7 @@ def _read_metrics(path):
 
 def _add_training(run, folder, names):
     config, log = folder / ".hydra" / "config.yaml", folder / "hydra_train.log"
-    if not config.is_file() and log.name not in names:
-        return
-    curves = run.read(log, read_training_log) if log.name in names else {}
-    if config.is_file():
-        found, source = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict), ".hydra/config.yaml"
-    else:
-        found, source = run.read(log, read_training_config), log.name
+    found = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict) if config.is_file() else None
+    curves = run.read(log, read_training_log) if log.name in names else None
     if found or curves:
-        run.trainings.append(TrainingFolder(run.name_of(folder), found or {}, curves or {}, source))
+        run.trainings.append(TrainingFolder(run.name_of(folder), found or {}, curves or {}))

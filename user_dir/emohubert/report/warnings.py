@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..training.curves import chosen_update
 from .table_cells import count, number
 
 LEVELS = ("problem", "warning", "note")
-FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
+FEW_UTTERANCES, FEW_SPEAKERS = 100, 5
 UNIGRAM_MARGIN = 0.05  # by how many bits per frame a masked-prediction loss must be below the labels' unigram entropy
 
 
@@ -87,9 +86,6 @@ def _of_classes(evaluation):
     for name, n in references.items():
         if n and not predicted[name]:
             yield "problem", f"never {name}", f"“{name}” is never predicted, though it is the class of {count(n, 'utterance')}."
-    if few := [f"“{name}” {n}" for name, n in references.items() if n < FEW_OF_CLASS]:
-        message = f"Classes with fewer than {FEW_OF_CLASS} utterances weigh as much in UA as the others, those without any not at all: "
-        yield "warning", "few of a class", f"{message}{', '.join(few)}."
     if scores.get("ece", 0) > 0.15:
         yield "warning", "ece", f"The probabilities are poorly calibrated: expected calibration error {scores['ece']:.2f}."
 
@@ -144,21 +140,8 @@ def _named(scores):
 
 
 def of_training(training):
-    """(level, kind, message) of the warnings about a training, from its curves."""
+    """(level, kind, message) where a pretraining predicts labels no better than by their frequencies."""
     curves = training.curves
-    yield from _of_masked_prediction(curves)
-    chosen, last = chosen_update(curves), training.last_update()
-    losses = [values for split, (_, values) in curves.get("loss", {}).items() if split != "train"]
-    for values in (values for values in losses if len(values) > 2):
-        if chosen and chosen[1] == last:
-            yield "warning", "improving", f"Validation ({chosen[0]}) was best at the very last update, {last}: longer training may help."
-        if values[-1] > 1.2 * values.min() > 0:
-            message = f"The validation loss rose from {values.min():.3f} to {values[-1]:.3f}: overfitting late in training."
-            yield "note" if chosen else "warning", "overfitting", message
-
-
-def _of_masked_prediction(curves):
-    """Whether a pretraining predicts labels better than by their frequencies."""
     for name in (n for n in curves if n.startswith("unigram_")):
         part = name.removeprefix("unigram_")
         losses, entropies = curves.get(f"loss_{part}", {}), curves[name]
