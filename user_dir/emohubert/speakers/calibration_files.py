@@ -102,7 +102,7 @@ def save(directory, calibration, guard, embeddings, predictions, split=None, rep
         before_after(folder / f"before_after_{measure.replace(' ', '_')}.png", rows.dropna(), measure)
     before, changed = map(headline, scores)
     report = {
-        **{name: getattr(calibration, name) for name in ("kind", "names", "match", "k", "applied")},
+        **{name: getattr(calibration, name) for name in ("names", "match", "k", "applied")},
         "training_speakers": len(calibration.speakers),
         "guard": {**asdict(guard), "helps": guard.helps},
         "scores": {name: [value, changed[name]] for name, value in before.items()},

@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from sklearn.metrics.pairwise import cosine_similarity
 
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
@@ -45,10 +46,6 @@ def matched(predictions, match, target, base=None):
     return deviation + (mean if match == "std" else target_mean)
 
 
-_DECIMALS = 12
-"""Similarities are compared after rounding, so that the order of summation cannot decide between equals."""
-
-
 @dataclass(frozen=True)
 class Guard:
     """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. A speaker's gain is how
@@ -69,8 +66,7 @@ class Guard:
 class Calibration:
     """Training speakers and their label distributions. `fit` makes one; call it with a speaker's vector and predictions."""
 
-    kind: str  # "dimensions" or "classes"
-    names: list  # of them
+    names: list  # of the dimensions or classes
     match: str  # of MATCHES
     k: int  # how many similar speakers are averaged
     speakers: SpeakerVectors  # of the training speakers
@@ -80,7 +76,7 @@ class Calibration:
 
     def similar(self, vectors):
         """(similarities (n, speakers), rows (n, k) of the most similar training speakers) for vectors (n, width)."""
-        similarities = cosine(vectors, self.speakers.vectors)
+        similarities = cosine_similarity(vectors, self.speakers.vectors)
         return similarities, ranking(similarities)[:, : self.k]
 
     def __call__(self, vector, predictions):
@@ -127,17 +123,16 @@ def fit(vectors, speakers, labels, names, match, k=None, always=False):
     Raises:
         InputError: no training speaker has a vector and labels.
     """
-    kind = "classes" if match == "prior" else "dimensions"
-    ids, values, base = class_frequencies(speakers, labels, names) if kind == "classes" else label_statistics(speakers, labels)
+    ids, values, base = class_frequencies(speakers, labels, names) if match == "prior" else label_statistics(speakers, labels)
     row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
     if not (kept := [name for name in vectors.ids if name in row]):
-        needed = "a label" if kind == "classes" else "two labels"
+        needed = "a label" if match == "prior" else "two labels"
         raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
-    fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
+    fitted = Calibration(list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
     if len(kept) < 2:
         return replace(fitted, applied=always), Guard(0.0, 0.0, len(kept))
     ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
-    order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
+    order = ranking(cosine_similarity(fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
     losses, usual = _losses(fitted, targets)
     rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
@@ -164,20 +159,10 @@ def _losses(fitted, targets):
     return np.stack([loss(target) for target in targets]), loss(others)
 
 
-def cosine(vectors, training):
-    """Cosine similarities (n, speakers) of vectors (n, width) with training vectors (speakers, width); 0 with a zero vector."""
-
-    def unit(x):
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
-
-    return np.clip(unit(vectors) @ unit(training).T, -1.0, 1.0)
-
-
 def ranking(similarities, leave_one_out=False):
     """Columns of similarities (n, speakers) by falling value, equals in their order: (n, speakers). With `leave_one_out` rows are the same
     speakers as columns, and nobody is similar to themselves: (n, speakers − 1)."""
-    similarities = np.round(similarities, _DECIMALS)
+    similarities = np.round(similarities, 12)  # the order of summation cannot decide between equals
     if leave_one_out:
         np.fill_diagonal(similarities, -np.inf)
     return np.argsort(-similarities, axis=1, kind="stable")[:, : similarities.shape[1] - leave_one_out]
