@@ -21,7 +21,7 @@ from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
 from emohubert.speakers import calibration_files
-from emohubert.speakers.pldc import class_frequencies, fit, label_statistics, matched, ranking
+from emohubert.speakers.pldc import class_frequencies, cosine, fit, label_statistics, matched, ranking
 
 CLASSES = ["angry", "happy", "sad"]
 
@@ -107,6 +107,12 @@ def test_speakers_without_labels_are_left_out():
 
 
 # --- similar speakers -------------------------------------------------------------------------------------------------
+
+
+@given(*[hnp.arrays(float, (n, 5), elements=st.integers(-100_000, 100_000).map(lambda n: n / 1000)) for n in (4, 3)])
+@settings(max_examples=60, deadline=None)
+def test_cosine_equals_scikit_learns(a, b):
+    np.testing.assert_allclose(cosine(a, b), cosine_similarity(a, b), atol=1e-9)
 
 
 def test_ranking():

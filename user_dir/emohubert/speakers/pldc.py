@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics.pairwise import cosine_similarity
+from scipy.spatial.distance import cdist
 
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
@@ -76,7 +76,7 @@ class Calibration:
 
     def similar(self, vectors):
         """(similarities (n, speakers), rows (n, k) of the most similar training speakers) for vectors (n, width)."""
-        similarities = cosine_similarity(vectors, self.speakers.vectors)
+        similarities = cosine(vectors, self.speakers.vectors)
         return similarities, ranking(similarities)[:, : self.k]
 
     def __call__(self, vector, predictions):
@@ -132,7 +132,7 @@ def fit(vectors, speakers, labels, names, match, k=None, always=False):
     if len(kept) < 2:
         return replace(fitted, applied=always), Guard(0.0, 0.0, len(kept))
     ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
-    order = ranking(cosine_similarity(fitted.speakers.vectors), leave_one_out=True)
+    order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
     losses, usual = _losses(fitted, targets)
     rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
@@ -157,6 +157,11 @@ def _losses(fitted, targets):
             return ((target - own) ** 2 / np.where(usual > 0, usual, 1.0))[:, columns].mean(1)
 
     return np.stack([loss(target) for target in targets]), loss(others)
+
+
+def cosine(vectors, training):
+    """Cosine similarities (n, speakers) of vectors (n, width) with training vectors (speakers, width); 0 with a zero vector."""
+    return np.nan_to_num(1 - cdist(vectors, training, "cosine"))
 
 
 def ranking(similarities, leave_one_out=False):
