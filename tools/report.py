@@ -39,7 +39,7 @@ def main(argv=None):
     if args.explore:
         from emohubert.report import explorer
 
-        path, notes = explorer.write(run, not args.no_audio, args.audio_mb or 200, args.overwrite)
+        path, notes = explorer.write(run, 0 if args.no_audio else args.audio_mb or 200, args.overwrite)
         print(f"{path} is there already, made from the same files" if notes is None else path, *(notes or []), sep="\n")
 
 
