@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +116,8 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train_and_evaluate, run) for run in runs]
         try:
-            for future in as_completed(futures):
-                future.result()
+            list(pool.map(train_and_evaluate, runs))
         finally:
             failed.set()  # also where the user interrupts
 
@@ -142,8 +140,7 @@ def _remove(run):
 
 def collect(runs, out_dir, repeats=2000):
     """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
-    Rows: each fold (over its seeds); all runs; the scores of the pooled predictions, over seeds. InputError: runs are missing or unfinished:
-    all are named."""
+    Rows: each fold (over its seeds); all runs; pooled predictions (over seeds). InputError names all runs that are missing or unfinished."""
     for run in runs:
         run.check_settings()
     missing = [f"{r.name} (--index {r.index})" for r in runs if not (r.is_finished and (r.results / "metrics.json").is_file())]

@@ -97,9 +97,8 @@ def threshold_sweep(is_class, probability):
 
 
 def divergences(shares, probabilities):
-    """How far a model's probabilities q are from the annotators' shares p, both (n, classes): {"kl", "js", "tv"}, (n) each. Kullback–Leibler
-    divergence Σ p log(p / q) and Jensen–Shannon divergence, in nats (the latter from 0 to log 2), and total variation distance ½ Σ |p − q|.
-    A probability under 1e-12 counts as 1e-12."""
+    """How far a model's probabilities q (at least 1e-12) are from annotators' shares p, both (n, classes): {"kl", "js", "tv"}, (n) each.
+    Kullback–Leibler divergence Σ p log(p / q), Jensen–Shannon divergence (0 to log 2), both in nats, total variation distance ½ Σ |p − q|."""
     from scipy.special import rel_entr
 
     p, q = np.asarray(shares, dtype=np.float64), np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-12)

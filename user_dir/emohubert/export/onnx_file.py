@@ -133,19 +133,14 @@ def _noise():
 
 def _difference(content, expected):
     """Largest difference of an ONNX file's outputs on `_noise` from those of the model itself, relative to the largest value."""
-    session, worst = open_session(content), []
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session, worst = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]), []
     for (signal, lengths), wanted in zip(_noise(), expected, strict=True):
         found = session.run(None, {"signal": signal.numpy(), "lengths": lengths.numpy()})
         worst += [abs(a - b).max() / max(abs(b).max(), 1) for a, b in zip(found, wanted, strict=True)]
     return float(np.max(worst))  # Python's max would pass over NaN
-
-
-def open_session(file):
-    """An onnxruntime session on the CPU, for a path or a file's bytes."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 def _metadata(source, half):

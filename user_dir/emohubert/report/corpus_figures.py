@@ -21,8 +21,7 @@ FEWEST_SPEAKERS = 3  # a map of fewer shows nothing
 
 
 def draw(directory, corpus, metadata, vectors):
-    """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths. `corpus`, `metadata`, `vectors`:
-    of `corpus_description.read`, `speaker_metadata` and `voices`."""
+    """Draw every figure that a corpus, its `speaker_metadata` and `voices` allow, in place of the `*.png` that are there; returns the paths."""
     for path in directory.glob("*.png"):
         path.unlink()
     paths = [lengths(directory / "lengths.png", corpus.table["seconds"])]

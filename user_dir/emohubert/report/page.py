@@ -22,8 +22,7 @@ model.freeze criterion._name optimization.lr optimization.max_update optimizatio
 
 def write(folder, overwrite=False, explored=False):
     """Write `report.html` into a run's folder, unless it is there and made from the same files. Returns (path of the page, the RunFolder,
-    whether it was written now); InputError as `discover`, or where nothing can be written. `explored`: it links to the explorer, as it does
-    where there is one."""
+    whether it was written now); InputError as `discover`. `explored`: it links to the explorer, as it does where there is one."""
     run = discover(folder)
     path = run.folder / REPORT
     folders = {*(e.folder for e in run.evaluations), *((run.folder / name).parent for name in run.results)}
