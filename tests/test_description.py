@@ -261,7 +261,7 @@ def test_demographics(drawn):  # noqa: F811
 
 @pytest.mark.parametrize("values", [["African American", "Asian", "Caucasian", "unknown"] * 10, np.arange(40.0)])
 def test_voices(drawn, values):  # noqa: F811
-    projected = figures.project(np.random.default_rng(3).normal(size=(40, 13)), "pca")
+    projected = figures.project(np.random.default_rng(3).normal(size=(40, 13)))
     figure = drawn(figures.embedding_map, projected, values, "race", "Voices (mean MFCCs)")
     assert figure.axes[0].get_title(loc="left") == "Voices (mean MFCCs) by race"
     if isinstance(values, list):

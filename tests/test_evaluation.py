@@ -356,7 +356,7 @@ def test_same_seed_same_bytes(tmp_path):
     for folder in "ab":
         scoring.save(tmp_path / folder, made, a_split(made, sex=["f", "m"] * 30), embeddings)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 3 + 2 + 6
+    assert len(files) == 3 + 2 + 3
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 

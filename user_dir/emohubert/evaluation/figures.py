@@ -18,7 +18,6 @@ from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_spli
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
 MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
-MOST_MAPPED = 2000  # a map shows at most this many utterances, drawn with the seed; its title says so
 BOOKKEEPING = re.compile(
     r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
 )
@@ -120,36 +119,26 @@ def coverage(path, selected):
         return save_figure(figure, path)
 
 
-def project(embeddings, method, seed=1):
-    """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes). `method` is
-    `pca`, or `tsne` started from it, on one thread, so that a seed, which also chooses among too many utterances, gives the same map."""
+def project(embeddings):
+    """Two principal components of embeddings (n, d), n of 3 or more: (places (n, 2), names of the two axes)."""
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    n = len(embeddings)
-    chosen = np.arange(n) if n <= MOST_MAPPED else np.sort(np.random.default_rng(seed).choice(n, MOST_MAPPED, replace=False))
-    points = np.asarray(embeddings, dtype=np.float64)[chosen]
+    points = np.asarray(embeddings, dtype=np.float64)
     if points.shape[1] == 1:
         points = np.column_stack([points, 0 * points])
     with threadpool_limits(1), np.errstate(invalid="ignore", divide="ignore"):  # equal points have no variance to explain
         pca = PCA(n_components=2, svd_solver="full")
         places = pca.fit_transform(points)
-        if method == "pca" or np.ptp(points, axis=0).max() == 0:
-            explained = np.nan_to_num(pca.explained_variance_ratio_)
-            return places, chosen, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        tsne = TSNE(perplexity=perplexity, init=places / (places[:, 0].std() or 1.0) * 1e-4, random_state=seed, n_jobs=1)
-        return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
+    explained = np.nan_to_num(pca.explained_variance_ratio_)
+    return places, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
 
 
 def embedding_map(path, projected, values, name, what="Utterances"):
     """A map of what was `project`ed, utterances or `what` the title says, coloured by its `values`, whose meaning is `name`. Values are a
     list of str (legend), or a float array (viridis, colour bar; NaN: grey)."""
-    places, chosen, axis_names = projected
-    m, of = len(places), len(values)
-    values = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
-    size = float(np.clip(6000 / m, 9, 34))
+    places, axis_names = projected
+    size = float(np.clip(6000 / len(places), 4, 34))
     with new_figure(WIDTH, 5.6) as (figure, axes):
         if isinstance(values, np.ndarray):
             known = ~np.isnan(values)
@@ -169,7 +158,7 @@ def embedding_map(path, projected, values, name, what="Utterances"):
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
             figure.legend(ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale, **_BELOW)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
-        axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
+        axes.set_title(f"{what} by {short(name)}")
         return save_figure(figure, path)
 
 
@@ -229,9 +218,9 @@ def training(path, curves):
         return save_figure(figure, path)
 
 
-def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
+def draw(directory, predictions, scores, split=None, embeddings=None):
     """Draw every figure that the predictions allow, in place of the `*.png` that are there. `scores` are of `scoring.evaluate`, the rest is
-    as for `scoring.save`; the seed is of t-SNE and of the choice of utterances for a map."""
+    as for `scoring.save`."""
     directory = make_folder(directory)
     for path in directory.glob("*.png"):
         path.unlink()
@@ -242,7 +231,7 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
         bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
         coverage(directory / "coverage.png", risk_coverage(predictions))
     if embeddings is not None and len(predictions) > 2:
-        _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)
+        _draw_maps(directory, predictions, split, embeddings)
 
 
 def _draw_dimensions(directory, predictions, scores):
@@ -256,7 +245,7 @@ def _draw_dimensions(directory, predictions, scores):
         bars(directory / f"speakers_{file_name(name)}.png", speakers, values["ccc"], f"CCC of {name}")
 
 
-def _draw_maps(directory, predictions, split, embeddings, seed):
+def _draw_maps(directory, predictions, split, embeddings):
     """The embeddings by emotion, speaker, dimension and sex."""
     rows = rows_in_split(predictions, split)
     meta = (split.meta if split is not None else None) or {}
@@ -266,7 +255,6 @@ def _draw_maps(directory, predictions, split, embeddings, seed):
         columns = {"emotion": [split.emotions[r] for r in rows]} if split is not None and split.emotions else {}
         columns |= {"speaker": predictions.speakers, **dict(zip(predictions.dims, predictions.references.T, strict=True))}
     columns |= {name: [meta[name][r] or NO_VALUE for r in rows] for name in ("sex", "gender") if name in meta}
-    for method in ("pca", "tsne"):
-        projected = project(embeddings, method, seed)
-        for name, values in columns.items():
-            embedding_map(directory / f"embeddings_{method}_{file_name(name)}.png", projected, values, name)
+    projected = project(embeddings)
+    for name, values in columns.items():
+        embedding_map(directory / f"embeddings_{file_name(name)}.png", projected, values, name)

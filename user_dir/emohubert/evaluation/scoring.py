@@ -104,7 +104,7 @@ def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed
         write_embeddings(directory / "embeddings.npz", predictions.ids, predictions.speakers, embeddings)
     if isinstance(predictions, ClassPredictions):
         write_thresholds(directory / "thresholds.tsv", predictions)
-    draw(directory / "figures", predictions, scores, split, embeddings, seed)
+    draw(directory / "figures", predictions, scores, split, embeddings)
     write_json(directory / "metrics.json", scores)
     return scores
 

@@ -33,7 +33,7 @@ def draw(directory, corpus, metadata, vectors):
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
         return paths
-    projected = figures.project(standardise(vectors.vectors, vectors), "pca")
+    projected = figures.project(standardise(vectors.vectors, vectors))
     for name, of in metadata.items():
         values = [of[speaker] or "unknown" for speaker in vectors.ids]
         if 2 <= len(set(values)) <= MOST_GROUPS:
