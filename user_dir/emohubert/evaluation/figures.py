@@ -162,33 +162,6 @@ def embedding_map(path, projected, values, name, what="Utterances"):
         return save_figure(figure, path)
 
 
-def changes(path, groups, label, title):
-    """How scores change along conditions, with intervals; the vertical axes, called `label`, have the same limits. `groups`: title of a
-    panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn)."""
-    names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
-    columns = min(2, len(groups))
-    rows = -(-len(groups) // columns)
-    with new_figure(WIDTH, 1.3 + 2.1 * rows, rows, columns, sharey=True, squeeze=False) as (figure, panels):
-        for axes in panels.flat[len(groups) :]:
-            axes.set_axis_off()
-        for i, (axes, (group, (conditions, series))) in enumerate(zip(panels.flat, groups.items(), strict=False)):
-            axes.axhline(0, color="black", linestyle="--", linewidth=1)
-            for score, values in series.items():
-                k = names.index(score)
-                value, low, high = np.asarray(values, dtype=np.float64).T
-                places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
-                axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
-                axes.plot(places, value, **style_of(k, label=short(score, 24), markersize=5, linewidth=1.6))
-            axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel=label if i % columns == 0 else "")
-            axes.set_title(short(group, 30), fontsize=10)
-            axes.grid(color=_GRID, axis="y")
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, **_BELOW)
-        return save_figure(figure, path)
-
-
 def training(path, curves):
     """Curves of `curves.read_training_log` over updates: loss, validation scores, other measures, four at most; None: nothing to draw."""
     names = [n for n in curves if not BOOKKEEPING.match(n)]

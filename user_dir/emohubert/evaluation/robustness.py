@@ -30,15 +30,9 @@ DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 200
 class Condition:
     """One way to degrade recordings; a `transform` of SpeechDataset."""
 
-    group: str  # what is done, such as "white noise"
-    level: str  # how much, such as "20 dB"
+    name: str  # in words, such as "white noise 20 dB"
     change: Callable  # of (samples, numpy Generator)
     keeps_length = True
-
-    @property
-    def name(self):
-        """The condition in words."""
-        return f"{self.group} {self.level}".strip()
 
     def __call__(self, samples, rng):
         """The degraded waveform."""
@@ -51,9 +45,9 @@ def conditions(values=DEFAULTS, noises=("white", "babble")):
     InputError: a value is impossible, or nothing is left to do."""
     if wrong := [v for v in values["snr"] if not math.isfinite(v)]:
         raise InputError(f"--snr {wrong[0]}: not a finite number")
-    found = [Condition(f"{kind} noise", f"{v:g} dB", partial(_noise, kind, v)) for kind in noises for v in values["snr"]]
-    found += [Condition("reverberation", f"{v:g} s", partial(_reverb, v)) for v in values["t60"]]
-    found += [Condition("low-pass", f"{v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
+    found = [Condition(f"{kind} noise {v:g} dB", partial(_noise, kind, v)) for kind in noises for v in values["snr"]]
+    found += [Condition(f"reverberation {v:g} s", partial(_reverb, v)) for v in values["t60"]]
+    found += [Condition(f"low-pass {v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
     if not found:
         raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff")
     for condition in found:  # impossible values fail at once, not after an hour
@@ -76,9 +70,8 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     `robustness.md`, `robustness.png` and, last, `robustness.json`. `chosen` are of `conditions`, `settings` what predictions depend on
     besides condition and seed, as for a Stamp, `seed` that of noise and rooms, and of the bootstrap, `options` those of `predict_split`.
 
-    Returns {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
-    "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against them, with a
-    paired bootstrap over speakers and a permutation test.
+    Returns {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "scores":
+    name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against them, see `scoring.paired_tests`.
     """
     from .inference import predict_split, speaker_setting
 
@@ -86,8 +79,8 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     folder = make_folder(directory / "conditions")
     (directory / "robustness.json").unlink(missing_ok=True)
     task.cfg.seed = seed  # the dataset's: nothing but degradation is drawn outside of training
-    found, rows, overall = [], [], None
-    for condition in [Condition("clean", "", None), *chosen]:
+    found, rows, every = [], [], []
+    for condition in [Condition("clean", None), *chosen]:
         stem = re.sub(r"[^a-z0-9.]+", "_", condition.name.lower()).strip("_")
         path, transform = folder / f"{stem}.tsv", condition if condition.change else None
         depends = [condition.name, seed, degradations.VERSION, synthetic.VERSION] if transform else []
@@ -97,13 +90,12 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
             write_predictions(path, predict_split(task, model, split, transform=transform, **options)[0])
             stamp.write()
         found.append(read_predictions(path))  # as they are in the file, made now or before
-        scores = scoring.evaluate(found[-1], repeats=repeats, seed=seed)
-        overall = overall if transform else scores
-        if not scores["per_speaker"]:
+        every.append(scoring.evaluate(found[-1], repeats=repeats, seed=seed))
+        if not every[-1]["per_speaker"]:
             raise InputError(f"{split.tsv}: no utterance of a known speaker has a reference; give a split with labels and speakers")
         tests = scoring.paired_tests(found[-1], found[0], repeats, seed) if transform else {}
-        rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
-    counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
+        rows.append({"name": condition.name, "scores": _scores(every[-1], tests)})
+    counts = {"n": every[0]["n"], "speakers": len(every[0]["per_speaker"]), "seed": seed, "repeats": repeats}
     report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}
     write_lines(directory / "robustness.md", markdown(report))
     draw(directory / "robustness.png", report)
@@ -141,14 +133,21 @@ def _with_interval(text, ci):
 
 
 def draw(path, report):
-    """Draw the changes of UA and macro F1, or of every CCC: a panel for each kind of condition. Returns the path."""
-    from . import figures
+    """Draw the changes of UA and macro F1, or of every CCC, with their intervals, a line for each condition."""
+    from ..core.plotting import WIDTH, new_figure, save_figure
+    from .figures import style_of
 
-    groups = {}
-    for row in report["conditions"][1:]:
-        levels, series = groups.setdefault(row["group"], ([], {}))
-        levels.append(row["level"])
-        for name, s in row["scores"].items():
-            if name != SCORES["WA"]:
-                series.setdefault(name, []).append((s["change"], *s["change_ci"]))
-    return figures.changes(path, groups, "change", f"Change against clean recordings, {report['n']} utterances")
+    rows = report["conditions"][1:]
+    with new_figure(WIDTH, 1.4 + 0.3 * len(rows)) as (figure, axes):
+        for i, name in enumerate(name for name in rows[0]["scores"] if name != SCORES["WA"]):
+            scores = [row["scores"][name] for row in rows]
+            change, (low, high) = np.array([s["change"] for s in scores]), np.array([s["change_ci"] for s in scores]).T
+            axes.errorbar(
+                change, np.arange(len(rows)) + 0.15 * i, xerr=[change - low, high - change], linestyle="", **style_of(i, label=name)
+            )
+        axes.axvline(0, color="black", linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.invert_yaxis()
+        axes.set(xlabel="change against clean recordings", title=f"Robustness, {report['n']} utterances")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+        save_figure(figure, path)
