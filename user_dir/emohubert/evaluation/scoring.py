@@ -56,7 +56,10 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
     speakers = {name: rows for name, rows in _speakers(predictions).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
-    overall = scores(np.arange(len(predictions)))
+    overall, drawn = (
+        scores(np.arange(len(predictions))),
+        {"level": metrics.LEVEL, "repeats": repeats, "seed": seed, "resampled": "speakers"},
+    )
     spread = _zipped(lambda s: dict(zip(("mean", "std", "n"), metrics.mean_std(s[1:]), strict=True)), overall, *per_speaker.values())
     columns, left_out = _columns(split, predictions)
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}
@@ -66,13 +69,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
         **_from_votes(predictions, split, repeats, seed),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
-        "ci": {
-            "level": metrics.LEVEL,
-            "repeats": repeats,
-            "seed": seed,
-            "resampled": "speakers",
-            **(_nested(measures, intervals) if speakers else {}),
-        },
+        "ci": {**drawn, **(_nested(measures, intervals) if speakers else {})},
         "by": by,
         "difference": {column: found for column, groups in by.items() if (found := _difference(groups))},
         "columns_left_out": left_out,
