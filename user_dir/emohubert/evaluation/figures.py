@@ -18,10 +18,7 @@ from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_spli
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
 MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
-BOOKKEEPING = re.compile(
-    r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
-)
-SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
+SCORE = re.compile(r"(?!best_)(.*_)?(accuracy|ccc|ua|wa|f1)(_|$)")
 _GRID = "#E6E6E6"
 _BELOW = {"loc": "outside lower center", "borderaxespad": 0}  # where legends are
 
@@ -163,11 +160,8 @@ def embedding_map(path, projected, values, name, what="Utterances"):
 
 
 def training(path, curves):
-    """Curves of `curves.read_training_log` over updates: loss, validation scores, other measures, four at most; None: nothing to draw."""
-    names = [n for n in curves if not BOOKKEEPING.match(n)]
-    validated = [n for n in names if set(curves[n]) - {"train"}]
-    names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]
-    if not names:
+    """Curves of `curves.read_training_log` over updates: the loss and scores, four at most; None: nothing to draw."""
+    if not (names := [name for name in ("loss", *sorted(filter(SCORE.match, curves))) if name in curves][:4]):
         return None
     with new_figure(WIDTH, 0.8 + 1.9 * len(names), len(names), sharex=True, squeeze=False) as (figure, panels):
         panels = panels[:, 0]
