@@ -36,11 +36,7 @@ class SpeakerConditioning(nn.Module):
 
     def vectors(self, rows):
         """e of table rows: (batch,) → (batch, widths × width)."""
-        return self.vectors_from(self.embedding(rows))
-
-    def vectors_from(self, values):
-        """e of values that are, or could be, rows of the table: (…, widths × width) → the same shape."""
-        e = values * self.scale
+        e = self.embedding(rows) * self.scale
         return e if self.fc is None else self.fc(e)
 
     def before_encoder(self, x, padding_mask, e):
