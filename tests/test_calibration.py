@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +20,8 @@ from emohubert.corpus.manifest import by_speaker
 from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation.predictions import DimensionPredictions, from_probabilities, read_predictions, write_embeddings, write_predictions
 from emohubert.evaluation.scoring import metrics
-from emohubert.speakers import MATCHES, calibration_files, pldc
-from emohubert.speakers.pldc import RunningSpeaker, class_frequencies, cosine, fit, label_statistics, matched, ranking
+from emohubert.speakers import calibration_files
+from emohubert.speakers.pldc import class_frequencies, cosine, fit, label_statistics, matched, ranking
 
 CLASSES = ["angry", "happy", "sad"]
 
@@ -264,88 +263,11 @@ def test_the_guard_by_loops():
     assert fitted.k == min(ks, key=lambda k: sum(error[k, j] for j in range(9)))
 
 
-@pytest.mark.parametrize("heard", [0.0, 1.0])
-def test_predictions_of_training_speakers_tell_what_the_model_follows_itself(heard):
-    (speakers, embeddings, labels, predicted), _ = simulate(1, shift=1.0, heard=heard)
-    known = {
-        name: (predicted[rows, None], lambda values, rows=rows: metrics.ccc(labels[rows], values[:, 0]))
-        for name, rows in by_speaker(speakers).items()
-    }
-    fitted, guard = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], "mean", predictions=known)
-    assert guard.judged_by == "predictions" and fitted.applied == guard.helps == (heard == 0)
-    assert guard.gain > 0.05 if heard == 0 else guard.gain < 0
-    forced, _ = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], "mean", predictions=known, always=True)
-    assert forced.applied
-
-
 @pytest.mark.parametrize("speakers", ["AA", "AABB"])
 def test_too_few_speakers_to_leave_one_out(speakers):
     fitted, guard = fit(TRAINING, list(speakers), LABELS[: len(speakers)], ["arousal"], "mean")
     assert not guard.helps and not fitted.applied
     close(fitted(np.array([1.0, 0.0]), np.array([[7.0], [9]])), [[7], [9]])
-
-
-# --- one utterance at a time ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("match", MATCHES)
-def test_a_running_speaker_ends_where_the_whole_file_does(match):
-    if match == "prior":
-        (speakers, embeddings, labels, _), (_, new, _, predicted) = simulate_classes(0, 1.5)
-        names = CLASSES
-    else:
-        (speakers, embeddings, labels, _), (_, new, _, predicted) = simulate(0, 1.0)
-        labels, names, predicted = labels[:, None], ["arousal"], predicted[:, None]
-    fitted, _ = fit(from_utterances(speakers, embeddings), speakers, labels, names, match, always=True)
-    running = RunningSpeaker(fitted)
-    outputs = [running.add(new[i], predicted[i]) for i in range(20)]
-    for n in (1, 7, 20):
-        close(outputs[n - 1], fitted(new[:n].mean(0), predicted[:n])[-1])
-    assert match != "std" or (outputs[0] == predicted[0]).all()  # one utterance has no standard deviation
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def saved(path, match="mean-std"):
-    (speakers, embeddings, labels, _), _ = simulate(0, shift=1.0)
-    fitted, _ = fit(from_utterances(speakers, embeddings), speakers, labels[:, None], ["arousal"], match)
-    pldc.save(path, fitted)
-    return fitted
-
-
-def test_saved_and_loaded_again(tmp_path):
-    fitted = saved(tmp_path / "c.npz")
-    again = pldc.load(tmp_path / "c.npz")
-    names = ("kind", "names", "match", "k", "applied")
-    assert [getattr(again, n) for n in names] == [getattr(fitted, n) for n in names] and again.speakers.ids == fitted.speakers.ids
-    vector, predictions = np.arange(16.0), np.array([[1.0], [2], [5]])
-    np.testing.assert_array_equal(again(vector, predictions), fitted(vector, predictions))
-
-
-class Hostile:
-    def __reduce__(self):
-        return (pytest.fail, ("code from a file has run",))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, np.array([Hostile()], dtype=object)) for name in ("ids", "values", "description")),
-        ("values", np.zeros((2, 2))),
-        ("values", np.full((30, 2), np.nan)),
-        ("base", np.zeros(5)),
-        ("vectors", np.full((30, 16), np.nan)),
-        ("description", np.array("no JSON")),
-        ("description", np.array("{}")),
-        ("description", np.array(json.dumps({"kind": "dimensions", "names": ["arousal"], "match": "__import__", "k": 1, "applied": True}))),
-    ],
-)
-def test_calibration_files_that_are_not_whole_are_refused_and_nothing_in_them_runs(tmp_path, name, value):
-    saved(tmp_path / "c.npz")
-    np.savez(tmp_path / "c.npz", **{**np.load(tmp_path / "c.npz"), name: value})
-    with pytest.raises(InputError, match="c.npz"):
-        pldc.load(tmp_path / "c.npz")
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
@@ -464,7 +386,6 @@ def test_test_labels_never_matter(files, tmp_path):
     clean, garbage = (read_predictions(tmp_path / name / "predictions.tsv") for name in ("clean", "garbage"))
     np.testing.assert_array_equal(clean.probabilities, garbage.probabilities)
     assert np.mean(clean.probabilities != read_predictions(path).probabilities) > 0.5  # it was calibrated at all
-    assert (tmp_path / "clean" / "calibration.npz").read_bytes() == (tmp_path / "garbage" / "calibration.npz").read_bytes()
 
 
 def test_predictions_without_any_reference(files, tmp_path):
@@ -488,23 +409,6 @@ def test_second_run_skips_and_other_settings_do_not(files, tmp_path, capsys):
     assert contents == {p: p.read_bytes() for p in contents}  # same settings, same bytes
     assert run_calibrate(files["d"], "--match", "mean-std", out) == 0
     assert contents[out / "calibration.json"] != (out / "calibration.json").read_bytes()
-
-
-def test_program_with_training_predictions(files, tmp_path, capsys):
-    """The guard judges by label statistics, whatever lies beside the embeddings, unless it is given predictions for left-out speakers."""
-    own = tmp_path / "folds" / "predictions.tsv"
-    own.parent.mkdir()
-    for path in (own, tmp_path / "d" / "predictions.tsv"):
-        shutil.copy(tmp_path / "d" / "train_predictions.tsv", path)
-    guards = []
-    for option in ((), ("--train-predictions", own)):
-        assert run_calibrate(files["d"], "--match", "mean", *option, tmp_path / "out") == 0
-        guards.append(json.loads((tmp_path / "out" / "calibration.json").read_text())["guard"])
-    assert [guard["judged_by"] for guard in guards] == ["labels", "predictions"]
-    assert guards[1]["speakers"] == 20 and guards[1]["gain"] > guards[1]["error"] and guards[1]["helps"]
-    (own.parent / "metrics.json").write_text(json.dumps({"setting": "seen (20 speakers)"}))
-    assert run_calibrate(files["d"], "--match", "mean", "--train-predictions", own, tmp_path / "out") == 2
-    assert "of a model that was trained on these speakers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -539,7 +443,6 @@ def test_nobody_is_inductive_after_a_calibration(files, tmp_path, before, after)
         ({"--test-embeddings": "PART"}, "no embedding of the speaker “test004” (2 such speakers)"),
         ({"--test-embeddings": "SWAPPED"}, "is of the speaker"),
         ({"--train-manifest": "CLASSES"}, "has nothing, predicted are arousal"),
-        ({"--train-predictions": "CLASSES"}, "no predictions of arousal"),
     ],
     ids=str,
 )
@@ -557,8 +460,7 @@ def test_bad_input_is_one_line(files, tmp_path, capsys, change, message):
         places[name] = tmp_path / f"{name}.npz"
         write_embeddings(places[name], which, who, np.ones((len(which), width)))
     for option, value in change.items():
-        where = {"--train-manifest": tmp_path / "c" / "train", "--train-predictions": tmp_path / "c" / "test_predictions.tsv"}
-        files["d"][option] = where[option] if value == "CLASSES" else places.get(value, value)
+        files["d"][option] = tmp_path / "c" / "train" if value == "CLASSES" else places.get(value, value)
     assert run_calibrate(files["d"], tmp_path / "out") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]

@@ -14,13 +14,10 @@ from emohubert.data.degradations import (
     Recordings,
     add_noise,
     change_speed,
-    clip,
     impulse_response,
     low_pass,
     make_noise,
     reverberate,
-    shorten,
-    shortened_length,
     speed_length,
     speed_ratio,
 )
@@ -173,35 +170,6 @@ def test_short_waveforms_can_be_filtered(n):
 def test_impossible_cutoffs(cutoff):
     with pytest.raises(InputError, match="cut-off"):
         low_pass(speech(), cutoff)
-
-
-# -------------------------------------------------------------------------------------------------- clipping and shortening
-
-
-@given(st.integers(1, 500), st.floats(0, 0.99), st.integers(0, 9))
-def test_the_share_asked_for_is_clipped(n, share, seed):
-    wave = np.random.default_rng(seed).standard_normal(n).astype(np.float32)
-    clipped = clip(wave, share)
-    changed = clipped != wave
-    assert changed.sum() == int(share * n)
-    assert not changed.any() or np.abs(wave[changed]).min() >= np.abs(wave[~changed]).max()
-    assert (np.sign(clipped) == np.sign(wave)).all() and np.abs(clipped).max() == np.abs(wave[~changed]).max()
-
-
-@pytest.mark.parametrize("share", [-0.1, 1, float("nan")])
-def test_impossible_shares(share):
-    with pytest.raises(InputError, match="share"):
-        clip(speech(), share)
-
-
-def test_parts():
-    wave = speech(32_000)
-    np.testing.assert_array_equal(shorten(wave, 0.5), wave[12_000:20_000])
-    np.testing.assert_array_equal(shorten(wave, 9), wave)
-    assert [shortened_length(n, 0.5) for n in (400, 8000, 8001)] == [400, 8000, 8000]
-    for seconds in (0.024, -1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="shorter than one frame"):
-            shorten(wave, seconds)
 
 
 # ----------------------------------------------------------------------------------------------------------------- speed

@@ -91,7 +91,7 @@ def test_what_has_no_clip_is_counted(tmp_path):
     notes, (e,), _ = written(run, most_mb=1.5 * size / 2**20)
     assert [i for i, clip in enumerate(e["clips"]) if clip] == [4] and len(list((run / "explore" / "audio").iterdir())) == 1
     assert notes[0].startswith("11 of 12 recordings, those of the smallest errors, are beyond")
-    notes, (e,), _ = written(run, clips=False)
+    notes, (e,), _ = written(run, most_mb=0)
     assert not any(e["clips"]) and not list((run / "explore" / "audio").iterdir()) and notes == []
     (tmp_path / "corpus" / "4.wav").write_text("no audio")
     notes, (e,), _ = written(run, overwrite=True)
@@ -208,7 +208,7 @@ def test_filters_order_keys_and_player_of_classes(tmp_path):
 def test_filters_and_order_of_dimensions(tmp_path):
     made = some_dimensions(60)
     run = add_evaluation(tmp_path / "run", made)
-    written(run, clips=False)
+    written(run, most_mb=0)
     box = "F.box = [0, 0.5, -9, 9]; update(); told.push(look());"
     script = f"{LOOK} const told = [look()]; {box} clearAll(); choose(1); build(); refilter(); told.push(look()); go(0); return told;"
     told = in_chromium(run, script)

@@ -224,7 +224,7 @@ ANY = {
 
 
 def through_onnx(file, signal, lengths):
-    session = onnx_file.open_session(str(file))
+    session = pytest.importorskip("onnxruntime").InferenceSession(file, providers=["CPUExecutionProvider"])
     return session, session.run(None, {"signal": np.asarray(signal), "lengths": np.asarray(lengths)})
 
 
@@ -314,14 +314,14 @@ def test_a_missing_package_is_one_line(encoders, package, tmp_path, capsys, monk
 
 @pytest.mark.slow
 def test_the_model_in_the_package_on_real_speech(emodb, tmp_path):
-    """ser_small; half precision and int8 move probabilities by little."""
+    """ser_small; half precision moves probabilities by little."""
     pytest.importorskip("onnxruntime")
     path, waves = shipped("ser_small"), [audio.read(p) for p in sorted(emodb.glob("*.flac"))[::40]]
     task, model = load_trained(path)
     with torch.no_grad():
         expected = torch.cat([model(torch.from_numpy(w)[None], [len(w)])["output"] for w in waves]) / source.read(path).temperature
     signal = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True)
-    for options, most in (([], 1e-4), (["--half"], 1e-3), (["--int8"], 0.01)):
+    for options, most in (([], 1e-4), (["--half"], 1e-3)):
         assert run("tools/export_onnx.py", "ser_small", tmp_path / "model.onnx", *options) == 0
         _, (_, logits) = through_onnx(tmp_path / "model.onnx", signal, [len(w) for w in waves])
         moved = (torch.from_numpy(logits).softmax(1) - expected.softmax(1)).abs().max()

@@ -120,14 +120,6 @@ def test_scatter(drawn, n):
     drawn(figures.scatter, reference, np.full(n, 4.0), "arousal", 0.0, 1.0)
 
 
-@pytest.mark.parametrize("reference", [True, False])
-def test_thresholds(drawn, reference):
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 8, 50) if reference else np.full(50, -1)
-    names = ("a very long class name indeed", *map(str, range(1, 8)))
-    drawn(figures.thresholds, {name: metrics.threshold_sweep(truth == i, rng.uniform(0, 0.5, 50)) for i, name in enumerate(names)})
-
-
 @pytest.mark.parametrize("n", [1, 300])
 def test_coverage(drawn, n):
     rng = np.random.default_rng(0)
@@ -141,11 +133,10 @@ def test_coverage(drawn, n):
 def test_embedding_map_of_groups(drawn, groups):
     rng = np.random.default_rng(0)
     values = [f"speaker {i % groups:02d}" for i in range(150)]
-    figure = drawn(figures.embedding_map, (rng.normal(size=(150, 2)), range(150), ["t-SNE 1", "t-SNE 2"]), values * 2, "speaker")
+    figure = drawn(figures.embedding_map, (rng.normal(size=(150, 2)), ["component 1", "component 2"]), values, "speaker")
     entries = [t.get_text() for t in figure.legends[0].get_texts()]
     assert len(entries) == min(groups, 17)
     assert groups < 17 or entries[-1] == "44 others"
-    assert "(150 of 300)" in figure.axes[0].get_title("left")
     looks = {
         (tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in figure.axes[0].collections if c.get_label() in entries
     }
@@ -155,38 +146,26 @@ def test_embedding_map_of_groups(drawn, groups):
 def test_embedding_map_of_numbers(drawn):
     values = np.linspace(0, 1, 30)
     values[3] = np.nan
-    projected = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30), ["component 1", "component 2"]
+    projected = np.random.default_rng(0).normal(size=(30, 2)), ["component 1", "component 2"]
     drawn(figures.embedding_map, projected, values, "arousal")
 
 
-def test_pca_is_scikit_learns_and_tsne_repeats():
+def test_the_projection_is_by_eigenvectors():
     points = np.random.default_rng(0).normal(size=(60, 10)) * np.arange(1, 11)
-    places, chosen, names = figures.project(points, "pca")
+    places, names = figures.project(points)
     values, vectors = np.linalg.eigh(np.cov(points.T))
     expected = (points - points.mean(0)) @ vectors[:, ::-1][:, :2]
     np.testing.assert_allclose(np.abs(places), np.abs(expected), atol=1e-8)
     assert names[0] == f"component 1 ({100 * values[-1] / values.sum():.0f}% of variance)"
-    assert chosen.tolist() == list(range(60))
-    first, again = (figures.project(points, "tsne", seed=2)[0] for _ in range(2))
-    np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne"])
 @pytest.mark.parametrize("shape", [(3, 1), (3, 8), (5, 2), (4, 300)])
-def test_projection_of_few_or_flat_points(method, shape):
+def test_projection_of_few_or_flat_points(shape):
     for points in (np.random.default_rng(0).normal(size=shape), np.ones(shape)):
-        places, _, names = figures.project(points, method)
+        places, names = figures.project(points)
         assert places.shape == (shape[0], 2)
         assert len(names) == 2
         assert np.isfinite(places).all()
-
-
-def test_many_points_are_sampled_by_seed():
-    points = np.random.default_rng(0).normal(size=(figures.MOST_MAPPED + 500, 3))
-    _, chosen, _ = figures.project(points, "pca", seed=1)
-    assert len(set(chosen)) == figures.MOST_MAPPED
-    assert (chosen == figures.project(points, "pca", seed=1)[1]).all()
-    assert (chosen != figures.project(points, "pca", seed=2)[1]).any()
 
 
 def test_same_bytes(tmp_path):

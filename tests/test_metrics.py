@@ -49,7 +49,6 @@ def series(element):
 @given(labels)
 def test_classification_scores_equal_scikit_learn(pairs):
     reference, predicted = zip(*pairs, strict=True)
-    assert same(metrics.unweighted_accuracy(reference, predicted), sklearn.metrics.balanced_accuracy_score(reference, predicted))
     scores = metrics.confusion_scores(confusion_of(reference, predicted))
     assert same(scores["UA"], sklearn.metrics.balanced_accuracy_score(reference, predicted))
     assert same(scores["WA"], sklearn.metrics.accuracy_score(reference, predicted))
@@ -130,13 +129,10 @@ def test_ccc_of_a_set_is_not_the_mean_of_its_batches():
 
 
 def test_degenerate_classification():
-    assert metrics.unweighted_accuracy(["a"], ["a"]) == 1
-    assert metrics.unweighted_accuracy(["a"], ["b"]) == 0
-    assert metrics.unweighted_accuracy(["a", "a"], ["b", "a"]) == 0.5  # b has no reference: it does not count
-    assert math.isnan(metrics.unweighted_accuracy([], []))
+    assert metrics.confusion_scores([[1, 1], [0, 0]])["UA"] == 0.5  # the second has no reference: it does not count
     assert all(math.isnan(v) for v in metrics.confusion_scores([[0, 0], [0, 0]]).values())
     with pytest.raises(ValueError, match="1 references for 2 predictions"):
-        metrics.unweighted_accuracy(["a"], ["a", "b"])
+        metrics.confusion_matrix([0], [0, 1], 2)
 
 
 @settings(max_examples=200, deadline=None)

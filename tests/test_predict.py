@@ -20,13 +20,9 @@ from training import TINY
 from emohubert.core.errors import InputError
 from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
-from emohubert.data.speaker_vectors import from_utterances
 from emohubert.evaluation import predict_files as prediction
 from emohubert.evaluation.inference import predict_split
 from emohubert.evaluation.predict_files import find_files, in_order, predict_files, windows
-from emohubert.evaluation.predictions import read_predictions
-from emohubert.speakers import pldc
-from emohubert.speakers.pldc import RunningSpeaker
 from emohubert.tasks.trained import load_trained
 
 pytestmark = pytest.mark.slow  # its tests share trainings that take longer than all of them
@@ -294,7 +290,6 @@ def test_files_of_folders(tmp_path, caplog):
         (["/nowhere.pt", "{corpus}/audio"], "no such checkpoint"),
         (["{corpus}/classes.pt", "{corpus}/audio", "--window", "0"], "--window"),
         (["{corpus}/classes.pt", "{corpus}/audio", "--workers", "-1"], "--workers"),
-        (["{corpus}/classes.pt", "{corpus}/audio", "--calibration", "/nowhere.npz"], "/nowhere.npz"),
         (["{corpus}/classes.pt", "{corpus}/audio", "--speaker", "folder"], "without speaker normalisation"),
     ],
 )
@@ -305,74 +300,6 @@ def test_bad_usage_is_one_line_and_exit_2(corpus, capsys, arguments, expected):
 
 
 # --- a new speaker ----------------------------------------------------------------------------------------------------
-
-
-def fit(kind, names, width=48):
-    rng = np.random.default_rng(3)
-    speakers = [f"s{i}" for i in range(6) for _ in range(8)]
-    vectors = from_utterances(speakers, rng.normal(size=(6, width)).repeat(8, axis=0) + 0.1 * rng.normal(size=(48, width)))
-    if kind == "classes":
-        labels = [names[(i % 8 + i // 8) % len(names) if i % 3 else i // 8 % len(names)] for i in range(48)]
-    else:
-        labels = rng.normal(size=(6, len(names))).repeat(8, axis=0) + rng.normal(size=(48, len(names)))
-    return pldc.fit(vectors, speakers, labels, list(names), "prior" if kind == "classes" else "mean", k=2, always=True)[0]
-
-
-@pytest.mark.parametrize("kind", ["classes", "dimensions"])
-def test_calibration_is_that_of_a_running_speaker(corpus, tmp_path, capsys, kind):
-    """What the program prints is what RunningSpeaker gives, fed with the predictions and embeddings of tools/evaluate.py."""
-    names = CLASSES if kind == "classes" else DIMENSIONS
-    fitted = fit(kind, names)
-    pldc.save(tmp_path / "calibration.npz", fitted)
-    checkpoint = corpus / f"{kind}.pt"
-    assert run("tools/evaluate.py", checkpoint, corpus / "manifest", "test", tmp_path / "test", "--embeddings", "--repeats", "2") == 0
-    capsys.readouterr()
-    told = read_predictions(tmp_path / "test" / "predictions.tsv")
-    with np.load(tmp_path / "test" / "embeddings.npz") as archive:
-        embeddings = archive["embeddings"]
-    before = told.probabilities if kind == "classes" else told.predicted
-    running = RunningSpeaker(fitted)
-    expected = [running.add(e, p) for e, p in zip(embeddings, before, strict=True)]
-    options = ("--calibration", tmp_path / "calibration.npz", "--format", "json")
-    assert run("tools/predict.py", checkpoint, *test_files(corpus), *options) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    found = [list(row["probabilities" if kind == "classes" else "dimensions"].values()) for row in rows]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    assert np.abs(np.array(expected) - before).max() > 1e-3
-    assert [row["heard"] for row in rows] == list(range(1, 13)) and {row["speaker"] for row in rows} == {"all"}
-
-
-def test_one_speaker_per_folder(corpus, tmp_path, capsys):
-    pldc.save(tmp_path / "calibration.npz", fit("classes", CLASSES))
-    for i, path in enumerate(test_files(corpus)[:4]):
-        (tmp_path / f"speaker{i % 2}").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / f"speaker{i % 2}")
-    options = ("--calibration", tmp_path / "calibration.npz", "--format", "json")
-
-    def rows(*more):
-        assert run("tools/predict.py", corpus / "classes.pt", *more, *options) == 0
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-    both = rows(tmp_path / "speaker1", tmp_path / "speaker0", "--speaker", "folder")
-    alone = rows(tmp_path / "speaker0")
-    assert [row["heard"] for row in both] == [1, 2, 1, 2]
-    assert [row["probabilities"] for row in both[2:]] == [row["probabilities"] for row in alone]
-    assert [row["heard"] for row in rows(tmp_path / "speaker1", tmp_path / "speaker0")] == [1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("fitted", "expected"),
-    [
-        (lambda: fit("classes", CLASSES[::-1]), "use the checkpoint"),
-        (lambda: fit("dimensions", DIMENSIONS), "the checkpoint predicts the classes angry"),
-        (lambda: fit("classes", CLASSES, 32), "width 32, and the checkpoint's embeddings have 48"),
-    ],
-)
-def test_a_calibration_of_something_else_is_refused(corpus, tmp_path, capsys, fitted, expected):
-    pldc.save(tmp_path / "c.npz", fitted())
-    assert run("tools/predict.py", corpus / "classes.pt", corpus / "audio", "--calibration", tmp_path / "c.npz") == 2
-    out, err = capsys.readouterr()
-    assert out == "" and expected in err
 
 
 def test_normalisation_is_by_what_was_heard_so_far(corpus, tmp_path, capsys):

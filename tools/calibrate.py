@@ -12,7 +12,7 @@ applies it regardless, as in the paper). The speakers' unlabelled audio is used,
     OUT_DIR/predictions.tsv            calibrated
             metrics.json               scores after, metrics_before.json before
             speakers.tsv               each speaker before and after, with the most similar training speakers
-            calibration.json           k, the guard, paired tests; calibration.npz: for tools/predict.py --calibration
+            calibration.json           k, the guard, paired tests
             figures/*.png              each speaker before and after
 
 With --temperature VALID, predictions.tsv of validation speakers with labels, probabilities become those at the temperature that makes
@@ -55,8 +55,7 @@ def split_of(path):
 def print_report(report):
     """Whether the calibration was applied, and the scores before and after."""
     guard = report["guard"]
-    what = {"labels": "similar speakers give their label statistics better than all others do", "predictions": "their predictions improve"}
-    what = f"{what[guard['judged_by']]}, by {guard['gain']:.3f} ± {guard['error']:.3f}"
+    what = f"similar speakers give their label statistics better than all others do, by {guard['gain']:.3f} ± {guard['error']:.3f}"
     verdict = "applied" if report["applied"] else "NOT applied: it does not help (--always applies it)"
     if report["applied"] and not guard["helps"]:
         verdict = "applied although it does not help (--always)"
@@ -81,18 +80,13 @@ def main(argv=None):
     parser.add_argument("--top-k", type=neighbours, metavar="K", help="similar training speakers, or auto: leaving training speakers out")
     parser.add_argument("--match", choices=MATCHES, help="what is matched; default: std for dimensions, prior for classes")
     parser.add_argument("--always", action="store_true", help="apply it even where leaving out training speakers shows no gain")
-    parser.add_argument(
-        "--train-predictions",
-        metavar="F",
-        help="predictions of training speakers by folds that left them out: whether these improve decides",
-    )
     parser.add_argument("--test-manifest", metavar="DIR/SPLIT", help="split of the predictions, to break scores down by its metadata")
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="draws of speakers for confidence intervals")
     parser.add_seed()
     parser.add_overwrite()
     args = parser.parse_args(argv)
     own = ("train_manifest", "train_embeddings", "test_embeddings")
-    given = [f"--{name.replace('_', '-')}" for name in (*own, "top_k", "match", "always", "train_predictions") if getattr(args, name)]
+    given = [f"--{name.replace('_', '-')}" for name in (*own, "top_k", "match", "always") if getattr(args, name)]
     if args.temperature is None and not all(getattr(args, name) for name in own):
         parser.error("PLDC needs --train-manifest, --train-embeddings and --test-embeddings, the other calibration --temperature")
     if args.temperature is not None and given:
@@ -140,12 +134,12 @@ def pldc(args):
     predictions = read_predictions(args.predictions)
     train, test = split_of(args.train_manifest), split_of(args.test_manifest) if args.test_manifest else None
     match = args.match or ("prior" if isinstance(predictions, ClassPredictions) else "std")
-    used = [args.train_embeddings, args.test_embeddings, *([args.train_predictions] if args.train_predictions else [])]
+    used = [args.train_embeddings, args.test_embeddings]
     inputs = [args.predictions, *used, *train.files, *(test.files if test else [])]
     if missing := [path for path in inputs if not Path(path).is_file()]:
         raise InputError(f"{missing[0]}: no such file; make it with tools/evaluate.py … --embeddings")
-    origins = [calibration_files.origin_of(p) for p in (args.predictions, args.train_predictions) if p]
-    settings = {name: getattr(args, name) for name in ("top_k", "always", "bootstrap", "seed")} | {"match": match, "origins": origins}
+    origin = calibration_files.origin_of(args.predictions)
+    settings = {name: getattr(args, name) for name in ("top_k", "always", "bootstrap", "seed")} | {"match": match, "origin": origin}
     files = [args.out_dir / name for name in (*calibration_files.FILES, "calibration.seen")]
     stamp = Stamp(args.out_dir / "calibrate.stamp.json", {**settings, "inputs": {str(p): sha256(p) for p in inputs}}, files)
     if stamp.is_current() and not args.overwrite:
@@ -154,12 +148,11 @@ def pldc(args):
         return
     stamp.clear()
     embeddings = read_embeddings(args.train_embeddings)
-    known = args.train_predictions and calibration_files.predictions_of_training(args.train_predictions, predictions, train)
-    fitted = calibration_files.fit(train, embeddings, predictions, match, args.top_k, known, args.always, args.train_embeddings)
+    fitted = calibration_files.fit(train, embeddings, predictions, match, args.top_k, args.always, args.train_embeddings)
     records.write_calibration(args.out_dir, args.predictions, train, embeddings.ids, used)
     embeddings = read_embeddings(args.test_embeddings)
     report = calibration_files.save(
-        args.out_dir, *fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origins[0]
+        args.out_dir, *fitted, embeddings, predictions, test, args.bootstrap, args.seed, args.test_embeddings, origin
     )
     stamp.write()
     print_report(report)

@@ -7,7 +7,7 @@ Writes to OUT_DIR:
     speaker_mfcc.npz    the mean MFCCs, as tools/calibrate.py and others keep vectors of speakers
     summary.json        counts of the whole
     figures/*.png       lengths, classes, demographics, and maps of the speakers' voices: principal components of their mean MFCCs,
-                        coloured by each property of speakers that has few values or is a number
+                        coloured by each property of speakers that has few values
 
 A property of speakers is a column of .meta.tsv in which no speaker has two values.
 

@@ -19,8 +19,7 @@ split; with --normalise-speakers no every speaker passes for the average trainin
 (embeddings.npz of the training split) any model's pooled vectors are normalised before the head; embeddings.npz keeps them as they
 are. With --label-map the classes of another corpus are mapped onto the model's: by usual names (exc, excited and joy are happy,
 …) or by FILE, a JSON object {their class: the model's, or null}. Only classes that both have are scored and predicted: the
-probabilities of the model's others are divided among them. With --compare OTHER (a predictions.tsv of another system on the same
-split) also comparison.json: a paired test.
+probabilities of the model's others are divided among them.
 
   tools/evaluate.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1 --embeddings
 """
@@ -36,7 +35,7 @@ from emohubert.core.errors import InputError
 from emohubert.core.files import Stamp, make_folder, read_json, write_json
 from emohubert.corpus.manifest import by_speaker, read_split
 from emohubert.evaluation import label_maps, scoring
-from emohubert.evaluation.predictions import read_embeddings, read_predictions, write_attention
+from emohubert.evaluation.predictions import read_embeddings, write_attention
 
 logger = logging.getLogger("emohubert.evaluate")
 
@@ -104,7 +103,6 @@ def main(argv=None):
         "--normalise-speakers", metavar="FILE|no", help="embeddings.npz of the training split; no: not at all (default: as trained)"
     )
     parser.add_argument("--label-map", metavar="usual|FILE", help="map the classes of another corpus onto the model's")
-    parser.add_argument("--compare", metavar="OTHER", help="predictions.tsv of another system on the same split, for a paired test")
     args = parser.parse_args(argv)
     split = read_split(args.manifest_dir, args.split)
     off = args.normalise_speakers == "no"
@@ -122,9 +120,6 @@ def main(argv=None):
         stamp.clear()
         scores = evaluate(args, split, out)
         stamp.write()
-    if args.compare:
-        report = scoring.compare(read_predictions(out / "predictions.tsv"), read_predictions(args.compare), args.repeats, args.seed)
-        write_json(out / "comparison.json", report)
     print(summary(scores))
     for name in scores.get("others", []):
         print(f"{name}: " + summary(read_json(out / name / "metrics.json")).split("\n", 2)[2])

@@ -4,7 +4,7 @@
 CKPT is an emotion model, or an encoder (one of ours, a HuBERT or wav2vec 2.0 of fairseq, or a Hugging Face folder). Inputs: `signal`
 (batch, samples) float32 at 16 kHz, zero-padded, and `lengths` (batch) int64, samples of each. Outputs: `hidden_states` (batch, frames, width),
 the frames that are pooled, zero in the padding; of an emotion model `logits` (batch, classes), or the dimensions. A batch gives what its
-utterances give alone, but for --int8. Waveforms are normalised inside where the model wants that. Everybody is the unknown speaker, or
+utterances give alone. Waveforms are normalised inside where the model wants that. Everybody is the unknown speaker, or
 --speaker-id, and with speaker normalisation the average speaker. The file's metadata names the classes or dimensions.
 
 The packages onnx and onnxruntime are needed: pip install 'emohubert[onnx]'.
@@ -26,17 +26,14 @@ def main(argv=None):
     parser = cli.Parser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint to export")
     parser.add_argument("file", metavar="FILE", help="ONNX file to write")
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--half", action="store_true", help="weights in half precision, computed with in float32")
-    precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits: smaller and faster on a CPU, not exact")
+    parser.add_argument("--half", action="store_true", help="weights in half precision, computed with in float32")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of the model's table that everybody is taken for")
     args = parser.parse_args(argv)
     from emohubert.export import onnx_file, source
 
-    kind = "int8" if args.int8 else "half" if args.half else "float32"
-    worst = onnx_file.write(source.read(args.checkpoint, args.speaker_id), args.file, kind)
+    worst = onnx_file.write(source.read(args.checkpoint, args.speaker_id), args.file, args.half)
     size = Path(args.file).stat().st_size / 1e6
-    when = "" if kind == "float32" else "before rounding "
+    when = "before rounding " if args.half else ""
     print(f"{args.file}: written, {size:.1f} MB; {when}within {worst:.0e} of the model")
 
 

@@ -3,7 +3,7 @@
 
 Support vector machines on eGeMAPS functionals, or on a layer of a frozen encoder (--checkpoint small --layer 1), of all utterances of a
 split; half of a speaker's utterances is the test in all settings, and the labels of the other half are used in the setting `heard` alone.
-Writes personalisation.json, speakers.png and shifts.png into OUT_DIR, which reports show. After figure 1 of Tran, Yin & Soleymani 2023.
+Writes personalisation.json, personalisation.md, speakers.png and shifts.png into OUT_DIR, which reports show. After figure 1 of Tran, Yin & Soleymani 2023.
 
   tools/personalisation.py exp/ravdess exp/worth --checkpoint small --layer 1
 """
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "user_dir"))
 
 from emohubert.core import cli
 from emohubert.core.errors import InputError
-from emohubert.core.files import make_folder, write_json
+from emohubert.core.files import make_folder, write_json, write_lines
 
 
 @cli.command
@@ -46,6 +46,7 @@ def main(argv=None):
     found = personalisation.study(x, targets, speakers, args.counts and sorted(set(args.counts)), args.seed, workers)
     summary, title = personalisation.lines(found), f"What knowing a speaker would bring, {next(iter(vectors))}"
     write_json(out / "personalisation.json", {"title": title, "split": str(split.tsv), "summary": summary, **found})
+    write_lines(out / "personalisation.md", summary)
     personalisation.draw(out, found)
     print("\n".join(summary))
 

@@ -14,9 +14,9 @@ embedding of the unknown speaker, or with --speaker-id of the one named: of its 
 tools/adapt_speaker.py).
 
 What is known of a new speaker, without labels, grows with the speaker's lines, in the order given; `heard` counts those that each
-line is predicted by, itself included. With --calibration (calibration.npz of tools/calibrate.py) predictions are calibrated.
-With --speaker a model trained with model.speaker_normalisation normalises its pooled vectors by their mean and variance so far,
-mixed with those of the average training speaker; without, everybody passes for that speaker. --speaker segments: as --segments says.
+line is predicted by, itself included: with --speaker a model trained with model.speaker_normalisation normalises its pooled vectors
+by their mean and variance so far, mixed with those of the average training speaker; without, everybody passes for that speaker.
+--speaker segments: as --segments says.
 
 --temperature (temperature.json of tools/calibrate.py, or a number) makes the probabilities as certain as they deserve; a temperature.json
 beside the checkpoint, as ser_small has one, is used without being named. With --min-confidence P the emotion is “-”, an abstention,
@@ -70,7 +70,6 @@ def predict(args, paths, segments, out):
     from emohubert.core.device import choose_device
     from emohubert.evaluation import inference
     from emohubert.evaluation.segments import VoiceActivity
-    from emohubert.speakers import pldc
     from emohubert.speakers.new_speakers import NewSpeakers
     from emohubert.tasks.trained import load_trained
 
@@ -84,10 +83,9 @@ def predict(args, paths, segments, out):
         check_speaker(task, args.speaker_id)
     options = {name: getattr(args, name) for name in ("window", "hop", "longest", "batch_seconds", "workers", "precision")}
     options |= {"device": device, "speaker": UNKNOWN_SPEAKER if args.speaker_id is None else args.speaker_id}
-    online = args.speaker is not None and model.normalisation is not None
-    by_speaker = online or args.calibration is not None
-    if args.speaker is not None and not by_speaker:
-        raise InputError("--speaker without --calibration, and the model was trained without speaker normalisation; leave it out")
+    by_speaker = args.speaker is not None
+    if by_speaker and model.normalisation is None:
+        raise InputError("--speaker: the model was trained without speaker normalisation; leave it out")
     if not task.classes and (args.min_confidence or args.temperature):
         what = "predicts no emotion classes, so that there are no probabilities of them"
         raise InputError(f"{args.checkpoint}: {what}; leave --temperature and --min-confidence out")
@@ -98,15 +96,9 @@ def predict(args, paths, segments, out):
     files = predict_files(task, model, paths, embeddings=by_speaker, **options)
     shown = out is sys.stdout and out.isatty()  # lines that appear one after the other are progress enough
     found = in_order(files if shown else cli.progress(files, "predicting", total=len(paths), unit="files"))
-    speaker_of = {FOLDER: os.path.dirname, SEGMENTS: lambda path: segments[path].speakers}.get(args.speaker, lambda path: ALL)
-    if online:
+    if by_speaker:
+        speaker_of = {FOLDER: os.path.dirname, SEGMENTS: lambda path: segments[path].speakers, ALL: lambda path: ALL}[args.speaker]
         found = one_by_one(found, speaker_of, lambda: inference.online(task, model))
-    if args.calibration:
-        if task.is_multitask:
-            raise InputError(f"--calibration is of one target, and {args.checkpoint} predicts several; leave it out")
-        fitted = pldc.load(args.calibration)
-        pldc.check_calibration(fitted, task, model, args.calibration)
-        found = one_by_one(found, speaker_of, lambda: pldc.RunningSpeaker(fitted).add)
     temperatures, failed = temperatures_of(args) if task.classes else None, 0
 
     def successful():
@@ -116,9 +108,9 @@ def predict(args, paths, segments, out):
                 failed += 1
                 print_error(prediction.error)
                 continue
-            values, speakers = prediction.values, prediction.speakers if online else []
+            values = prediction.values
             if temperatures is not None:
-                own = [temperatures[name != UNKNOWN_SPEAKER] for name in speakers] or temperatures[:1]
+                own = [temperatures[name != UNKNOWN_SPEAKER] for name in prediction.speakers] or temperatures[:1]
                 values = temperature.scaled_first(values, np.array(own)[:, None], len(task.classes))
             yield replace(prediction, path=args.names.get(prediction.path, prediction.path), values=values)
 
@@ -177,7 +169,7 @@ def stamp_of(args, paths):
     """What --output was made from."""
     names = ("format", "window", "hop", "longest", "speaker", "speaker_id", "precision", "vad", "min_confidence", "temperature")
     scale = args.temperature or temperature.beside(args.checkpoint)
-    files = (args.checkpoint, args.calibration, args.speaker_vectors, args.segments, scale)
+    files = (args.checkpoint, args.speaker_vectors, args.segments, scale)
     settings = {name: getattr(args, name) for name in names}
     if Path(args.checkpoint).is_dir():
         files = (*files, *(Path(args.checkpoint, name) for name in ("config.json", "model.safetensors")))
@@ -205,10 +197,7 @@ def main(argv=None):
     )
     parser.add_argument("--min-confidence", type=float, default=0.0, metavar="P", help="abstain below this probability")
     parser.add_argument("--temperature", metavar="FILE|T", help="temperature.json of tools/calibrate.py --temperature, or a number")
-    parser.add_argument("--calibration", metavar="FILE", help="calibration.npz of tools/calibrate.py")
-    parser.add_argument(
-        "--speaker", choices=(ALL, FOLDER, SEGMENTS), help="all is of one speaker (as with --calibration), or each folder, or see above"
-    )
+    parser.add_argument("--speaker", choices=(ALL, FOLDER, SEGMENTS), help="all is of one speaker, or each folder, or see above")
     parser.add_argument("--speaker-vectors", metavar="FILE", help="embeddings of new speakers, from tools/adapt_speaker.py")
     parser.add_argument("--speaker-id", metavar="ID", help="speaker of all files: an id of the model's table or of --speaker-vectors")
     parser.add_running()

@@ -2,7 +2,7 @@
 """Write RUN_DIR/report.html: one self-contained page about a run.
 
 Everything below RUN_DIR is found by its name: metrics.json and metrics_before.json with their figures (tools/evaluate.py,
-tools/calibrate.py), results.json, comparison.json and robustness.json, trainings (hydra_train.log, .hydra/config.yaml),
+tools/calibrate.py), results.json and robustness.json, trainings (hydra_train.log, .hydra/config.yaml),
 corpus.json, check_manifest*.json (tools/check_manifest.py --json) and audit.json. The page opens with the systems compared, then
 come tables, automatic warnings and details. What is missing is said on it, and what cannot be read is named.
 
@@ -39,7 +39,7 @@ def main(argv=None):
     if args.explore:
         from emohubert.report import explorer
 
-        path, notes = explorer.write(run, not args.no_audio, args.audio_mb or 200, args.overwrite)
+        path, notes = explorer.write(run, 0 if args.no_audio else args.audio_mb or 200, args.overwrite)
         print(f"{path} is there already, made from the same files" if notes is None else path, *(notes or []), sep="\n")
 
 

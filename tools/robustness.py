@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate a fine-tuned checkpoint on recordings that are made worse: noise, reverberation, low-pass, clipping, shorter clips.
+"""Evaluate a fine-tuned checkpoint on recordings that are made worse: noise, reverberation, low-pass.
 
 Writes to OUT_DIR:
     robustness.md, .json   a line per condition, the clean recordings first: UA, WA and macro F1, or the CCC of each
@@ -8,10 +8,10 @@ Writes to OUT_DIR:
     conditions/*.tsv       the predictions under each condition; an interrupted run resumes after the last of them
 
 The same utterance gets the same noise and the same room whatever the model, so that models can be compared. An option without
-a value, such as --clip, leaves that kind of condition out.
+a value, such as --t60, leaves that kind of condition out.
 
   tools/robustness.py runs/ser_classification_base/checkpoint_best.pt manifests/emodb/fold1 test results/fold1/robustness
-  tools/robustness.py CKPT MANIFEST_DIR test OUT_DIR --snr 20 10 0 --noise-files musan/noise --t60 --cutoff --clip --seconds
+  tools/robustness.py CKPT MANIFEST_DIR test OUT_DIR --snr 20 10 0 --t60 --cutoff
 """
 
 import sys
@@ -32,13 +32,9 @@ def main(argv=None):
         ("snr", "DB", "signal-to-noise ratios in dB"),
         ("t60", "S", "reverberation times in seconds"),
         ("cutoff", "HZ", "cut-off frequencies in Hz, where the low-pass has -6 dB"),
-        ("clip", "SHARE", "shares of the samples that are clipped, 0 to 1"),
-        ("seconds", "S", "lengths that longer recordings are cut to, keeping the middle"),
     ):
         parser.add_argument(f"--{name}", type=float, nargs="*", metavar=unit, default=list(robustness.DEFAULTS[name]), help=text)
     parser.add_argument("--noise", nargs="+", choices=NOISES, default=["white", "babble"], help="kinds of generated noise")
-    parser.add_argument("--noise-files", metavar="DIR", help="folder of noise recordings, in place of generated noise")
-    parser.add_argument("--reverb-files", metavar="DIR", help="folder of impulse responses, in place of --t60: one condition")
     args = parser.parse_args(argv)
 
     from emohubert.core.device import choose_device
@@ -48,7 +44,7 @@ def main(argv=None):
 
     device = choose_device(args.device)
     values = {name: getattr(args, name) for name in robustness.DEFAULTS}
-    chosen = robustness.conditions(values, args.noise, args.noise_files, args.reverb_files)
+    chosen = robustness.conditions(values, args.noise)
     split = read_split(args.manifest_dir, args.split)
     task, model = load_trained(args.checkpoint)
     settings = scoring.inputs(args.checkpoint, split)

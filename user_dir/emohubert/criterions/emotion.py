@@ -159,8 +159,7 @@ class EmotionClassification(_OfClasses):
 @register_criterion("emotion_contrastive", dataclass=FairseqDataclass)
 class EmotionContrastive(_OfClasses):
     """Supervised contrastive loss (Khosla et al. 2020, L_out) over the batch on all processes, and the classes' read-out. The model needs
-    `head=contrastive`. A linear read-out adds its cross-entropy, which does not reach the encoder; centroids follow the training batches.
-    An utterance that is alone of its class in a batch is an anchor for nothing."""
+    `head=contrastive`, whose centroids follow the training batches. An utterance that is alone of its class in a batch is an anchor for nothing."""
 
     def forward(self, model, sample, reduce=True):
         """Returns (loss × utterances, utterances, logging output); fairseq divides by the utterances of all processes."""
@@ -172,9 +171,8 @@ class EmotionContrastive(_OfClasses):
         if model.training:
             head.follow(points.detach(), classes)
         loss = supervised_contrastive(points, classes, head.temperature) + 0.0 * found["projection"].sum()  # a gradient for all
-        read_out = 0.0 if head.readout is None else F.cross_entropy(found["output"].float(), target, reduction="sum")
-        log = _log(loss * len(target) + read_out, lambda rows: confusion(found["output"][rows], target[rows]), sample)
-        return loss * len(classes) + read_out, len(target), log
+        log = _log(loss * len(target), lambda rows: confusion(found["output"][rows], target[rows]), sample)
+        return loss * len(classes), len(target), log
 
 
 def supervised_contrastive(points, target, temperature):

@@ -1,4 +1,4 @@
-"""What rooms, microphones and lines do to speech: noise, reverberation, a narrow band, clipping, cuts, and a change of speed.
+"""What rooms, microphones and lines do to speech: noise, reverberation, a narrow band, and a change of speed.
 
 Functions of a float32 waveform at 16 kHz, (samples,), and of a numpy Generator where chance enters; they return a new float32
 waveform, whose level nothing limits to ±1. They raise InputError for a value out of the range that they name.
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..corpus import audio
-from ..corpus.audio import RECEPTIVE_FIELD, SAMPLE_RATE
+from ..corpus.audio import SAMPLE_RATE
 
 VERSION = 1
 """Changes whenever the same settings give other audio."""
@@ -93,29 +93,6 @@ def low_pass(samples, cutoff):
     sections = butter(LOW_PASS_ORDER, cutoff, fs=SAMPLE_RATE, output="sos")
     padding = min(round(4 * SAMPLE_RATE / cutoff), len(samples) - 1)  # some periods, for the filter to settle
     return sosfiltfilt(sections, samples.astype(np.float64), padlen=padding).astype(np.float32)
-
-
-def clip(samples, share):
-    """Limit the loudest samples, as an overdriven microphone does: a share of them, from 0 to under 1, gets the magnitude of the next."""
-    if not 0 <= share < 1:
-        raise InputError(f"a share of {share} clipped samples; give 0 or more and less than 1")
-    limit = np.sort(np.abs(samples))[len(samples) - 1 - int(share * len(samples))]
-    return np.clip(samples, -limit, limit)
-
-
-def shorten(samples, seconds):
-    """The middle seconds of a waveform; all of a shorter one."""
-    n = shortened_length(len(samples), seconds)
-    first = (len(samples) - n) // 2
-    return samples[first : first + n].copy()
-
-
-def shortened_length(n, seconds):
-    """Samples that `shorten` leaves of n, `min(n, round(seconds × 16000))`; seconds of at least one frame."""
-    kept = round(seconds * SAMPLE_RATE) if math.isfinite(seconds) else 0
-    if kept < RECEPTIVE_FIELD:
-        raise InputError(f"{seconds} s is shorter than one frame; give {RECEPTIVE_FIELD / SAMPLE_RATE} s or more")
-    return min(n, kept)
 
 
 def change_speed(samples, factor):

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ..core.files import make_folder, read_json, write_json
 from ..core.parallel import cores
 from ..corpus.manifest import manifest_directories, read_corpus
 from ..training.launch import Training
-from . import metrics, scoring
+from . import scoring
 from .predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
 from .results import read_results, write_results
 
@@ -116,10 +116,8 @@ def execute(runs, evaluate, jobs=1, device="auto", overwrite=False, nproc=None):
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train_and_evaluate, run) for run in runs]
         try:
-            for future in as_completed(futures):
-                future.result()
+            list(pool.map(train_and_evaluate, runs))
         finally:
             failed.set()  # also where the user interrupts
 
@@ -142,8 +140,7 @@ def _remove(run):
 
 def collect(runs, out_dir, repeats=2000):
     """Write `results.md`, `results.json` and the predictions of every seed pooled over folds, `pooled/seedS/`; returns the table's lines.
-    Rows: each fold (over its seeds); all runs; folds, each the mean of its seeds; seeds, each the mean of its folds; the scores of the
-    pooled predictions of each seed, and over seeds. InputError: runs are missing or unfinished: all are named."""
+    Rows: each fold (over its seeds); all runs; pooled predictions (over seeds). InputError names all runs that are missing or unfinished."""
     for run in runs:
         run.check_settings()
     missing = [f"{r.name} (--index {r.index})" for r in runs if not (r.is_finished and (r.results / "metrics.json").is_file())]
@@ -155,19 +152,13 @@ def collect(runs, out_dir, repeats=2000):
     rows = [(f"fold {run.fold}", run.results) for run in runs] + [("all runs", run.results) for run in runs] * (len(runs) > 1)
     rows += [(f"all runs, {other}", run.results / other) for other in found[0].get("others", []) for run in runs]
     systems = read_results(rows, macro_f1=True)
-    if len(folds) > 1 and len(seeds) > 1:
-        every = next(s for s in systems if s["name"] == "all runs")
-        for one, other, values in (("fold", "seed", folds), ("seed", "fold", seeds)):
-            groups = [[i for i, run in enumerate(runs) if getattr(run, one) == value] for value in values]
-            means = {score: [metrics.mean_std(np.array(v)[group])[0] for group in groups] for score, v in every["scores"].items()}
-            systems.append({**every, "name": f"{one}s, each the mean of its {other}s", "runs": len(groups), "scores": means})
     notes = _notes(runs, folds, seeds, corpus, found)
     if len(folds) > 1:
         overlap, rows = _pool(runs, seeds, out_dir, repeats)
         if overlap:
             notes.append(overlap)
             logger.warning("%s", overlap)
-        systems += read_results(rows + [("pooled over folds, all seeds", folder) for _, folder in rows] * (len(rows) > 1), macro_f1=True)
+        systems += read_results(rows, macro_f1=True)
     title = f"{runs[0].config} on {corpus.get('corpus', runs[0].manifest.parent.name)}: {len(folds)} folds, {len(seeds)} seeds"
     kept = ("checkpoint", "epoch", "update", "selected", "setting", "speaker_embedding", "n")
     details = [
@@ -194,7 +185,7 @@ def _notes(runs, folds, seeds, corpus, found):
         f", seeds {', '.join(map(str, seeds))}; trained on `train`, scored on `{first.split}`, which nothing was chosen on",
         f"Checkpoint: {'; '.join(chosen)}; epochs {', '.join(str(f.get('epoch')) for f in found)} in the order of the runs",
         f"Setting of the scored speakers: {'; '.join(settings)}",
-        "±: population standard deviation over the runs of a row (seeds of a fold; all folds and seeds; means over folds or over seeds)",
+        "±: population standard deviation over the runs of a row (seeds of a fold; all folds and seeds; all seeds)",
     ]
 
 
@@ -212,7 +203,7 @@ def _pool(runs, seeds, out_dir, repeats):
         folder = make_folder(out_dir / "pooled" / f"seed{seed}")
         write_predictions(folder / "predictions.tsv", predictions)
         write_json(folder / "metrics.json", {**origin, **scoring.evaluate(predictions, repeats=repeats, seed=seed)})
-        rows.append((f"pooled over folds, seed {seed}", folder))
+        rows.append(("pooled over folds", folder))
     return None, rows
 
 

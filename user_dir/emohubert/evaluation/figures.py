@@ -13,16 +13,12 @@ from matplotlib.ticker import MaxNLocator
 from ..core.files import make_folder
 from ..core.plotting import COLOURS, GREY, MARKERS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
 from ..training.curves import chosen_update
-from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, sweeps
+from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
 MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
-MOST_MAPPED = 2000  # a map shows at most this many utterances, drawn with the seed; its title says so
-BOOKKEEPING = re.compile(
-    r"(wps|ups|wpb|bsz|num_updates|lr|gnorm|clip|train_wall|gb_free|wall|loss_scale|ppl|cuda_.*|best_.*|nsentences|unigram_.*)$"
-)
-SCORE = re.compile(r"accuracy|ccc|(^|_)(ua|wa|f1|uar)($|_)")
+SCORE = re.compile(r"(?!best_)(.*_)?(accuracy|ccc|ua|wa|f1)(_|$)")
 _GRID = "#E6E6E6"
 _BELOW = {"loc": "outside lower center", "borderaxespad": 0}  # where legends are
 
@@ -105,21 +101,6 @@ def scatter(path, reference, predicted, name, ccc, rmse):
         return save_figure(figure, path, square=True)
 
 
-def thresholds(path, sweeps):
-    """Precision, recall and F1 of deciding for a class at a threshold, a panel each. `sweeps`: class → `metrics.threshold_sweep`."""
-    with new_figure(WIDTH, 6.2 + 0.2 * (len(sweeps) // 4), 3, sharex=True) as (figure, panels):
-        for axes, score, other in zip(panels, ("precision", "recall", "F1"), ("FP", "FN", "FN"), strict=True):
-            for i, (name, sweep) in enumerate(sweeps.items()):
-                values = np.where(sweep["TP"] + sweep[other] > 0, sweep[score], np.nan)  # not where there is nothing to decide
-                axes.plot(sweep["threshold"], values, **style_of(i, label=short(name), markersize=4, linewidth=1.6))
-            axes.set(ylabel=score, ylim=(-0.02, 1.02), xlim=(0, 1))
-            axes.grid(color=_GRID)
-        panels[0].set_title("Deciding for a class at a threshold")
-        panels[-1].set_xlabel("threshold on its probability")
-        figure.legend(*panels[0].get_legend_handles_labels(), ncols=4, **_BELOW)
-        return save_figure(figure, path)
-
-
 def coverage(path, selected):
     """Accuracy and UA of the most confident share of utterances over that share, from `metrics.risk_coverage`."""
     with new_figure(WIDTH, 3.6) as (figure, axes):
@@ -135,36 +116,26 @@ def coverage(path, selected):
         return save_figure(figure, path)
 
 
-def project(embeddings, method, seed=1):
-    """Two dimensions of embeddings (n, d), n of 3 or more: (places (m, 2), indices (m) of those shown, names of the two axes). `method` is
-    `pca`, or `tsne` started from it, on one thread, so that a seed, which also chooses among too many utterances, gives the same map."""
+def project(embeddings):
+    """Two principal components of embeddings (n, d), n of 3 or more: (places (n, 2), names of the two axes)."""
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    n = len(embeddings)
-    chosen = np.arange(n) if n <= MOST_MAPPED else np.sort(np.random.default_rng(seed).choice(n, MOST_MAPPED, replace=False))
-    points = np.asarray(embeddings, dtype=np.float64)[chosen]
+    points = np.asarray(embeddings, dtype=np.float64)
     if points.shape[1] == 1:
         points = np.column_stack([points, 0 * points])
     with threadpool_limits(1), np.errstate(invalid="ignore", divide="ignore"):  # equal points have no variance to explain
         pca = PCA(n_components=2, svd_solver="full")
         places = pca.fit_transform(points)
-        if method == "pca" or np.ptp(points, axis=0).max() == 0:
-            explained = np.nan_to_num(pca.explained_variance_ratio_)
-            return places, chosen, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        tsne = TSNE(perplexity=perplexity, init=places / (places[:, 0].std() or 1.0) * 1e-4, random_state=seed, n_jobs=1)
-        return tsne.fit_transform(points).astype(np.float64), chosen, [f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"]
+    explained = np.nan_to_num(pca.explained_variance_ratio_)
+    return places, [f"component {i + 1} ({100 * v:.0f}% of variance)" for i, v in enumerate(explained)]
 
 
 def embedding_map(path, projected, values, name, what="Utterances"):
     """A map of what was `project`ed, utterances or `what` the title says, coloured by its `values`, whose meaning is `name`. Values are a
     list of str (legend), or a float array (viridis, colour bar; NaN: grey)."""
-    places, chosen, axis_names = projected
-    m, of = len(places), len(values)
-    values = values[chosen] if isinstance(values, np.ndarray) else [values[i] for i in chosen]
-    size = float(np.clip(6000 / m, 9, 34))
+    places, axis_names = projected
+    size = float(np.clip(6000 / len(places), 4, 34))
     with new_figure(WIDTH, 5.6) as (figure, axes):
         if isinstance(values, np.ndarray):
             known = ~np.isnan(values)
@@ -184,43 +155,13 @@ def embedding_map(path, projected, values, name, what="Utterances"):
             scale, columns = max(1.0, (24 / size) ** 0.5), 4 if max(map(len, largest)) <= 14 else 2
             figure.legend(ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=scale, **_BELOW)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], xticks=[], yticks=[])
-        axes.set_title(f"{what} by {short(name)}" + (f" ({m} of {of})" if m < of else ""))
-        return save_figure(figure, path)
-
-
-def changes(path, groups, label, title):
-    """How scores change along conditions, with intervals; the vertical axes, called `label`, have the same limits. `groups`: title of a
-    panel → (names of its conditions in order, score → list of (change, low, high); NaN: not drawn)."""
-    names = list(dict.fromkeys(score for _, series in groups.values() for score in series))
-    columns = min(2, len(groups))
-    rows = -(-len(groups) // columns)
-    with new_figure(WIDTH, 1.3 + 2.1 * rows, rows, columns, sharey=True, squeeze=False) as (figure, panels):
-        for axes in panels.flat[len(groups) :]:
-            axes.set_axis_off()
-        for i, (axes, (group, (conditions, series))) in enumerate(zip(panels.flat, groups.items(), strict=False)):
-            axes.axhline(0, color="black", linestyle="--", linewidth=1)
-            for score, values in series.items():
-                k = names.index(score)
-                value, low, high = np.asarray(values, dtype=np.float64).T
-                places = np.arange(len(value)) + 0.12 * (k - (len(names) - 1) / 2)
-                axes.vlines(places, low, high, color=COLOURS[k % 8], linewidth=1.2, alpha=0.7)
-                axes.plot(places, value, **style_of(k, label=short(score, 24), markersize=5, linewidth=1.6))
-            axes.set_xticks(range(len(conditions)), [short(c, 10) for c in conditions], fontsize=9)
-            axes.set(xlim=(-0.5, len(conditions) - 0.5), ylabel=label if i % columns == 0 else "")
-            axes.set_title(short(group, 30), fontsize=10)
-            axes.grid(color=_GRID, axis="y")
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), ncols=3, **_BELOW)
+        axes.set_title(f"{what} by {short(name)}")
         return save_figure(figure, path)
 
 
 def training(path, curves):
-    """Curves of `curves.read_training_log` over updates: loss, validation scores, other measures, four at most; None: nothing to draw."""
-    names = [n for n in curves if not BOOKKEEPING.match(n)]
-    validated = [n for n in names if set(curves[n]) - {"train"}]
-    names = sorted({*validated, "loss"} & set(names) if validated else names, key=lambda n: (n != "loss", not SCORE.search(n), n))[:4]
-    if not names:
+    """Curves of `curves.read_training_log` over updates: the loss and scores, four at most; None: nothing to draw."""
+    if not (names := [name for name in ("loss", *sorted(filter(SCORE.match, curves))) if name in curves][:4]):
         return None
     with new_figure(WIDTH, 0.8 + 1.9 * len(names), len(names), sharex=True, squeeze=False) as (figure, panels):
         panels = panels[:, 0]
@@ -244,9 +185,9 @@ def training(path, curves):
         return save_figure(figure, path)
 
 
-def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
+def draw(directory, predictions, scores, split=None, embeddings=None):
     """Draw every figure that the predictions allow, in place of the `*.png` that are there. `scores` are of `scoring.evaluate`, the rest is
-    as for `scoring.save`; the seed is of t-SNE and of the choice of utterances for a map."""
+    as for `scoring.save`."""
     directory = make_folder(directory)
     for path in directory.glob("*.png"):
         path.unlink()
@@ -255,10 +196,9 @@ def draw(directory, predictions, scores, split=None, embeddings=None, seed=1):
     elif scores["n"]:
         confusion(directory / "confusion.png", scores["confusion"], scores["classes"])
         bars(directory / "speakers.png", {name: s["UA"] for name, s in scores["per_speaker"].items()}, scores["UA"], "UA")
-        thresholds(directory / "thresholds.png", sweeps(predictions))
         coverage(directory / "coverage.png", risk_coverage(predictions))
     if embeddings is not None and len(predictions) > 2:
-        _draw_maps(directory, predictions, split, np.asarray(embeddings, dtype=np.float64), seed)
+        _draw_maps(directory, predictions, split, embeddings)
 
 
 def _draw_dimensions(directory, predictions, scores):
@@ -272,7 +212,7 @@ def _draw_dimensions(directory, predictions, scores):
         bars(directory / f"speakers_{file_name(name)}.png", speakers, values["ccc"], f"CCC of {name}")
 
 
-def _draw_maps(directory, predictions, split, embeddings, seed):
+def _draw_maps(directory, predictions, split, embeddings):
     """The embeddings by emotion, speaker, dimension and sex."""
     rows = rows_in_split(predictions, split)
     meta = (split.meta if split is not None else None) or {}
@@ -282,7 +222,6 @@ def _draw_maps(directory, predictions, split, embeddings, seed):
         columns = {"emotion": [split.emotions[r] for r in rows]} if split is not None and split.emotions else {}
         columns |= {"speaker": predictions.speakers, **dict(zip(predictions.dims, predictions.references.T, strict=True))}
     columns |= {name: [meta[name][r] or NO_VALUE for r in rows] for name in ("sex", "gender") if name in meta}
-    for method in ("pca", "tsne"):
-        projected = project(embeddings, method, seed)
-        for name, values in columns.items():
-            embedding_map(directory / f"embeddings_{method}_{file_name(name)}.png", projected, values, name)
+    projected = project(embeddings)
+    for name, values in columns.items():
+        embedding_map(directory / f"embeddings_{file_name(name)}.png", projected, values, name)

@@ -184,10 +184,10 @@ def from_normalised(task, model, vectors):
 
 
 def online(task, model):
-    """For one speaker of a model that was trained with speaker normalisation: a function from a pooled vector (width) and its prediction
-    to the prediction by the statistics of the speaker's vectors so far, this one included."""
+    """For one speaker of a model that was trained with speaker normalisation: a function from a pooled vector (width) to the
+    prediction by the statistics of the speaker's vectors so far, this one included."""
     speaker = OnlineNormalisation(model.normalisation.average)
-    return lambda vector, _: from_normalised(task, model, speaker.add(vector)[None])[0]
+    return lambda vector: from_normalised(task, model, speaker.add(vector)[None])[0]
 
 
 def speaker_setting(task, split, added=(), normalised=False):

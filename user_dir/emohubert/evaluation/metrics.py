@@ -42,12 +42,6 @@ def confusion_scores(confusion):
     return {"UA": _mean_of_defined(recall), "WA": accuracy, "macro_f1": _mean_of_defined(f1)}
 
 
-def unweighted_accuracy(reference, predicted):
-    """UA of two lists of labels, see `confusion_scores`."""
-    names, labels = np.unique([*reference, *predicted], return_inverse=True)
-    return float(confusion_scores(confusion_matrix(labels[: len(reference)], labels[len(reference) :], len(names)))["UA"])
-
-
 def expected_calibration_error(confidence, correct, bins=15):
     """ECE (Guo et al. 2017): mean gap between confidence and accuracy over equally wide bins, weighted by their counts. Of (n)
     probabilities that the system gave its own decisions, and whether they were right; bins hold their upper edge, not their lower."""
@@ -103,17 +97,13 @@ def threshold_sweep(is_class, probability):
 
 
 def divergences(shares, probabilities):
-    """How far a model's probabilities q are from the annotators' shares p, both (n, classes): {"kl", "js", "tv"}, (n) each. Kullback–Leibler
-    divergence Σ p log(p / q) and Jensen–Shannon divergence, in nats (the latter from 0 to log 2), and total variation distance ½ Σ |p − q|.
-    A probability under 1e-12 counts as 1e-12."""
+    """How far a model's probabilities q (at least 1e-12) are from annotators' shares p, both (n, classes): {"kl", "js", "tv"}, (n) each.
+    Kullback–Leibler divergence Σ p log(p / q), Jensen–Shannon divergence (0 to log 2), both in nats, total variation distance ½ Σ |p − q|."""
+    from scipy.special import rel_entr
+
     p, q = np.asarray(shares, dtype=np.float64), np.maximum(np.asarray(probabilities, dtype=np.float64), 1e-12)
-    _same_length(p, q)
-    middle = (p + q) / 2
-
-    def kl(a, b):
-        return (a * np.log(np.where(a > 0, a, b) / b)).sum(axis=-1)  # 0 log 0 = 0
-
-    return {"kl": kl(p, q), "js": (kl(p, middle) + kl(q, middle)) / 2, "tv": np.abs(p - q).sum(axis=-1) / 2}
+    js = (rel_entr(p, (p + q) / 2) + rel_entr(q, (p + q) / 2)) / 2
+    return {name: terms.sum(axis=-1) for name, terms in {"kl": rel_entr(p, q), "js": js, "tv": np.abs(p - q) / 2}.items()}
 
 
 # --- regression -------------------------------------------------------------------------------------------------------

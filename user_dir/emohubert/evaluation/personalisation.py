@@ -13,12 +13,13 @@ from collections import defaultdict
 import numpy as np
 from joblib import Parallel, delayed
 from scipy.stats import pearsonr
+from sklearn.metrics import recall_score
 from sklearn.preprocessing import StandardScaler
 
 from ..core.cli import progress
 from ..core.plotting import WIDTH, new_figure, save_figure
 from . import baseline, figures
-from .metrics import ccc, unweighted_accuracy
+from .metrics import ccc
 
 SETTINGS = ("unheard", "normalised", "heard")
 
@@ -61,8 +62,11 @@ def _scores(x, normalised, targets, speakers, speaker, n, seed):
     others = rng.permutation(sorted(set(speakers) - {speaker}))
     unheard = np.flatnonzero(np.isin(speakers, others[:n]))
     heard = np.concatenate([np.flatnonzero(np.isin(speakers, others[: n - 1])), half])
-    score, settings = ccc if targets.dtype.kind == "f" else unweighted_accuracy, ((x, unheard), (normalised, unheard), (x, heard))
-    return [score(targets[test], baseline.machine(z[train], targets[train]).predict(z[test])) for z, train in settings]
+    settings = ((x, unheard), (normalised, unheard), (x, heard))
+    found = [baseline.machine(z[train], targets[train]).predict(z[test]) for z, train in settings]
+    if targets.dtype.kind == "f":
+        return [ccc(targets[test], predicted) for predicted in found]
+    return [recall_score(targets[test], predicted, labels=np.unique(targets[test]), average="macro") for predicted in found]
 
 
 def _correlation(a, b):

@@ -210,19 +210,19 @@ def in_order(predictions):
 
 
 def one_by_one(predictions, speaker_of, new_speaker):
-    """Yield each FilePrediction (with embeddings), its parts changed by what was received of their speaker so far, in this order; parts of
+    """Yield each FilePrediction (with embeddings), its parts predicted by what was received of their speaker so far, in this order; parts of
     a recording are utterances. `speaker_of`: path → speaker, or a list of each part's; parts of the unknown speaker stay as they are.
-    `new_speaker`: makes a speaker's function (embedding, values) → values."""
+    `new_speaker`: makes a speaker's function from an embedding to values."""
     known, heard = defaultdict(new_speaker), Counter()
     for prediction in predictions:
         if prediction.error is None:
             names = speaker_of(prediction.path)
             names = [names] * len(prediction.values) if isinstance(names, str) else names
             values, counts = [], []
-            for name, *part in zip(names, prediction.embeddings, prediction.values, strict=True):
+            for name, embedding, alone in zip(names, prediction.embeddings, prediction.values, strict=True):
                 heard[name] += 1
                 counts.append(heard[name])
-                values.append(part[1] if name == UNKNOWN_SPEAKER else known[name](*part))
+                values.append(alone if name == UNKNOWN_SPEAKER else known[name](embedding))
             prediction = replace(prediction, values=np.stack(values), speakers=names, heard=counts)
         yield prediction
 

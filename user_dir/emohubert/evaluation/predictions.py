@@ -8,7 +8,7 @@ Classification, one line per utterance: `id speaker emo emo_pred p_CLASS…`, wi
 import csv
 import logging
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,20 +25,8 @@ NO_VALUE = "-"
 """The group of the utterances whose metadata column is empty."""
 
 
-class _Rows:
-    """Utterances in order: what both kinds of predictions share."""
-
-    def __len__(self):
-        return len(self.ids)
-
-    def take(self, indices):
-        """The utterances at `indices`, in that order."""
-        pick = {name: [getattr(self, name)[i] for i in indices] for name in self._lists}
-        return replace(self, **pick, **{name: getattr(self, name)[indices] for name in self._arrays})
-
-
 @dataclass
-class ClassPredictions(_Rows):
+class ClassPredictions:
     """Predicted classes: `emotions` are references or "-", `predicted` decisions, `probabilities` float64 (n, classes)."""
 
     ids: list
@@ -48,7 +36,9 @@ class ClassPredictions(_Rows):
     classes: list
     probabilities: np.ndarray
     name: str = "emo"  # or the column of .meta.tsv whose values are the classes
-    _lists, _arrays = ("ids", "speakers", "emotions", "predicted"), ("probabilities",)
+
+    def __len__(self):
+        return len(self.ids)
 
     @property
     def scored(self):
@@ -76,7 +66,7 @@ class ClassPredictions(_Rows):
 
 
 @dataclass
-class DimensionPredictions(_Rows):
+class DimensionPredictions:
     """Predicted dimensions: `references`, NaN where there is none, and `predicted` are float64 (n, dims)."""
 
     ids: list
@@ -84,7 +74,9 @@ class DimensionPredictions(_Rows):
     dims: list
     references: np.ndarray
     predicted: np.ndarray
-    _lists, _arrays = ("ids", "speakers"), ("references", "predicted")
+
+    def __len__(self):
+        return len(self.ids)
 
     @property
     def scored(self):
@@ -113,13 +105,6 @@ def known_references(emotions, classes, where):
         names = ", ".join(f"{name} {n}" for name, n in unknown.most_common(5))
         logger.warning("%s: %d references are no class of the model and are not scored (%s)", where, unknown.total(), names)
     return [e if e in classes else NO_EMOTION for e in emotions]
-
-
-def sweeps(predictions):
-    """Class → `metrics.threshold_sweep` over the utterances with a reference."""
-    scored = predictions.scored
-    emotions, probabilities = np.array(predictions.emotions, dtype=object)[scored], predictions.probabilities[scored]
-    return {name: metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True)}
 
 
 def risk_coverage(predictions):

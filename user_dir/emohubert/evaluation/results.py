@@ -123,14 +123,17 @@ def read_published(path):
 
 def write_results(path, systems, title, notes=(), published=None, more=(), **details):
     """Write `path.md` and `path.json`; returns the table's lines. `systems`: of `as_systems`; `title`: should say the protocol; `notes`:
-    sentences below it; `published`: of `read_published`, for columns with the paper's numbers; `more`: lines of another table; `details`:
-    what else the JSON file holds."""
+    sentences; `published`: of `read_published`, for the paper's numbers; `more`: another table; `details`: what else the JSON file holds."""
     path, published, lines = Path(path), published or {}, []
     make_folder(path.parent)
     for kind, of_kind in by_scores(systems):
         beside = [score for score in kind if any(published.get(s["name"], {}).get(score) for s in of_kind)]
         header = ["system", "setting", "runs", "utterances", *kind, *(f"{score}, paper" for score in beside)]
-        cells = [_cells(s) + [published.get(s["name"], {}).get(score, "") for score in beside] for s in of_kind]
+        cells = []
+        for s in of_kind:
+            scores = [spread(values, score) for score, values in s["scores"].items()]
+            scores += [published.get(s["name"], {}).get(score, "") for score in beside]
+            cells.append([s["name"], "; ".join(s["setting"]), str(s["runs"]), str(s["utterances"]), *scores])
         lines += ["", *markdown_table(header, cells)]
     lines += ["", *more] * bool(more)
     used = [published[s["name"]] for s in systems if s["name"] in published]
@@ -146,11 +149,6 @@ def markdown_table(header, rows):
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rows = (header, ["-" * w for w in widths], *rows)
     return ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-
-
-def _cells(system):
-    scores = [spread(values, score) for score, values in system["scores"].items()]
-    return [system["name"], "; ".join(system["setting"]), str(system["runs"]), str(system["utterances"]), *scores]
 
 
 def spread(values, score):

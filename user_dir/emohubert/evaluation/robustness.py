@@ -1,4 +1,4 @@
-"""How much a trained model loses on degraded recordings: noise, reverberation, a narrow band, clipping, shorter clips.
+"""How much a trained model loses on degraded recordings: noise, reverberation, a narrow band.
 
 Every utterance is degraded in the same way whatever the batch, the number of processes and the model: by its place in the split
 and the seed alone. The same noise and the same room come back at every level, so that neighbouring conditions differ in level only.
@@ -22,7 +22,7 @@ from .results import markdown_table
 
 SCORES = {"UA": "UA", "WA": "WA", "macro_f1": "macro F1"}
 """Scores of classes and how they are called; for dimensions it is the CCC of each."""
-DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 2000, 1000), "clip": (0.01, 0.1, 0.3), "seconds": (2, 1, 0.5)}
+DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 2000, 1000)}
 """Conditions from mild to severe, see `conditions`."""
 
 
@@ -30,74 +30,37 @@ DEFAULTS = {"snr": (30, 20, 10, 0), "t60": (0.3, 0.6, 1.2), "cutoff": (4000, 200
 class Condition:
     """One way to degrade recordings; a `transform` of SpeechDataset."""
 
-    group: str  # what is done, such as "white noise"
-    level: str  # how much, such as "20 dB"
+    name: str  # in words, such as "white noise 20 dB"
     change: Callable  # of (samples, numpy Generator)
-    seconds: float | None = None  # what is left of a recording; None: all
-    settings: tuple = ()  # what `change` depends on besides the name, for a Stamp
-
-    @property
-    def name(self):
-        """The condition in words."""
-        return f"{self.group} {self.level}".strip()
-
-    @property
-    def keeps_length(self):
-        """Whether recordings keep their length."""
-        return self.seconds is None
-
-    def length(self, n, rng):
-        """Samples that n samples become."""
-        return n if self.seconds is None else degradations.shortened_length(n, self.seconds)
+    keeps_length = True
 
     def __call__(self, samples, rng):
         """The degraded waveform."""
         return self.change(samples, rng)
 
 
-def conditions(values=DEFAULTS, noises=("white", "babble"), noise_files=None, reverb_files=None):
-    """The conditions of an evaluation, with different names, without the clean recordings.
-
-    `values` are the levels of each kind, named as in DEFAULTS: `snr` signal-to-noise ratios in dB, `t60` reverberation times in seconds,
-    `cutoff` frequencies in Hz, `clip` shares of clipped samples, `seconds` lengths, of which the middle is kept. `noises` are of
-    `degradations.NOISES`. Folders of recordings replace what is generated: `noise_files`, and `reverb_files`, impulse responses, one
-    condition for which `t60` is not used. InputError: a value is impossible, or nothing is left to do.
-    """
-    for name, levels in values.items():
-        if wrong := [v for v in levels if not math.isfinite(v)]:
-            raise InputError(f"--{name} {wrong[0]}: not a finite number")
-    makers, settings = {f"{kind} noise": partial(degradations.make_noise, kind) for kind in noises}, ()
-    if noise_files is not None:
-        recorded = degradations.Recordings(noise_files)
-        makers, settings = {"recorded noise": recorded.part}, _content(recorded)
-    found = [Condition(kind, f"{v:g} dB", partial(_noise, make, v), None, settings) for kind, make in makers.items() for v in values["snr"]]
-    if reverb_files is not None:
-        rooms = degradations.Recordings(reverb_files)
-        found.append(Condition("recorded rooms", "", partial(_reverb, rooms.whole), None, _content(rooms)))
-    else:
-        rooms = {v: partial(degradations.impulse_response, v, 0.0) for v in values["t60"]}  # as much direct as reverberant energy
-        found += [Condition("reverberation", f"{v:g} s", partial(_reverb, room)) for v, room in rooms.items()]
-    found += [Condition("low-pass", f"{v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
-    found += [Condition("clipping", f"{100 * v:g}%", lambda x, rng, v=v: degradations.clip(x, v)) for v in values["clip"]]
-    found += [Condition("centre only", f"{v:g} s", lambda x, rng, v=v: degradations.shorten(x, v), v) for v in values["seconds"]]
+def conditions(values=DEFAULTS, noises=("white", "babble")):
+    """The conditions of an evaluation, without the clean recordings. `values` are the levels of each kind, named as in DEFAULTS: `snr`
+    signal-to-noise ratios in dB, `t60` reverberation times in seconds, `cutoff` frequencies in Hz; `noises` are of `degradations.NOISES`.
+    InputError: a value is impossible, or nothing is left to do."""
+    if wrong := [v for v in values["snr"] if not math.isfinite(v)]:
+        raise InputError(f"--snr {wrong[0]}: not a finite number")
+    found = [Condition(f"{kind} noise {v:g} dB", partial(_noise, kind, v)) for kind in noises for v in values["snr"]]
+    found += [Condition(f"reverberation {v:g} s", partial(_reverb, v)) for v in values["t60"]]
+    found += [Condition(f"low-pass {v:g} Hz", lambda x, rng, v=v: degradations.low_pass(x, v)) for v in values["cutoff"]]
     if not found:
-        raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff --clip --seconds")
+        raise InputError("no condition is left; give values to at least one of --snr --t60 --cutoff")
     for condition in found:  # impossible values fail at once, not after an hour
         condition(np.ones(degradations.SAMPLE_RATE // 10, dtype=np.float32), np.random.default_rng(0))
     return list({c.name: c for c in found}.values())
 
 
-def _noise(make, snr, samples, rng):
-    return degradations.add_noise(samples, make(len(samples), rng), snr)
+def _noise(kind, snr, samples, rng):
+    return degradations.add_noise(samples, degradations.make_noise(kind, len(samples), rng), snr)
 
 
-def _reverb(draw, samples, rng):
-    return degradations.reverberate(samples, draw(rng))
-
-
-def _content(recordings):
-    """What tells one folder of recordings from another."""
-    return tuple((p.name, n, p.stat().st_mtime_ns) for p, n in zip(recordings.paths, recordings.lengths, strict=True))
+def _reverb(t60, samples, rng):
+    return degradations.reverberate(samples, degradations.impulse_response(t60, 0.0, rng))  # as much direct as reverberant energy
 
 
 def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=2000, overwrite=False, **options):
@@ -107,9 +70,8 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     `robustness.md`, `robustness.png` and, last, `robustness.json`. `chosen` are of `conditions`, `settings` what predictions depend on
     besides condition and seed, as for a Stamp, `seed` that of noise and rooms, and of the bootstrap, `options` those of `predict_split`.
 
-    Returns {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "group",
-    "level", "scores": name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against them, with a
-    paired bootstrap over speakers and a permutation test.
+    Returns {"title", "split", "setting", "speaker_embedding", "n", "speakers", "seed", "repeats", "conditions": list of {"name", "scores":
+    name → {"value", "ci", "change", "change_ci", "p"}}}, the clean recordings first; `change` is against them, see `scoring.paired_tests`.
     """
     from .inference import predict_split, speaker_setting
 
@@ -117,24 +79,23 @@ def evaluate(directory, task, model, split, chosen, settings, seed=1, repeats=20
     folder = make_folder(directory / "conditions")
     (directory / "robustness.json").unlink(missing_ok=True)
     task.cfg.seed = seed  # the dataset's: nothing but degradation is drawn outside of training
-    found, rows, overall = [], [], None
-    for condition in [Condition("clean", "", None), *chosen]:
+    found, rows, every = [], [], []
+    for condition in [Condition("clean", None), *chosen]:
         stem = re.sub(r"[^a-z0-9.]+", "_", condition.name.lower()).strip("_")
         path, transform = folder / f"{stem}.tsv", condition if condition.change else None
-        depends = [condition.name, condition.settings, seed, degradations.VERSION, synthetic.VERSION] if transform else []
+        depends = [condition.name, seed, degradations.VERSION, synthetic.VERSION] if transform else []
         stamp = Stamp(folder / f".{stem}.json", {"depends": [settings, *depends]}, [path])
         if overwrite or not stamp.is_current():
             stamp.clear()
             write_predictions(path, predict_split(task, model, split, transform=transform, **options)[0])
             stamp.write()
         found.append(read_predictions(path))  # as they are in the file, made now or before
-        scores = scoring.evaluate(found[-1], repeats=repeats, seed=seed)
-        overall = overall if transform else scores
-        if not scores["n"]:
-            raise InputError(f"{split.tsv}: no utterance has a reference; robustness is measured on a split with labels")
-        tests = scoring.compare(found[-1], found[0], repeats, seed)["tests"] if transform else {}
-        rows.append({"name": condition.name, "group": condition.group, "level": condition.level, "scores": _scores(scores, tests)})
-    counts = {"n": overall["n"], "speakers": len(overall["per_speaker"]), "seed": seed, "repeats": repeats}
+        every.append(scoring.evaluate(found[-1], repeats=repeats, seed=seed))
+        if not every[-1]["per_speaker"]:
+            raise InputError(f"{split.tsv}: no utterance of a known speaker has a reference; give a split with labels and speakers")
+        tests = scoring.paired_tests(found[-1], found[0], repeats, seed) if transform else {}
+        rows.append({"name": condition.name, "scores": _scores(every[-1], tests)})
+    counts = {"n": every[0]["n"], "speakers": len(every[0]["per_speaker"]), "seed": seed, "repeats": repeats}
     report = {"title": "Robustness", "split": str(split.tsv), **speaker_setting(task, split), **counts, "conditions": rows}
     write_lines(directory / "robustness.md", markdown(report))
     draw(directory / "robustness.png", report)
@@ -172,14 +133,21 @@ def _with_interval(text, ci):
 
 
 def draw(path, report):
-    """Draw the changes of UA and macro F1, or of every CCC: a panel for each kind of condition. Returns the path."""
-    from . import figures
+    """Draw the changes of UA and macro F1, or of every CCC, with their intervals, a line for each condition."""
+    from ..core.plotting import WIDTH, new_figure, save_figure
+    from .figures import style_of
 
-    groups = {}
-    for row in report["conditions"][1:]:
-        levels, series = groups.setdefault(row["group"], ([], {}))
-        levels.append(row["level"] or "all")
-        for name, s in row["scores"].items():
-            if name != SCORES["WA"]:
-                series.setdefault(name, []).append((s["change"], *s["change_ci"]))
-    return figures.changes(path, groups, "change", f"Change against clean recordings, {report['n']} utterances")
+    rows = report["conditions"][1:]
+    with new_figure(WIDTH, 1.4 + 0.3 * len(rows)) as (figure, axes):
+        for i, name in enumerate(name for name in rows[0]["scores"] if name != SCORES["WA"]):
+            scores = [row["scores"][name] for row in rows]
+            change, (low, high) = np.array([s["change"] for s in scores]), np.array([s["change_ci"] for s in scores]).T
+            axes.errorbar(
+                change, np.arange(len(rows)) + 0.15 * i, xerr=[change - low, high - change], linestyle="", **style_of(i, label=name)
+            )
+        axes.axvline(0, color="black", linestyle="--", linewidth=1)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.invert_yaxis()
+        axes.set(xlabel="change against clean recordings", title=f"Robustness, {report['n']} utterances")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
+        save_figure(figure, path)

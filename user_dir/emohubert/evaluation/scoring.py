@@ -1,4 +1,4 @@
-"""Scores of predictions, as `metrics.json` holds them, and paired tests of two systems.
+"""Scores of predictions, as `metrics.json` holds them, and paired tests.
 
 Everything is computed over whole sets. Utterances without a reference are counted and left out of every score.
 """
@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from ..core.files import make_folder, sha256, write_json
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER
 from . import metrics
-from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, sweeps, write_embeddings, write_predictions, write_table
+from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_split, write_embeddings, write_predictions, write_table
 
 NOBODY = {UNKNOWN_SPEAKER, NO_EMOTION}
 """Speakers who are none: utterances of unknown speakers count in overall scores and in groups, and for no speaker."""
@@ -43,7 +43,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     if not len(predictions):
         raise InputError("there are no predictions to evaluate; choose a split with utterances")
     measures = _measures(predictions)
-    has_reference = _has_reference(measures)
+    has_reference = np.logical_or.reduce([m.has_reference for m in measures])
 
     def scores(rows, **more):
         return {"n": int(has_reference[rows].sum()), **more, **_nested(measures, lambda m: m.scores(rows))}
@@ -56,7 +56,10 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
     speakers = {name: rows for name, rows in _speakers(predictions).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
-    overall = scores(np.arange(len(predictions)))
+    overall, drawn = (
+        scores(np.arange(len(predictions))),
+        {"level": metrics.LEVEL, "repeats": repeats, "seed": seed, "resampled": "speakers"},
+    )
     spread = _zipped(lambda s: dict(zip(("mean", "std", "n"), metrics.mean_std(s[1:]), strict=True)), overall, *per_speaker.values())
     columns, left_out = _columns(split, predictions)
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}
@@ -66,7 +69,7 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
         **_from_votes(predictions, split, repeats, seed),
         "without_reference": int((~has_reference).sum()),
         "speakers": {"n": len(per_speaker), **spread},
-        "ci": {**_chance(repeats, seed), "resampled": "speakers", **(_nested(measures, intervals) if speakers else {})},
+        "ci": {**drawn, **(_nested(measures, intervals) if speakers else {})},
         "by": by,
         "difference": {column: found for column, groups in by.items() if (found := _difference(groups))},
         "columns_left_out": left_out,
@@ -74,37 +77,15 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
     }
 
 
-def compare(predictions, other, repeats=2000, seed=1):
-    """A paired test of two systems on the utterances that both predicted and that have a reference.
-
-    Returns {"n", "speakers", "left_out": {"only_this", "only_other", "without_reference"}, "tests": score → {"this", "other", "difference",
-    "ci", "p", "speakers"}}; scores of dimensions are named `ccc_NAME`. InputError: of different kinds, no common utterance, other classes,
-    dimensions, speakers or references.
-    """
-    if type(predictions) is not type(other):
-        raise InputError("--compare: one file holds classes and the other dimensions; compare two of one kind")
-    place = {name: i for i, name in enumerate(other.ids)}
-    if not (common := [i for i, name in enumerate(predictions.ids) if name in place]):
-        raise InputError("--compare: the two systems share no utterance; evaluate both on the same split")
-    this, that = predictions.take(common), other.take([place[predictions.ids[i]] for i in common])
-    _check_comparable(this, that)
-    measures, other_measures = _measures(this), _measures(that)
-    groups, tests = list(_speakers(this).values()), {}
-    for a, b in zip(measures, other_measures, strict=True):
+def paired_tests(predictions, other, repeats=2000, seed=1):
+    """`metrics.paired_comparison` of two systems on the same utterances, by speakers: score → its result; scores of dimensions are named
+    `ccc_NAME`. {} where no known speaker has a reference."""
+    groups, tests = _speakers(predictions).values(), {}
+    for a, b in zip(_measures(predictions), _measures(other), strict=True):
         if scored := [rows for rows in groups if a.has_reference[rows].any()]:
             result = metrics.paired_comparison(*([m.parts(rows) for rows in scored] for m in (a, b)), a.score, repeats, seed)
             tests |= {name if a.name is None else f"{name}_{a.name}": values for name, values in result.items()}
-    if not tests:
-        raise InputError("--compare: no common utterance of a known speaker has a reference; evaluate on a split with labels and speakers")
-    scored = _has_reference(measures)
-    left_out = {"only_this": len(predictions) - len(common), "only_other": len(other) - len(common)}
-    return {
-        "n": int(scored.sum()),
-        "speakers": int(sum(scored[rows].any() for rows in groups)),
-        "left_out": {**left_out, "without_reference": int((~scored).sum())},
-        **_chance(repeats, seed),
-        "tests": tests,
-    }
+    return tests
 
 
 def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed=1):
@@ -120,7 +101,7 @@ def save(directory, predictions, split=None, embeddings=None, repeats=2000, seed
         write_embeddings(directory / "embeddings.npz", predictions.ids, predictions.speakers, embeddings)
     if isinstance(predictions, ClassPredictions):
         write_thresholds(directory / "thresholds.tsv", predictions)
-    draw(directory / "figures", predictions, scores, split, embeddings, seed)
+    draw(directory / "figures", predictions, scores, split, embeddings)
     write_json(directory / "metrics.json", scores)
     return scores
 
@@ -129,12 +110,11 @@ def write_thresholds(path, predictions):
     """Write the decision-threshold sweep of every class: `class threshold accuracy precision recall F1 FP FN TP`."""
     import pandas as pd
 
-    tables = {name: pd.DataFrame(sweep) for name, sweep in sweeps(predictions).items()}
+    scored = predictions.scored
+    emotions, probabilities = np.array(predictions.emotions, dtype=object)[scored], predictions.probabilities[scored]
+    sweeps = (metrics.threshold_sweep(emotions == name, p) for name, p in zip(predictions.classes, probabilities.T, strict=True))
+    tables = dict(zip(predictions.classes, map(pd.DataFrame, sweeps), strict=True))
     write_table(path, pd.concat(tables, names=["class"]).reset_index("class"), digits=6)
-
-
-def _chance(repeats, seed):
-    return {"level": metrics.LEVEL, "repeats": repeats, "seed": seed}
 
 
 class _Classes:
@@ -183,10 +163,6 @@ def _measures(predictions):
     if isinstance(predictions, ClassPredictions):
         return [_Classes(predictions)]
     return [_Dimension(predictions, column) for column in range(len(predictions.dims))]
-
-
-def _has_reference(measures):
-    return np.logical_or.reduce([m.has_reference for m in measures])
 
 
 def _nested(measures, of):
@@ -272,21 +248,3 @@ def _columns(split, predictions):
         else:
             left_out.append(column)
     return columns, left_out
-
-
-def _check_comparable(this, that):
-    """Raise InputError unless references, speakers and what is predicted are the same; brings the classes into one order."""
-    what = "classes" if isinstance(this, ClassPredictions) else "dims"
-    ours, theirs = getattr(this, what), getattr(that, what)
-    if (set(ours) != set(theirs)) if what == "classes" else (ours != theirs):
-        raise InputError(f"--compare: the {what} differ ({' '.join(ours)}; {' '.join(theirs)}); compare equal ones")
-    if what == "classes":
-        that.probabilities, that.classes = that.probabilities[:, [theirs.index(name) for name in ours]], ours
-        differ = np.array(this.emotions, dtype=object) != np.array(that.emotions, dtype=object)
-    else:
-        differ = ~np.isclose(this.references, that.references, rtol=1e-6, atol=1e-9, equal_nan=True).all(1)
-    speakers_differ = np.array(this.speakers, dtype=object) != np.array(that.speakers, dtype=object)
-    for what, rows in (("reference", differ), ("speaker", speakers_differ)):
-        if rows.any():
-            first = this.ids[np.flatnonzero(rows)[0]]
-            raise InputError(f"--compare: the {what} of “{first}” differs between the two; evaluate both on the same manifest")

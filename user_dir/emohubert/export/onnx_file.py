@@ -2,8 +2,6 @@
 
 import io
 import json
-import logging
-import tempfile
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -83,12 +81,11 @@ def _normalised(signal, lengths, own):
     return (centred / (variance + 1e-5).sqrt()).float()
 
 
-def write(source, path, precision="float32"):
+def write(source, path, half=False):
     """Write a Source, once, as an ONNX file; returns the largest difference from the model on noise, relative to the largest value.
 
-    `precision`: float32; half: weights are kept in half precision and computed with in float32; int8: linear layers in 8 bits (dynamic
-    quantisation), the rest as in half. InputError: onnx or onnxruntime is missing, or the graph of a pooling, head
-    or speaker position of the user's own does not give what the model gives.
+    `half`: weights are kept in half precision and computed with in float32. InputError: onnx or onnxruntime is missing, or the graph of a
+    pooling, head or speaker position of the user's own does not give what the model gives.
     """
     onnx, _ = (need(package, "onnx", "an ONNX file") for package in ("onnx", "onnxruntime"))
     graph = Graph(source).eval()
@@ -103,11 +100,9 @@ def write(source, path, precision="float32"):
         what = f"the ONNX graph differs from the model by {worst:.1g}: a pooling, head or position of your own depends on Python's numbers"
         raise InputError(f"{source.path}: {what}, such as len(x) where x.size(0) is meant; change that")
     model = onnx.load_from_string(content)
-    if precision == "int8":
-        model = _quantised(model)
-    if precision != "float32":
+    if half:
         _halve(model)
-    onnx.helper.set_model_props(model, _metadata(source, precision))
+    onnx.helper.set_model_props(model, _metadata(source, half))
     make_folder(Path(path).parent)
     with atomic(path, "wb") as f:
         f.write(model.SerializeToString())
@@ -138,28 +133,23 @@ def _noise():
 
 def _difference(content, expected):
     """Largest difference of an ONNX file's outputs on `_noise` from those of the model itself, relative to the largest value."""
-    session, worst = open_session(content), []
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session, worst = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]), []
     for (signal, lengths), wanted in zip(_noise(), expected, strict=True):
         found = session.run(None, {"signal": signal.numpy(), "lengths": lengths.numpy()})
         worst += [abs(a - b).max() / max(abs(b).max(), 1) for a, b in zip(found, wanted, strict=True)]
     return float(np.max(worst))  # Python's max would pass over NaN
 
 
-def open_session(file):
-    """An onnxruntime session on the CPU, for a path or a file's bytes."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(3)
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-
-def _metadata(source, precision):
+def _metadata(source, half):
     """{key: text} of what the file is."""
     kind = "encoder" if source.task is None else "emotion classes" if source.task.classes else "emotion dimensions"
     found = {
         "description": f"emohubert: {kind}; signal (batch, samples) at {SAMPLE_RATE} Hz, zero-padded, and lengths in samples",
         "sample_rate": str(SAMPLE_RATE),
-        "precision": precision,
+        "precision": "half" if half else "float32",
         "speaker": source.speaker_id or "unknown",
         "temperature": str(source.temperature),
     }
@@ -181,15 +171,3 @@ def _halve(model):
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def _quantised(model):
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        logging.disable(logging.WARNING)  # one of every result that stays in float32
-        quantize_dynamic(model, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
-        logging.disable(logging.NOTSET)
-        return onnx.load(path)

@@ -15,7 +15,7 @@ from ..corpus.audio import SAMPLE_RATE
 from ..data.speaker_vectors import MFCC_COEFFICIENTS
 from ..pretrained.load import read_pretrained
 from .from_pretrained import check_sizes, encoder_config, initialise
-from .heads import HEADS, READOUTS
+from .heads import HEADS
 from .hubert import SpeakerHubertModel, own_frames
 from .lora import TARGETS
 from .pooling import POOLINGS, loud_frames
@@ -42,7 +42,6 @@ class EmotionHubertConfig(FairseqDataclass):
     head_speaker_width: int = option(64, "size of the learned embedding at the head")
     frame_head: bool = option(False, "also classify every frame (criterion.frame_weight)")
     projection: int = option(128, "size of the contrastive head's vectors")
-    readout: ChoiceEnum(READOUTS) = option("centroid", "how classes are read off the contrastive head's vectors")
     temperature: float = option(0.1, "of the contrastive head")
     layer_weighting: bool = option(False, "a learned weighted sum over all layers instead of the last one")
     freeze: ChoiceEnum(FREEZE) = option("cnn", "cnn: convolutions; encoder: all but speakers; all: cache features")

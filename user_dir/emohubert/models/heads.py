@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from ..core.options import Registry
 
 HEADS = Registry("model.head")
-READOUTS = ("centroid", "linear")
 DIMENSIONS = "dimensions"
 
 
@@ -137,26 +136,21 @@ class BatchNorm(nn.BatchNorm1d):
 class ContrastiveHead(nn.Module):
     """A point on the unit sphere for supervised contrastive learning (Khosla et al. 2020), and classes read off it.
 
-    The read-out learns from these points without moving them:
-    - `centroid`: the cosine to each class's centroid over the temperature. Centroids are running means over training
-      utterances, of which the last hundred or so of a class count (`follow`);
-    - `linear`: a linear layer; its cross-entropy is part of the criterion.
-    """
+    Logits are the cosine to each class's centroid over the temperature. Centroids are running means over training utterances, of which
+    the last hundred or so of a class count (`follow`); reading classes off moves no point."""
 
     memory = 0.99  # what is left of a centroid after one more utterance of its class
 
-    def __init__(self, width, outputs, dropout=0.0, size=128, readout="centroid", temperature=0.1):
+    def __init__(self, width, outputs, dropout=0.0, size=128, temperature=0.1):
         super().__init__()
         self.temperature = temperature
         self.projection = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size))
-        self.readout = nn.Linear(size, outputs) if readout == "linear" else None
-        if self.readout is None:
-            self.register_buffer("centroids", torch.zeros(outputs, size))
+        self.register_buffer("centroids", torch.zeros(outputs, size))
 
     @classmethod
     def build(cls, cfg, width, outputs):
         """See `Head.build`."""
-        return cls(width, outputs, cfg.head_dropout, cfg.projection, str(cfg.readout), cfg.temperature)
+        return cls(width, outputs, cfg.head_dropout, cfg.projection, cfg.temperature)
 
     def forward(self, x):
         """x: (batch, width) → {"projection": (batch, size), points of length 1, "output": (batch, classes), logits}."""
@@ -169,17 +163,14 @@ class ContrastiveHead(nn.Module):
 
     def read_out(self, points):
         """Logits (batch, classes) of points (batch, size); a class without training utterances has the lowest."""
-        points = points.detach()
-        if self.readout is not None:
-            return self.readout(points.to(self.readout.weight.dtype))
         centroids = self.centroids.float()
-        cosines = points @ F.normalize(centroids, dim=-1).T
+        cosines = points.detach() @ F.normalize(centroids, dim=-1).T
         return cosines.masked_fill((centroids == 0).all(dim=-1), -1.0) / self.temperature
 
     @torch.no_grad()
     def follow(self, points, target):
         """Move the centroids with a training batch: points (n, size), target (n,) classes."""
-        for c in target.unique().tolist() if self.readout is None else ():
+        for c in target.unique().tolist():
             own = points[target == c].to(self.centroids.dtype)
             kept = self.memory ** len(own) if self.centroids[c].any() else 0.0
             self.centroids[c] = kept * self.centroids[c] + (1 - kept) * own.mean(dim=0)

@@ -36,11 +36,7 @@ class SpeakerConditioning(nn.Module):
 
     def vectors(self, rows):
         """e of table rows: (batch,) → (batch, widths × width)."""
-        return self.vectors_from(self.embedding(rows))
-
-    def vectors_from(self, values):
-        """e of values that are, or could be, rows of the table: (…, widths × width) → the same shape."""
-        e = values * self.scale
+        e = self.embedding(rows) * self.scale
         return e if self.fc is None else self.fc(e)
 
     def before_encoder(self, x, padding_mask, e):
@@ -55,11 +51,6 @@ class SpeakerConditioning(nn.Module):
     def after_encoder(self, x, e):
         """Condition the encoder's output. x: (batch, frames, width), e: (batch, widths × width)."""
         return x
-
-    def mean_norm(self):
-        """Mean Euclidean norm of e over the known speakers (a scalar tensor): how far training has moved them from zero."""
-        with torch.no_grad():
-            return self.vectors_from(self.embedding.weight[1:]).float().norm(dim=-1).mean()
 
 
 @POSITIONS.register("input")

@@ -177,7 +177,7 @@ def _indices(split, ids):
 
 def write_calibration(folder, predictions, split, ids, used):
     """Record the training utterances `ids` that a file of predictions was calibrated with, as `calibration.seen`. `used`: other files of
-    evaluations that were used: embeddings, predictions of training speakers."""
+    evaluations that were used: embeddings."""
     sources = [source("predictions", folder) for folder in dict.fromkeys(Path(path).parent for path in (predictions, *used))]
     return write(make_folder(folder) / f"calibration{SUFFIX}", CALIBRATION, split, _indices(split, ids), sources)
 

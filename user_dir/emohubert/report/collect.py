@@ -11,7 +11,7 @@ import yaml
 
 from ..core.errors import InputError
 from ..core.files import natural, read_json, sha256
-from ..training.curves import read_training_config, read_training_log
+from ..training.curves import read_training_log
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +27,11 @@ _CALIBRATION = {"paired": {"*": dict}}
 _CHECK = {"errors": list, "leaks": [{"shared?": list}]}
 _AUDIT = {"problems": list, "leaks": [dict]}
 SYSTEMS = {"systems": [{"name": str, "setting?": [str], "scores": {"*": [NUMBER]}}]}
-COMPARISON = {"tests": {"*": dict}, "left_out": dict}
-_CHANGE = {"value": NUMBER, "change": NUMBER, "change_ci": (list, float)}
-_ROBUSTNESS = {"conditions": [{"name": str, "scores": {"*": _CHANGE}}]}
-PERSONALISATION = {"title": str, "summary": [str], "scores": {"*": {"*": [NUMBER]}}}
 _FILES = {  # name of a file → attribute of RunFolder that holds it, and its shape
     r"corpus\.json": ("corpora", dict),
     r"check_manifest.*\.json": ("checks", _CHECK),
     r"audit\.json": ("audits", _AUDIT),
-    r"(results|comparison|robustness|personalisation|summary)\.json": ("results", (dict, list)),
+    r"(results|robustness|personalisation|summary)\.json": ("results", (dict, list)),
 }
 
 
@@ -77,12 +73,11 @@ class EvaluationFolder:
 
 @dataclass
 class TrainingFolder:
-    """A folder with a training's configuration (from the file `source`), its curves, or both."""
+    """A folder with a training's configuration, its curves, or both."""
 
     name: str
     config: dict = field(default_factory=dict)
     curves: dict = field(default_factory=dict)
-    source: str = ""
 
     def get(self, path):
         """A value of the configuration by its dotted path, or None."""
@@ -115,6 +110,11 @@ class RunFolder:
         """A path relative to the run's folder, with forward slashes."""
         return path.relative_to(self.folder).as_posix()
 
+    def table_beside(self, name):
+        """Text of the table that a program wrote for people beside the results `name`; None without."""
+        table = (self.folder / name).with_suffix(".md")
+        return table.read_text(encoding="utf-8", errors="replace") if table.is_file() else None
+
     def read(self, path, reader, shape=object):
         """What `reader` makes of a file, if it has the shape; None, and an entry in `unread`, otherwise."""
         name = self.name_of(path)
@@ -145,11 +145,6 @@ def _checked(path, value, shape):
     if not fits(value, shape):
         raise InputError(f"{path}: not the content that a file of this name has; write it again")
     return value
-
-
-def is_robustness(content):
-    """Whether this is what tools/robustness.py writes: conditions with the same scores, the clean recordings first."""
-    return fits(content, _ROBUSTNESS) and len({tuple(c["scores"]) for c in content["conditions"]}) == 1
 
 
 def discover(folder):
@@ -203,12 +198,7 @@ def _read_metrics(path):
 
 def _add_training(run, folder, names):
     config, log = folder / ".hydra" / "config.yaml", folder / "hydra_train.log"
-    if not config.is_file() and log.name not in names:
-        return
-    curves = run.read(log, read_training_log) if log.name in names else {}
-    if config.is_file():
-        found, source = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict), ".hydra/config.yaml"
-    else:
-        found, source = run.read(log, read_training_config), log.name
+    found = run.read(config, lambda path: yaml.safe_load(path.read_text(encoding="utf-8")), dict) if config.is_file() else None
+    curves = run.read(log, read_training_log) if log.name in names else None
     if found or curves:
-        run.trainings.append(TrainingFolder(run.name_of(folder), found or {}, curves or {}, source))
+        run.trainings.append(TrainingFolder(run.name_of(folder), found or {}, curves or {}))

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,13 @@ MOST_VALUES = 12  # properties of speakers with more values than this are counte
 @dataclass
 class Corpus:
     """The utterances of a manifest directory, each once, whatever splits and folds it is in. Columns of `table`: `id`, `path`, `seconds`,
-    the splits they are in (`split`, and one for each fold), `speaker`, `emotion`, dimensions (NaN: unknown), metadata (text); and `source`
-    and `row`, where they are in `splits`."""
+    `split` (all that they are in, such as fold1/train+fold2/test), `speaker`, `emotion`, dimensions (NaN: unknown), metadata (text); and
+    `source` and `row`, where they are in `splits`."""
 
     name: str
     splits: list
     table: pd.DataFrame
-    places: list  # columns of the table, as are these:
-    dimensions: list
+    dimensions: list  # columns of the table, as are these:
     meta: dict  # name → column
 
     @property
@@ -44,47 +42,34 @@ def read(directory):
     """Read all splits of a manifest directory and of its folds as a Corpus. Where both a dimension and a metadata column are called, say,
     intensity, the column of the latter has `meta_` before its name."""
     directory = Path(directory)
-    folders = {"split" if folder == directory else folder.name: folder for folder in manifest_directories(directory)}
-    splits = [(place, read_split(folder, name)) for place, folder in folders.items() for name in splits_of(folder)]
-    places, dimensions = list(folders), list(dict.fromkeys(name for _, split in splits for name in split.dimensions or {}))
-    taken = {"id", "path", "seconds", "speaker", "emotion", *places, *dimensions}
-    names = dict.fromkeys(name for _, split in splits for name in split.meta or {} if name != "id")
-    meta = {name: f"meta_{name}" if name in taken else name for name in names}
-    frames = [_frame(number, place, split, meta) for number, (place, split) in enumerate(splits)]
-    header = ["id", "path", "seconds", *places, "speaker", "emotion", *dimensions, *meta.values(), "source", "row"]
-    table = pd.concat(frames, ignore_index=True)[header]
-    text = [*places, *meta.values()]
-    table[text] = table[text].fillna("")
-    among = {place: table.groupby("path", sort=False)[place].agg(lambda names: "+".join(filter(None, names))) for place in places}
-    table = table.drop_duplicates("path").assign(**{place: column.to_numpy() for place, column in among.items()})
-    return Corpus(read_corpus(directory).get("corpus", directory.resolve().name), [s for _, s in splits], table, places, dimensions, meta)
-
-
-def _frame(number, place, split, meta):
-    columns = {"id": list(split.ids), "path": list(split.paths), "seconds": split.n_samples / SAMPLE_RATE, place: split.name}
-    columns |= {"speaker": list(split.speakers or [UNKNOWN_SPEAKER] * len(split))}
-    columns |= {"emotion": list(split.emotions or [NO_EMOTION] * len(split)), **(split.dimensions or {})}
-    columns |= {meta[name]: list(column) for name, column in (split.meta or {}).items() if name != "id"}
-    return pd.DataFrame({**columns, "source": number, "row": np.arange(len(split))})
+    splits = [read_split(folder, name) for folder in manifest_directories(directory) for name in splits_of(folder)]
+    dimensions = list(dict.fromkeys(name for split in splits for name in split.dimensions or {}))
+    common = ["id", "path", "seconds", "split", "speaker", "emotion", *dimensions]
+    names = dict.fromkeys(name for split in splits for name in split.meta or {} if name != "id")
+    meta = {name: f"meta_{name}" if name in common else name for name in names}
+    frames = []
+    for number, split in enumerate(splits):
+        place = (split.directory / split.name).relative_to(directory).as_posix()
+        columns = {"id": list(split.ids), "path": list(split.paths), "seconds": split.n_samples / SAMPLE_RATE, "split": place}
+        columns |= {"speaker": list(split.speakers or [UNKNOWN_SPEAKER] * len(split))}
+        columns |= {"emotion": list(split.emotions or [NO_EMOTION] * len(split)), **(split.dimensions or {})}
+        columns |= {meta[name]: list(column) for name, column in (split.meta or {}).items() if name != "id"}
+        frames.append(pd.DataFrame({**columns, "source": number, "row": np.arange(len(split))}))
+    table = pd.concat(frames, ignore_index=True)[[*common, *meta.values(), "source", "row"]]
+    table[[*meta.values()]] = table[[*meta.values()]].fillna("")
+    places = table.groupby("path", sort=False)["split"].agg("+".join)
+    table = table.drop_duplicates("path").assign(split=places.to_numpy())
+    return Corpus(read_corpus(directory).get("corpus", directory.resolve().name), splits, table, dimensions, meta)
 
 
 def speaker_metadata(corpus):
-    """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}, numbers where all are numbers."""
+    """Metadata of speakers, in which nobody has two values: name → {speaker: value, or "" if unknown}."""
     found, speakers = {}, sorted(corpus.known["speaker"].unique())
     for name, column in corpus.meta.items():
         known = corpus.known[corpus.known[column] != ""].groupby("speaker")[column]
         if len(known) and (known.nunique() == 1).all():
-            found[name] = _numbers(dict.fromkeys(speakers, "") | known.first().to_dict())
+            found[name] = dict.fromkeys(speakers, "") | known.first().to_dict()
     return found
-
-
-def _numbers(values):
-    """The values as numbers if all that are known are; ids such as 03 stay text."""
-    known = pd.Series([v for v in values.values() if v != ""])
-    numbers = pd.to_numeric(known, errors="coerce")
-    if not np.isfinite(numbers).all() or known.str.match(r"0\d").any():
-        return values
-    return {s: "" if v == "" else int(float(v)) if float(v).is_integer() else float(v) for s, v in values.items()}
 
 
 def speaker_table(corpus, metadata):
@@ -108,8 +93,7 @@ def voices(corpus, workers=None):
 def summary(corpus, metadata):
     """Counts of the whole corpus, JSON values with a `title`, as reports show them."""
     table, seconds = corpus.table, corpus.table["seconds"]
-    known = {name: Counter("unknown" if v == "" else str(v) for v in values.values()) for name, values in metadata.items()}
-    found = {place: (names.split("+") for names in table[place] if names) for place in corpus.places}  # an utterance may be in several
+    known = {name: Counter(v or "unknown" for v in values.values()) for name, values in metadata.items()}
     lengths = seconds.agg({"shortest": "min", "median": "median", "longest": "max"}).round(3)
     return {
         "title": f"The corpus {corpus.name}",
@@ -117,7 +101,7 @@ def summary(corpus, metadata):
         "hours": round(float(seconds.sum()) / 3600, 4),
         "seconds": lengths.to_dict(),
         "classes": dict(sorted(Counter(table["emotion"]).items())),
-        "splits": {place: Counter(chain.from_iterable(splits)) for place, splits in found.items()},
+        "splits": Counter(table["split"].str.split("+").explode()),
         "speakers": corpus.known["speaker"].nunique(),
         "utterances of unknown speakers": len(table) - len(corpus.known),
         **{f"speakers by {name}": dict(sorted(counts.items())) for name, counts in known.items() if len(counts) <= MOST_VALUES},

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from ..core.plotting import COLOURS, GREY, WIDTH, new_figure, save_figure, short
@@ -20,40 +21,25 @@ FEWEST_SPEAKERS = 3  # a map of fewer shows nothing
 
 
 def draw(directory, corpus, metadata, vectors):
-    """Draw every figure that the corpus allows, in place of the `*.png` that are there; returns the paths. `corpus`, `metadata`, `vectors`:
-    of `corpus_description.read`, `speaker_metadata` and `voices`."""
-
-    def voices(path, values, name):
-        paths.append(figures.embedding_map(directory / path, projected, values, name, "Voices (mean MFCCs)"))
-
+    """Draw every figure that a corpus, its `speaker_metadata` and `voices` allow, in place of the `*.png` that are there; returns the paths."""
     for path in directory.glob("*.png"):
         path.unlink()
     paths = [lengths(directory / "lengths.png", corpus.table["seconds"])]
-    place, *others = corpus.places
-    if others and (corpus.table[place] == "all").all():  # all.* beside folds says nothing
-        place = others[0]
-    labelled = list(zip(corpus.table["emotion"], corpus.table[place].replace("", "elsewhere"), strict=True))
-    paths.append(classes(directory / "classes.png", labelled, "" if place == "split" else place))
-    several = {c: list(v.values()) for c, v in metadata.items() if len(set(v.values())) > 1}
-    if columns := {c: v for c, v in several.items() if _is_numeric(v) or len(set(v)) < len(v)}:  # and no names
+    places = corpus.table["split"].where(~corpus.table["split"].str.contains("/"), "in folds")
+    paths.append(classes(directory / "classes.png", list(zip(corpus.table["emotion"], places, strict=True))))
+    columns = {name: list(of.values()) for name, of in metadata.items()}
+    if columns := {name: values for name, values in columns.items() if 1 < len(set(values)) < len(values)}:  # no names
         paths.append(demographics(directory / "demographics.png", columns, corpus.known["speaker"].nunique()))
     if vectors is None or len(vectors) < FEWEST_SPEAKERS:
         logger.info("%d speakers are known: too few for a map of their voices", 0 if vectors is None else len(vectors))
         return paths
-    projected = figures.project(standardise(vectors.vectors, vectors), "pca")
-    for column, known in metadata.items():
-        values, name = [known[s] for s in vectors.ids], f"voices_{figures.file_name(column)}.png"
+    projected = figures.project(standardise(vectors.vectors, vectors))
+    for name, of in metadata.items():
+        values = [of[speaker] or "unknown" for speaker in vectors.ids]
         if 2 <= len(set(values)) <= MOST_GROUPS:
-            voices(name, ["unknown" if v == "" else str(v) for v in values], column)
-        elif _is_numeric(values) and len(set(values)) > 1:
-            voices(name, np.array([np.nan if v == "" else v for v in values]), column)
-    if not any(p.name.startswith("voices_") for p in paths):
-        voices("voices.png", vectors.counts.astype(np.float64), "number of utterances")
+            path = directory / f"voices_{figures.file_name(name)}.png"
+            paths.append(figures.embedding_map(path, projected, values, name, "Voices (mean MFCCs)"))
     return paths
-
-
-def _is_numeric(values):
-    return all(v == "" or isinstance(v, (int, float)) for v in values)
 
 
 def lengths(path, seconds):
@@ -73,7 +59,7 @@ def lengths(path, seconds):
         return save_figure(figure, path)
 
 
-def classes(path, labelled, fold=""):
+def classes(path, labelled):
     """Utterances of every class, a bar each, the parts in each split one after the other; `labelled`: list of (class, split)."""
     counts, totals, order = Counter(labelled), Counter(c for c, _ in labelled), {"train": 0, "valid": 1, "test": 2}
     splits = sorted({s for _, s in counts}, key=lambda s: (order.get(s, 3), s))
@@ -91,7 +77,7 @@ def classes(path, labelled, fold=""):
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set(xlabel="utterances", title=f"Classes of {len(labelled)} utterances" + (f", splits of {fold}" if fold else ""))
+        axes.set(xlabel="utterances", title=f"Classes of {len(labelled)} utterances")
         figure.legend(loc="outside lower center", borderaxespad=0, ncols=columns)
         return save_figure(figure, path)
 
@@ -119,11 +105,12 @@ def _bars(values):
     """(label, speakers) from below: what is unknown, what is summed up, then values by their number, or ranges of numbers in order."""
     counts = Counter(values)
     unknown = [("(unknown)", counts.pop(""))] if "" in counts else []
-    if len(counts) > MOST_BARS and _is_numeric(counts):
-        edges = MaxNLocator(8).tick_values(min(counts), max(counts))
-        found, _ = np.histogram(list(counts), edges, weights=list(counts.values()))
+    numbers = pd.to_numeric(pd.Series(list(counts)), errors="coerce")
+    if len(counts) > MOST_BARS and np.isfinite(numbers).all():
+        edges = MaxNLocator(8).tick_values(numbers.min(), numbers.max())
+        found, _ = np.histogram(numbers, edges, weights=list(counts.values()))
         return [*unknown, *((f"{low:g}–{high:g}", int(n)) for low, high, n in zip(edges, edges[1:], found, strict=False))]
-    known = sorted(counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+    known = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = len(known) if len(known) <= MOST_BARS else MOST_BARS - 1
     others = [(f"({len(known) - shown} others)", sum(n for _, n in known[shown:]))] if known[shown:] else []
-    return [*unknown, *others, *((str(v), n) for v, n in reversed(known[:shown]))]
+    return [*unknown, *others, *reversed(known[:shown])]

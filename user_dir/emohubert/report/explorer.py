@@ -28,11 +28,11 @@ _AHEAD = 16  # recordings that are read at a time
 _LEVELS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 
 
-def write(run, clips=True, most_mb=200, overwrite=False):
+def write(run, most_mb=200, overwrite=False):
     """Write `explore/` into the folder of a RunFolder, unless it is there and made from the same files. Returns the path of the page and
     sentences about what it lacks, or None where nothing was to do; InputError: no evaluation has predictions that can be read.
 
-    `clips`: also write the recordings, FLAC at 16 kHz, those of the largest errors first, until there are `most_mb` MiB of them.
+    `most_mb`: MiB of recordings, FLAC at 16 kHz, those of the largest errors first; 0: none.
     """
     folder = make_folder(run.folder / "explore")
     page, notes = folder / "index.html", []
@@ -43,14 +43,14 @@ def write(run, clips=True, most_mb=200, overwrite=False):
     files = {TEMPLATE, *SCRIPTS, *(e.folder / name for e, *_ in found for name in ("predictions.tsv", "metrics.json"))}
     files |= {path for e in run.evaluations if (path := e.folder / "attention.npz").is_file()}
     files |= {path for split in splits.values() for path in split.files}
-    settings = {"clips": clips and most_mb, "notes": list(notes), "files": {str(path): sha256(path) for path in sorted(files)}}
+    settings = {"clips": most_mb, "notes": list(notes), "files": {str(path): sha256(path) for path in sorted(files)}}
     stamp = Stamp(folder / ".explore.json", settings, [page])
     if stamp.is_current() and not overwrite:
         return page, None
     stamp.clear()
     page.unlink(missing_ok=True)
     evaluations = [_data(*parts) for parts in found]
-    pictures = _write_clips(make_folder(folder / "audio"), evaluations, clips and most_mb, notes)
+    pictures = _write_clips(make_folder(folder / "audio"), evaluations, most_mb, notes)
     for e in evaluations:
         e["clips"] = [name if (name := _clip_name(path)) in pictures else None for path in e.pop("paths")]
     with atomic(page) as f:
@@ -80,7 +80,9 @@ def _read(run, evaluation, notes):
             raise InputError(f"{run.name_of(evaluation.folder)}: has no predictions.tsv")
         predictions, places, attention = read_predictions(path), {}, {}
         for part in _parts(run, evaluation):
-            if tsv := _manifest(part):
+            record = records.beside(part.folder / "predictions")
+            listed = [records.read(record).facts.get("manifest")] if record.is_file() else []
+            if tsv := next((Path(p) for p in (*listed, part.scores.get("split")) if p and Path(p).is_file()), None):
                 split = read_split(tsv.parent, tsv.stem)
                 places |= {name: (split, row) for row, name in enumerate(split.ids)}
             if (path := part.folder / "attention.npz").is_file():
@@ -97,13 +99,6 @@ def _parts(run, evaluation):
     """The evaluations that were pooled into this one, or itself."""
     folders = {evaluation.folder.parents[1] / name for name in evaluation.scores.get("pooled") or ()}
     return [e for e in run.evaluations if e.folder.parent in folders] or [evaluation]
-
-
-def _manifest(evaluation):
-    """The audio list that an evaluation was made on; None if it is not there any more."""
-    record = records.beside(evaluation.folder / "predictions")
-    recorded = [records.read(record).facts.get("manifest")] if record.is_file() else []
-    return next((path for p in (*recorded, evaluation.scores.get("split")) if p and (path := Path(p)).is_file()), None)
 
 
 def _data(evaluation, predictions, places, attention):

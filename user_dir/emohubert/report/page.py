@@ -2,7 +2,6 @@
 
 import base64
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from ..core.files import atomic, fingerprint, make_folder, natural, sha256
@@ -10,12 +9,12 @@ from ..evaluation.metrics import class_scores
 from ..evaluation.results import by_scores, spread
 from ..training.curves import chosen_update
 from . import systems, warnings
-from .collect import COMPARISON, PERSONALISATION, SYSTEMS, discover, fits, is_robustness
+from .collect import SYSTEMS, discover, fits
 from .table_cells import cell, count, interval, number, signed
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-MOST_PICTURES = 30 * 2**20  # bytes of figures in a page; figures beyond are named instead
+MOST_ILLUSTRATED = 60  # evaluations, and trainings, whose figures are in the page
 FACTS = """task._name task.data task.labels task.target model._name model.init_from model.speaker_position model.pooling model.head
 model.freeze criterion._name optimization.lr optimization.max_update optimization.max_epoch checkpoint.best_checkpoint_metric common.seed"""
 """Keys of a configuration that are shown unfolded."""
@@ -23,8 +22,7 @@ model.freeze criterion._name optimization.lr optimization.max_update optimizatio
 
 def write(folder, overwrite=False, explored=False):
     """Write `report.html` into a run's folder, unless it is there and made from the same files. Returns (path of the page, the RunFolder,
-    whether it was written now); InputError as `discover`, or where nothing can be written. `explored`: it links to the explorer, as it does
-    where there is one."""
+    whether it was written now); InputError as `discover`. `explored`: it links to the explorer, as it does where there is one."""
     run = discover(folder)
     path = run.folder / REPORT
     folders = {*(e.folder for e in run.evaluations), *((run.folder / name).parent for name in run.results)}
@@ -48,10 +46,10 @@ def _render(run, stamp, explored):
     environment.filters["pick"] = lambda mapping, keys: [mapping.get(key) for key in keys]
     plain = {"Dumper": yaml.CSafeDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
     environment.filters["yaml"] = lambda value: yaml.dump(value, **plain)
-    shapes = {"comparison": COMPARISON, "systems": SYSTEMS, "personalisation": PERSONALISATION}
-    environment.tests |= {"robustness": is_robustness, **{name: partial(fits, shape=shape) for name, shape in shapes.items()}}
+    environment.tests["systems"] = lambda content: fits(content, SYSTEMS)
     names = {"plots": systems.plots, "changes": warnings.changes, "chosen_update": chosen_update, "class_scores": class_scores}
-    names |= {"explored": explored, "facts": FACTS, "album": _Album(run), "most_pictures": MOST_PICTURES, "tables": systems.compared(run)}
+    names |= {"explored": explored, "facts": FACTS, "tables": systems.compared(run)}
+    names |= {"figures_of": _figures, "curves_of": _curves, "most_illustrated": MOST_ILLUSTRATED}
     groups = {}
     for warning in warnings.of_run(run):
         groups.setdefault((warning.level, warning.kind), []).append(warning)
@@ -59,31 +57,18 @@ def _render(run, stamp, explored):
     return template.render(run=run, stamp=stamp, warnings=list(groups.values()), **names)
 
 
-class _Album:
-    """Pictures for a page, as long as their bytes are within `MOST_PICTURES`; the names of the others are in `left_out`."""
+def _figures(folder):
+    """[(base64 of the PNG, caption), …] of the figures that were drawn for a folder."""
+    return [(base64.b64encode(path.read_bytes()).decode("ascii"), path.stem.replace("_", " ")) for path in _pictures(folder)]
 
-    def __init__(self, run):
-        self.run, self.left, self.left_out = run, MOST_PICTURES, []
 
-    def figures(self, folder):
-        """(base64 of the PNG, caption) of the figures that were drawn for a folder."""
-        return [p for path in _pictures(folder) for p in self._picture(path, path.stem.replace("_", " "), self.run.name_of(path))]
+def _curves(training):
+    """The curves of a training, drawn now, as `_figures`."""
+    from ..evaluation import figures
 
-    def curves(self, training):
-        """The curves of a training, drawn now."""
-        from ..evaluation import figures
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = figures.training(Path(folder) / "training.png", training.curves)
-            return self._picture(path, "training and validation curves", f"{training.name}: training curves") if path else []
-
-    def _picture(self, path, caption, name):
-        png = path.read_bytes()
-        if len(png) > self.left:
-            self.left_out.append(name)
-            return []
-        self.left -= len(png)
-        return [(base64.b64encode(png).decode("ascii"), caption)]
+    with tempfile.TemporaryDirectory() as folder:
+        figures.training(Path(folder) / "training and validation curves.png", training.curves)
+        return _figures(Path(folder))
 
 
 def _pictures(folder):

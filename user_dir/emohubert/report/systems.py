@@ -1,10 +1,9 @@
 """The systems of a run side by side: their scores over folds and seeds, and the picture that a page opens with."""
 
-import math
 import re
 
 from ..evaluation.metrics import mean_std
-from ..evaluation.results import OVER_SPEAKERS, as_systems, by_scores
+from ..evaluation.results import as_systems, by_scores
 from .collect import SYSTEMS, fits
 
 SETTINGS = ("seen", "transductive", "inductive", "adapted", "calibrated")
@@ -28,7 +27,7 @@ def compared(run):
 
 def plots(run, systems):
     """Pictures of systems, one for each headline score (UA, or the CCC of a dimension): {score, ticks along the whole axis, chance, rows}.
-    Rows are (system, kind of setting, values, mean, ends of the bar): mean ± standard deviation, or the interval of a single run."""
+    Rows are (system, kind of setting, values, mean, ends of the bar: mean ± standard deviation, or [] of a single run)."""
     from matplotlib.ticker import MaxNLocator
 
     found = []
@@ -38,7 +37,7 @@ def plots(run, systems):
             values = [v for v in system["scores"][score] if abs(v) < _DRAWN]
             mean, std, n = mean_std(values)
             met = set(re.findall("|".join(SETTINGS), "".join(system.get("setting", []))))
-            bar = [mean - std, mean + std] if n > 1 else _interval(run, system, score)
+            bar = [mean - std, mean + std] if n > 1 else []
             rows.append((system, met.pop() if len(met) == 1 else "other", values, mean, bar))
         classes = {len(e.scores["classes"]) for e in run.evaluations if e.is_classification}
         chance = [_scale(score) / classes.pop()] if score.startswith("UA") and len(classes) == 1 else []
@@ -52,14 +51,3 @@ def plots(run, systems):
 
 def _scale(score):
     return 100 if score.endswith(" %") else 1
-
-
-def _interval(run, system, score):
-    """The interval of a system that is one evaluation: of the one with as many utterances and just its scores; else []."""
-    for e in run.evaluations:
-        own = e.headline()
-        scores = {s: values for s, values in system["scores"].items() if not s.endswith(OVER_SPEAKERS)}
-        pairs = [(values, own.get(s.removesuffix(" %"), [math.nan])[0] * _scale(s)) for s, values in scores.items()]
-        if system.get("utterances") == e.scores["n"] and all(len(v) == 1 and math.isclose(v[0], value) for v, value in pairs):
-            return [_scale(score) * v for v in own.get(score.removesuffix(" %"), (0, []))[1] if abs(v) < _DRAWN]
-    return []

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..training.curves import chosen_update
 from .table_cells import count, number
 
 LEVELS = ("problem", "warning", "note")
-FEW_UTTERANCES, FEW_SPEAKERS, FEW_OF_CLASS = 100, 5, 10
+FEW_UTTERANCES, FEW_SPEAKERS = 100, 5
 UNIGRAM_MARGIN = 0.05  # by how many bits per frame a masked-prediction loss must be below the labels' unigram entropy
 
 
@@ -31,27 +30,20 @@ def of_run(run):
     found += [RunWarning("warning", "unread", f"Left out, since it could not be read: {why}", name) for name, why in run.unread.items()]
     found += [RunWarning(*parts, name) for name, check in run.checks.items() for parts in _of_check(check)]
     found += [RunWarning(*parts, name) for name, audit in run.audits.items() for parts in _of_audit(audit)]
-    found += [warning for evaluation in run.evaluations for warning in of_evaluation(evaluation)]
-    found += [warning for training in run.trainings for warning in of_training(training)]
+    found += [RunWarning(*parts, evaluation.name) for evaluation in run.evaluations for parts in of_evaluation(evaluation)]
+    found += [RunWarning(*parts, training.name) for training in run.trainings for parts in of_training(training)]
     return sorted(found, key=lambda warning: LEVELS.index(warning.level))
 
 
 def of_evaluation(evaluation):
-    """Warnings about an evaluation."""
+    """(level, kind, message) of the warnings about an evaluation."""
     scores = evaluation.scores
     if not scores["n"]:
-        found = [("problem", "nothing", "No utterance has a reference: nothing was scored.")]
-    elif evaluation.is_training_split:
-        found = [("note", "training split", "Scores of a training split: they show how well it was learnt, and are no test.")]
-    else:
-        of_scores = _of_classes if evaluation.is_classification else _of_dimensions
-        found = [*_of_calibration(evaluation), *of_scores(evaluation), *_of_size(scores), *_of_groups(scores)]
-    return [RunWarning(*parts, evaluation.name) for parts in found]
-
-
-def of_training(training):
-    """Warnings about a training, from its curves."""
-    return [RunWarning(*parts, training.name) for parts in _of_curves(training)]
+        return [("problem", "nothing", "No utterance has a reference: nothing was scored.")]
+    if evaluation.is_training_split:
+        return [("note", "training split", "Scores of a training split: they show how well it was learnt, and are no test.")]
+    of_scores = _of_classes if evaluation.is_classification else _of_dimensions
+    return [*_of_calibration(evaluation), *of_scores(evaluation), *_of_size(scores), *_of_groups(scores)]
 
 
 def _of_check(check):
@@ -94,9 +86,6 @@ def _of_classes(evaluation):
     for name, n in references.items():
         if n and not predicted[name]:
             yield "problem", f"never {name}", f"“{name}” is never predicted, though it is the class of {count(n, 'utterance')}."
-    if few := [f"“{name}” {n}" for name, n in references.items() if n < FEW_OF_CLASS]:
-        message = f"Classes with fewer than {FEW_OF_CLASS} utterances weigh as much in UA as the others, those without any not at all: "
-        yield "warning", "few of a class", f"{message}{', '.join(few)}."
     if scores.get("ece", 0) > 0.15:
         yield "warning", "ece", f"The probabilities are poorly calibrated: expected calibration error {scores['ece']:.2f}."
 
@@ -150,21 +139,9 @@ def _named(scores):
     return {name: value for name, value in found.items() if number(value) != "–"}
 
 
-def _of_curves(training):
+def of_training(training):
+    """(level, kind, message) where a pretraining predicts labels no better than by their frequencies."""
     curves = training.curves
-    yield from _of_masked_prediction(curves)
-    chosen, last = chosen_update(curves), training.last_update()
-    losses = [values for split, (_, values) in curves.get("loss", {}).items() if split != "train"]
-    for values in (values for values in losses if len(values) > 2):
-        if chosen and chosen[1] == last:
-            yield "warning", "improving", f"Validation ({chosen[0]}) was best at the very last update, {last}: longer training may help."
-        if values[-1] > 1.2 * values.min() > 0:
-            message = f"The validation loss rose from {values.min():.3f} to {values[-1]:.3f}: overfitting late in training."
-            yield "note" if chosen else "warning", "overfitting", message
-
-
-def _of_masked_prediction(curves):
-    """Whether a pretraining predicts labels better than by their frequencies."""
     for name in (n for n in curves if n.startswith("unigram_")):
         part = name.removeprefix("unigram_")
         losses, entropies = curves.get(f"loss_{part}", {}), curves[name]

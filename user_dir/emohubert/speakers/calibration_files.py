@@ -4,22 +4,22 @@ The references of the predictions are read for the scores before and after, and 
 """
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..core.cli import logger
 from ..core.errors import InputError
-from ..core.files import make_folder, read_json, write_json, write_lines
-from ..core.plotting import COLOURS, MOST_LABELLED, WIDTH, new_figure, save_figure, short
+from ..core.files import make_folder, read_json, write_json
+from ..core.plotting import COLOURS, WIDTH, new_figure, save_figure, short
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, by_speaker
 from ..data.speaker_vectors import from_utterances
-from ..evaluation import metrics, scoring
-from ..evaluation.predictions import ClassPredictions, DimensionPredictions, from_probabilities, read_predictions, write_predictions
+from ..evaluation import scoring
+from ..evaluation.predictions import ClassPredictions, from_probabilities, write_predictions, write_table
 from . import pldc
 
-FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json", "calibration.npz")
+FILES = ("predictions.tsv", "metrics.json", "metrics_before.json", "speakers.tsv", "calibration.json")
 _ORIGIN = ("checkpoint", "split", "setting", "speaker_embedding")
 _SHOWN_NEIGHBOURS = 5
 
@@ -51,23 +51,9 @@ def vectors_of(embeddings, ids, speakers, where):
     return from_utterances([embeddings.speakers[i] for i in rows], embeddings.values[rows])
 
 
-def predictions_of_training(path, predictions, split):
-    """What the guard can judge by, {speaker: (values, score)}: predictions, of the same classes or dimensions, of training utterances.
-    InputError: the file is of something else, or of a model that was trained on these speakers."""
-    found, ids = read_predictions(path), set(split.ids)
-    rows = [i for i, name in enumerate(found.ids) if name in ids]
-    if type(found) is not type(predictions) or names_of(found) != names_of(predictions) or not rows:
-        what = f"no predictions of {' '.join(names_of(predictions))} for utterances of {split.tsv}"
-        raise InputError(f"{path}: {what}; use one model and split")
-    if "seen" in origin_of(path).get("setting", ""):
-        raise InputError(f"{path}: of a model that was trained on these speakers; give predictions of folds that left them out, or none")
-    parts = {name: found.take([rows[i] for i in own]) for name, own in by_speaker([found.speakers[i] for i in rows]).items()}
-    return {name: (values_of(part), lambda values, part=part: score(with_values(part, values))) for name, part in parts.items()}
-
-
-def fit(split, embeddings, predictions, match, k=None, known=None, always=False, where="training embeddings"):
+def fit(split, embeddings, predictions, match, k=None, always=False, where="training embeddings"):
     """(Calibration, Guard) for a model from its training split, with `.spk` and `.dim` or `.emo`, and Embeddings of (at least) that split, of
-    the file `where`, for predictions of this kind. `known`: of `predictions_of_training`; the rest as for `pldc.fit`."""
+    the file `where`, for predictions of this kind; the rest as for `pldc.fit`."""
     names = names_of(predictions)
     if (match == "prior") != isinstance(predictions, ClassPredictions):
         kind, fitting = ("dimensions", "mean, std or mean-std") if match == "prior" else ("classes", "prior")
@@ -75,7 +61,7 @@ def fit(split, embeddings, predictions, match, k=None, known=None, always=False,
     speakers, labels = training_labels(split, predictions)
     if seen := sorted(set(predictions.speakers) & set(speakers) - {UNKNOWN_SPEAKER}):
         logger.warning("%d predicted speakers are training speakers (“%s”): their own labels calibrate them", len(seen), seen[0])
-    fitted, guard = pldc.fit(vectors_of(embeddings, split.ids, speakers, where), speakers, labels, names, match, k, known, always)
+    fitted, guard = pldc.fit(vectors_of(embeddings, split.ids, speakers, where), speakers, labels, names, match, k, always)
     if left_out := sorted(set(speakers) - set(fitted.speakers.ids) - {UNKNOWN_SPEAKER}):
         logger.warning("%d training speakers (“%s”) have too few labels or no embedding and are left out", len(left_out), left_out[0])
     return fitted, guard
@@ -83,10 +69,16 @@ def fit(split, embeddings, predictions, match, k=None, known=None, always=False,
 
 def calibrate(calibration, vectors, predictions):
     """Calibrate predictions speaker by speaker; those of the unknown speaker stay. `vectors`: SpeakerVectors of all speakers."""
-    values, vector_of = values_of(predictions), dict(zip(vectors.ids, vectors.vectors, strict=True))
+    of_classes, vector_of = isinstance(predictions, ClassPredictions), dict(zip(vectors.ids, vectors.vectors, strict=True))
+    values = predictions.probabilities if of_classes else predictions.predicted
+    values = values / values.sum(1, keepdims=True) if of_classes else values.copy()
     for name, rows in by_speaker(predictions.speakers).items():
         values[rows] = calibration(vector_of[name], values[rows])
-    return with_values(predictions, values)
+    if of_classes:
+        return from_probabilities(
+            predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values, predictions.name
+        )
+    return replace(predictions, predicted=values)
 
 
 def save(directory, calibration, guard, embeddings, predictions, split=None, repeats=2000, seed=1, where="embeddings", origin=None):
@@ -101,23 +93,23 @@ def save(directory, calibration, guard, embeddings, predictions, split=None, rep
         raise InputError(f"{where}: embeddings of width {vectors.vectors.shape[1]}, in training {width}; use one checkpoint")
     after, directory = calibrate(calibration, vectors, predictions), make_folder(directory)
     write_predictions(directory / "predictions.tsv", after)
-    pldc.save(directory / "calibration.npz", calibration)
     scores = [scoring.evaluate(p, split, repeats=repeats, seed=seed) for p in (predictions, after)]
     write_json(directory / "metrics_before.json", {**origin, **scores[0]})
     setting = calibrated_setting(origin.get("setting", f"inductive ({len(speakers)} speakers)"))
     write_json(directory / "metrics.json", {**origin, "setting": setting, "calibrated": calibration.applied, **scores[1]})
-    rows = speaker_table(calibration, vectors, *scores)
-    write_lines(directory / "speakers.tsv", ("\t".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row) for row in rows))
+    table = speaker_table(calibration, vectors, *scores)
+    write_table(directory / "speakers.tsv", table, digits=6)
     folder = make_folder(directory / "figures")
-    for measure in dict.fromkeys(row[1] for row in rows[1:]):
-        before_after(folder / f"before_after_{measure.replace(' ', '_')}.png", [row for row in rows[1:] if row[1] == measure], measure)
+    for measure, rows in table.groupby("measure", sort=False):
+        before_after(folder / f"before_after_{measure.replace(' ', '_')}.png", rows.dropna(), measure)
+    before, changed = map(headline, scores)
     report = {
-        **{name: getattr(calibration, name) for name in ("kind", "names", "match", "k", "applied")},
+        **{name: getattr(calibration, name) for name in ("names", "match", "k", "applied")},
         "training_speakers": len(calibration.speakers),
         "guard": {**asdict(guard), "helps": guard.helps},
-        "scores": {name: [read(s) for s in scores] for name, read in measures(scores[0]).items()},
-        "paired": scoring.compare(after, predictions, repeats=repeats, seed=seed)["tests"] if predictions.scored.any() else {},
-        "worse": [row[:2] for row in rows[1:] if row[4] < row[3] - 1e-9],
+        "scores": {name: [value, changed[name]] for name, value in before.items()},
+        "paired": scoring.paired_tests(after, predictions, repeats, seed),
+        "worse": table[table["after"] < table["before"] - 1e-9][["speaker", "measure"]].to_numpy().tolist(),
     }
     write_json(directory / "calibration.json", report)
     return report
@@ -129,47 +121,36 @@ def calibrated_setting(setting):
 
 
 def speaker_table(calibration, vectors, before, after):
-    """The rows of `speakers.tsv`, a header first: each speaker with references, and each measure, before and after."""
+    """`speakers.tsv` as a DataFrame: each speaker with references, and each measure, before and after."""
+    import pandas as pd
+
     similarities, similar = calibration.similar(vectors.vectors)
-    rows = [("speaker", "measure", "utterances", "before", "after", "neighbours")]
+    rows = []
     for i, speaker in enumerate(vectors.ids):
         named = " ".join(f"{calibration.speakers.ids[j]}:{similarities[i, j]:.4f}" for j in similar[i][:_SHOWN_NEIGHBOURS])
-        if speaker in before["per_speaker"]:
-            pair = [scores["per_speaker"][speaker] for scores in (before, after)]
-            rows += [(speaker, name, pair[0]["n"], *map(float, map(read, pair)), named) for name, read in measures(pair[0]).items()]
-    return rows
+        if own := before["per_speaker"].get(speaker):
+            changed = headline(after["per_speaker"][speaker])
+            rows += [(speaker, measure, own["n"], value, changed[measure], named) for measure, value in headline(own).items()]
+    return pd.DataFrame(rows, columns=["speaker", "measure", "utterances", "before", "after", "neighbours"])
 
 
 def before_after(path, rows, measure):
-    """A PNG of each speaker's score before and after, sorted by the gain, the worse ones marked; returns its path. `rows` are those of one
-    `measure` in `speaker_table`; speakers whose score is not defined are left out."""
-    if not (scores := [(row[4] - row[3], row[0], row[3], row[4]) for row in rows if np.isfinite(row[3:5]).all()]):
-        return None
-    gains, speakers, before, after = zip(*sorted(scores), strict=True)
-    before, after, worse, y = np.array(before), np.array(after), np.array(gains) < -1e-9, np.arange(len(gains))
-    named = len(y) <= MOST_LABELLED
-    with new_figure(WIDTH, 1.9 + (0.24 * max(len(y), 3) if named else 4.4)) as (figure, axes):
-        for members, colour, style, label in ((~worse, COLOURS[0], "-", "better or equal"), (worse, COLOURS[3], "--", "worse")):
-            if members.any():
-                text = f"{label} ({int(members.sum())})"
-                axes.hlines(y[members], before[members], after[members], color=colour, linestyle=style, linewidth=1.8, zorder=2, label=text)
-                axes.scatter(after[members], y[members], s=26 if named else 8, color=colour, zorder=3)
-        axes.scatter(before, y, s=26 if named else 8, facecolor="white", edgecolor="black", zorder=4, label="before")
-        shown = y if named else y[[0, -1]]
-        axes.set_yticks(shown, [short(speakers[i]) for i in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#E6E6E6")
-        axes.set(xlabel=short(measure, 30), ylabel="" if named else f"{len(y)} speakers, sorted by gain", ylim=(-0.7, len(y) - 0.3))
-        axes.set_title(f"Before and after: {before.mean():.3f} → {after.mean():.3f} over speakers")
-        figure.legend(loc="outside lower center", borderaxespad=0, ncols=3)
-        return save_figure(figure, path)
+    """A PNG of each speaker's score before and after, the worse ones marked. `rows`: those of one `measure` in `speaker_table`."""
+    worse = rows["after"] < rows["before"] - 1e-9
+    with new_figure(WIDTH, WIDTH) as (figure, axes):
+        for members, colour, marker, label in ((~worse, COLOURS[0], "o", "better or equal"), (worse, COLOURS[3], "v", "worse")):
+            axes.scatter(rows["before"][members], rows["after"][members], color=colour, marker=marker, label=f"{label} ({members.sum()})")
+        axes.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, zorder=0)
+        axes.set(xlabel=f"{short(measure, 30)} before", ylabel="after", title=f"{len(rows)} speakers before and after calibration")
+        figure.legend(loc="outside lower center", borderaxespad=0, ncols=2)
+        save_figure(figure, path)
 
 
-def measures(scores):
-    """{name: function of scores → score} of the headline scores that `scoring.evaluate` gives, of all or of a speaker."""
+def headline(scores):
+    """{name: value} of the headline scores that `scoring.evaluate` gives, of all or of a speaker."""
     if "dims" in scores:
-        return {f"CCC of {name}": lambda s, name=name: s["dims"][name]["ccc"] for name in scores["dims"]}
-    return {name: lambda s, name=name: s[name] for name in ("UA", "WA")}
+        return {f"CCC of {name}": values["ccc"] for name, values in scores["dims"].items()}
+    return {name: scores[name] for name in ("UA", "WA")}
 
 
 def origin_of(predictions):
@@ -182,26 +163,3 @@ def origin_of(predictions):
 def names_of(predictions):
     """Names of the classes or dimensions."""
     return predictions.classes if isinstance(predictions, ClassPredictions) else predictions.dims
-
-
-def values_of(predictions):
-    """A copy of the predicted dimensions (n, dims), or probabilities (n, classes) that sum to 1."""
-    if isinstance(predictions, DimensionPredictions):
-        return predictions.predicted.copy()
-    return predictions.probabilities / predictions.probabilities.sum(1, keepdims=True)
-
-
-def with_values(predictions, values):
-    """The same utterances with other predicted values."""
-    if isinstance(predictions, DimensionPredictions):
-        return DimensionPredictions(predictions.ids, predictions.speakers, predictions.dims, predictions.references, values)
-    return from_probabilities(predictions.ids, predictions.speakers, predictions.emotions, predictions.classes, values, predictions.name)
-
-
-def score(predictions):
-    """The mean CCC over dimensions, or UA, over the utterances with a reference; NaN where that is not defined."""
-    if isinstance(predictions, ClassPredictions):
-        scored = np.flatnonzero(predictions.scored)
-        return metrics.unweighted_accuracy([predictions.emotions[i] for i in scored], [predictions.predicted[i] for i in scored])
-    pairs = zip(predictions.references.T, predictions.predicted.T, predictions.scored.T, strict=True)
-    return float(np.mean([metrics.ccc(reference[ok], predicted[ok]) for reference, predicted, ok in pairs]))

@@ -31,7 +31,11 @@ def adapt(checkpoint, train, split, **options):
     its training speakers; `options` of `predict_split`. Nothing is read of the splits but audio and speakers. InputError: the model has no
     embeddings, or not at the output; there is nobody new; a split has no speakers."""
     task, model = load_trained(checkpoint)
-    conditioning = _at_output(model, checkpoint)
+    if (encoder := getattr(model, "backbone", None)) is None:
+        raise InputError(f"{checkpoint}: is a pretrained model; give one fine-tuned from it, whose utterance vectors can be compared")
+    if not isinstance(conditioning := encoder.speaker_conditioning, AtOutput):
+        position = (model.cfg.backbone or {}).get("speaker_position", "none")
+        raise InputError(f"{checkpoint}: model.speaker_position={position}; only an embedding at the output is an offset that audio gives")
     for each in (train, split):
         if each.speakers is None:
             raise InputError(f"{each.directory / each.name}.spk: no such file; embeddings are for speakers, make the manifest again")
@@ -43,20 +47,8 @@ def adapt(checkpoint, train, split, **options):
     if not (found := _vectors(task, model, split, new, options)):
         raise InputError(f"{split.tsv}: every speaker has an embedding in the checkpoint already; give a split of other speakers")
     offsets = np.stack([average.mean - average.statistics(x)[0] for x in found.values()])[:, : conditioning.embedding.embedding_dim]
-    lengths = np.linalg.norm(offsets, axis=1).mean(), float(conditioning.mean_norm())
-    logger.info("offsets of length %.2f on average; the training speakers' learned embeddings are of length %.2f", *lengths)
     counts = np.array([len(x) for x in found.values()])
     return NewSpeakers(SpeakerVectors(list(found), rows_of(conditioning, offsets), counts), sha256(checkpoint))
-
-
-def _at_output(model, checkpoint):
-    encoder = getattr(model, "backbone", None)
-    if encoder is None:
-        raise InputError(f"{checkpoint}: is a pretrained model; give one fine-tuned from it, whose utterance vectors can be compared")
-    if not isinstance(encoder.speaker_conditioning, AtOutput):
-        position = (model.cfg.backbone or {}).get("speaker_position", "none")
-        raise InputError(f"{checkpoint}: model.speaker_position={position}; only an embedding at the output is an offset that audio gives")
-    return encoder.speaker_conditioning
 
 
 def _vectors(task, model, split, wanted, options):

@@ -17,16 +17,15 @@ The guard: each training speaker is left out in turn, and unless the k most simi
 than the average of all others does, by more than chance, predictions stay as they are. k is chosen in the same way.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from ..core.errors import InputError
 from ..corpus.manifest import UNKNOWN_SPEAKER
-from ..data.speaker_vectors import SpeakerVectors, read, read_arrays, write
-from ..speakers import MATCHES
+from ..data.speaker_vectors import SpeakerVectors
 
 _CONSTANT = 1e-7  # predictions that vary by less than this share of their mean, the resolution of float32, are constant
 
@@ -47,17 +46,12 @@ def matched(predictions, match, target, base=None):
     return deviation + (mean if match == "std" else target_mean)
 
 
-_DECIMALS = 12
-"""Similarities are compared after rounding, so that the order of summation cannot decide between equals."""
-
-
 @dataclass(frozen=True)
 class Guard:
-    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. The gain of a speaker
-    is `judged_by` labels: how much smaller the squared error of the similar speakers' statistics is than that of the average of all others,
-    as a share of the latter (dimensions), or the KL divergence, in nats (classes); or by predictions: how much CCC or UA rises."""
+    """Whether calibrating helps left-out training speakers: the mean `gain` over `speakers`, and its standard `error`. A speaker's gain is how
+    much smaller the squared error of the similar speakers' label statistics is than that of the average of all others, as a share of the
+    latter (dimensions), or the KL divergence, in nats (classes)."""
 
-    judged_by: str
     gain: float
     error: float
     speakers: int
@@ -72,8 +66,7 @@ class Guard:
 class Calibration:
     """Training speakers and their label distributions. `fit` makes one; call it with a speaker's vector and predictions."""
 
-    kind: str  # "dimensions" or "classes"
-    names: list  # of them
+    names: list  # of the dimensions or classes
     match: str  # of MATCHES
     k: int  # how many similar speakers are averaged
     speakers: SpeakerVectors  # of the training speakers
@@ -115,7 +108,7 @@ def class_frequencies(speakers, emotions, names):
     return counts.index.tolist(), values, base
 
 
-def fit(vectors, speakers, labels, names, match, k=None, predictions=None, always=False):
+def fit(vectors, speakers, labels, names, match, k=None, always=False):
     """A calibration from training speakers, and whether it helps them when each is left out: (Calibration, Guard).
 
     Args:
@@ -125,34 +118,30 @@ def fit(vectors, speakers, labels, names, match, k=None, predictions=None, alway
         names: of the dimensions or classes.
         match: one of MATCHES.
         k: number of similar speakers; None chooses it.
-        predictions: {speaker: (predictions (m, dims or classes), score)} by models that did not train on the speaker: the guard judges
-            by them, not by label statistics; `score` maps such predictions to CCC or UA, higher is better.
         always: apply the calibration even if it does not help.
 
     Raises:
         InputError: no training speaker has a vector and labels.
     """
-    kind = "classes" if match == "prior" else "dimensions"
-    ids, values, base = class_frequencies(speakers, labels, names) if kind == "classes" else label_statistics(speakers, labels)
+    ids, values, base = class_frequencies(speakers, labels, names) if match == "prior" else label_statistics(speakers, labels)
     row = {name: i for i, name in enumerate(ids) if name != UNKNOWN_SPEAKER}
     if not (kept := [name for name in vectors.ids if name in row]):
-        needed = "a label" if kind == "classes" else "two labels"
+        needed = "a label" if match == "prior" else "two labels"
         raise InputError(f"no training speaker has both embeddings and {needed} in {' '.join(names)}; give both of the same training split")
-    fitted = Calibration(kind, list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
+    fitted = Calibration(list(names), match, k or 1, vectors.take(kept), values[[row[name] for name in kept]], base)
     if len(kept) < 2:
-        return replace(fitted, applied=always), Guard("labels", 0.0, 0.0, len(kept))
+        return replace(fitted, applied=always), Guard(0.0, 0.0, len(kept))
     ks = [min(k, len(kept) - 1)] if k else numbers_of_neighbours(len(kept) - 1)
     order = ranking(cosine(fitted.speakers.vectors, fitted.speakers.vectors), leave_one_out=True)
     targets = (fitted.values[order[:, :k]].mean(1) for k in ks)  # each training speaker's by the others: (speakers, columns)
-    losses, usual = _losses_of_predictions(fitted, targets, predictions) if predictions else _losses_of_labels(fitted, targets)
+    losses, usual = _losses(fitted, targets)
     rest = (losses.sum(1, keepdims=True) - losses).round(12)  # of all other speakers: by these each one's k is chosen; equals are equal
     gain = (usual - np.take_along_axis(losses, rest.argmin(0)[None], axis=0)[0]).round(12)
-    error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    guard = Guard("predictions" if predictions else "labels", float(gain.mean()) if len(gain) else 0.0, float(error), len(gain))
+    guard = Guard(float(gain.mean()), float(gain.std(ddof=1)) / math.sqrt(len(gain)), len(gain))
     return replace(fitted, k=k or ks[losses.sum(1).round(12).argmin()], applied=always or guard.helps), guard
 
 
-def _losses_of_labels(fitted, targets):
+def _losses(fitted, targets):
     """Errors (ks, speakers) of the similar speakers' label distribution, and (speakers) of that of all other speakers."""
     own, dims = fitted.values, len(fitted.names)
     others = (own.sum(0) - own) / (len(own) - 1)
@@ -170,76 +159,15 @@ def _losses_of_labels(fitted, targets):
     return np.stack([loss(target) for target in targets]), loss(others)
 
 
-def _losses_of_predictions(fitted, targets, predictions):
-    """Negative scores (ks, speakers) of calibrated predictions of training speakers, and (speakers) of the predictions as they are."""
-    known = [(row, *predictions[name]) for row, name in enumerate(fitted.speakers.ids) if name in predictions]
-    before = np.array([-score(values) for _, values, score in known])
-    after = np.array([[-score(matched(values, fitted.match, t[row], fitted.base)) for row, values, score in known] for t in targets])
-    defined = np.isfinite(before) & np.isfinite(after).all(0)
-    return after[:, defined], before[defined]
-
-
-class RunningSpeaker:
-    """A speaker whose utterances come one at a time: each is calibrated by all received so far, itself included."""
-
-    def __init__(self, calibration):
-        self.calibration, self.predictions = calibration, []
-        self.vector = np.zeros(calibration.speakers.vectors.shape[1])
-
-    def add(self, embedding, prediction):
-        """Calibrate one more utterance. embedding: (width), prediction: (dims or classes) → the same shape."""
-        self.predictions.append(np.asarray(prediction, dtype=np.float64))
-        self.vector = self.vector + (np.asarray(embedding, dtype=np.float64) - self.vector) / len(self.predictions)
-        return self.calibration(self.vector, np.stack(self.predictions))[-1]
-
-
-def check_calibration(calibration, task, model, where):
-    """Raise InputError, naming the file `where`, unless a calibration is for what a trained task and model predict."""
-    kind, names = ("classes", task.classes) if task.classes else ("dimensions", task.dimensions)
-    remedy = "use the checkpoint whose predictions and embeddings (tools/evaluate.py --embeddings) it was made from, or make it again"
-    if calibration.kind != kind or calibration.names != list(names):
-        ours, theirs = f"{calibration.kind} {' '.join(calibration.names)}", f"{kind} {' '.join(names)}"
-        raise InputError(f"{where}: calibrates the {ours}, and the checkpoint predicts the {theirs}; {remedy}")
-    width = calibration.speakers.vectors.shape[1]
-    if width != model.pooling.width:
-        raise InputError(f"{where}: speaker vectors of width {width}, and the checkpoint's embeddings have {model.pooling.width}; {remedy}")
-
-
-def save(path, calibration):
-    """Write a calibration as .npz, atomically: plain arrays, and its settings as a JSON text."""
-    about = {name: value for name, value in asdict(calibration).items() if name not in ("speakers", "values", "base")}
-    write(path, calibration.speakers, values=calibration.values, base=calibration.base, description=np.array(json.dumps(about)))
-
-
-def load(path):
-    """Read what `save` wrote; nothing in the file can run. InputError if it is missing, or not a whole calibration."""
-    speakers = read(path)
-    values, base, description = read_arrays(path, ("values", "base", "description"), "a calibration").values()
-    try:
-        found = Calibration(speakers=speakers, values=values, base=base, **json.loads(str(description)))
-        columns = len(found.names) * (1 if found.kind == "classes" else 2)
-        whole = values.shape == (len(speakers), columns) and base.shape == (len(found.names),) and found.match in MATCHES
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: does not hold a calibration ({error}); make it again with tools/calibrate.py") from error
-    if not whole or found.k < 1 or not np.isfinite(values).all() or not np.isfinite(base).all():
-        raise InputError(f"{path}: the calibration is incomplete; make it again with tools/calibrate.py")
-    return found
-
-
 def cosine(vectors, training):
     """Cosine similarities (n, speakers) of vectors (n, width) with training vectors (speakers, width); 0 with a zero vector."""
-
-    def unit(x):
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
-
-    return np.clip(unit(vectors) @ unit(training).T, -1.0, 1.0)
+    return np.nan_to_num(1 - cdist(vectors, training, "cosine"))
 
 
 def ranking(similarities, leave_one_out=False):
     """Columns of similarities (n, speakers) by falling value, equals in their order: (n, speakers). With `leave_one_out` rows are the same
     speakers as columns, and nobody is similar to themselves: (n, speakers − 1)."""
-    similarities = np.round(similarities, _DECIMALS)
+    similarities = np.round(similarities, 12)  # the order of summation cannot decide between equals
     if leave_one_out:
         np.fill_diagonal(similarities, -np.inf)
     return np.argsort(-similarities, axis=1, kind="stable")[:, : similarities.shape[1] - leave_one_out]

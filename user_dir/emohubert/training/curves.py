@@ -1,4 +1,4 @@
-"""A training log of fairseq: the configuration and the curves in it."""
+"""The curves in a training log of fairseq."""
 
 import json
 from pathlib import Path
@@ -7,25 +7,6 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..corpus.manifest import as_number
-
-
-def read_training_config(path):
-    """The (last) configuration in a `hydra_train.log`, with fairseq's defaults, as nested dict; {} without one. InputError: unreadable."""
-    import yaml
-
-    written = [line for line in _lines(path) if "[fairseq_cli.train][INFO] - {" in line]
-    try:
-        # a Python dict but for enumerations, which stand there without quotes: YAML, where None is a word
-        config = yaml.load(written[-1].partition(" - ")[2], Loader=yaml.CSafeLoader) if written else {}
-    except yaml.YAMLError:
-        return {}
-    return _none_for_word(config)
-
-
-def _none_for_word(value):
-    if isinstance(value, dict):
-        return {key: _none_for_word(v) for key, v in value.items()}
-    return None if value == "None" else value
 
 
 def read_training_log(path):
