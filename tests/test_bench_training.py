@@ -68,7 +68,7 @@ def test_flops_are_those_by_hand(bench, sides):
     products += 3 * batch * (frames + 1) * width * width // cfg.conv_pos_groups * cfg.conv_pos  # an even kernel gives one more
     per_layer = even * (4 * width**2 + 2 * width * cfg.encoder_ffn_embed_dim) + 2 * even**2 * width
     products += 3 * batch * cfg.encoder_layers * per_layer
-    products += 3 * batch * width**2  # the speakers' fully connected layer
+    products += (3 * batch + len(ours.model.speakers)) * width**2  # the speakers' fully connected layer; once more for `speaker_norm`
     masked = int(ours.sample["net_input"]["mask_indices"].sum())
     products += 3 * masked * cfg.final_dim * (width + sum(ours.model.num_classes))
     assert bench.flops_of(ours) == 2 * products

@@ -64,6 +64,9 @@ def test_the_speaker_is_added_to_the_output_of_the_last_layer_at_every_frame():
     model = model_of()
     f, e = features(plain_of(model)), e_by_hand(model.speaker_conditioning, SPEAKERS)
     torch.testing.assert_close(features(model, speaker=SPEAKERS), f + e.unsqueeze(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.speaker_conditioning.mean_norm().item(), e_by_hand(model.speaker_conditioning, [1, 2]).norm(dim=1).mean().item()
+    )
 
 
 def test_no_layer_of_the_encoder_depends_on_the_speaker():

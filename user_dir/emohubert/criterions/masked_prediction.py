@@ -50,8 +50,7 @@ class MaskedPrediction(FairseqCriterion):
             for k, (logits, targets) in enumerate(zip(all_logits, output["targets"][part], strict=True)):
                 term = F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="sum")
                 loss = loss + self.weights[part] * self.label_weights[k] * term
-                log[f"loss_{part}_{k}"], log[f"count_{part}_{k}"] = term.detach().double(), (targets != NO_LABEL).sum()
-                log[f"correct_{part}_{k}"] = (logits.argmax(dim=-1) == targets).sum()
+                log |= _statistics(f"{part}_{k}", term, logits, targets)
                 if self.unigram[k] is not None:
                     self.unigram[k] = self.unigram[k].to(targets.device)  # copied once, or the CPU would wait for the GPU
                     constant = self.unigram[k].expand(len(targets), -1)
@@ -62,12 +61,14 @@ class MaskedPrediction(FairseqCriterion):
         loss = loss + self.features_pen_weight * penalty
         log |= {"loss": loss.detach().double(), "features_pen": penalty.detach().double(), "sample_size": sample_size}
         log |= {"ntokens": sample["ntokens"], "nsentences": sample["nsentences"]}
+        if model.speaker_conditioning is not None:  # a model wrapped for several processes hands its attributes on
+            log |= {"speaker_norm": model.speaker_conditioning.mean_norm().double(), "batches": 1}
         return loss, sample_size, log
 
     @classmethod
     def reduce_metrics(cls, logging_outputs):
-        """Log what the batches add up to: losses in bits per frame, accuracies, and `unigram_…`, the loss of the training labels' frequencies
-        alone: a loss above it means that the model ignores its input."""
+        """Log what the batches add up to: losses in bits per frame, accuracies, perplexities of the predicted labels, and `unigram_…`,
+        the loss of the training labels' frequencies alone: a loss above it means that the model ignores its input."""
         total = {key: sum(log[key] for log in logging_outputs) for key in logging_outputs[0]}
         sample_size = max(float(total["sample_size"]), 1.0)
         metrics.log_scalar("loss", float(total["loss"]) / sample_size / math.log(2), sample_size, round=4)
@@ -81,8 +82,30 @@ class MaskedPrediction(FairseqCriterion):
                 if name in total:
                     metrics.log_scalar(name, float(total[name]) / count / math.log(2), count, round=4)
             metrics.log_scalar(f"accuracy_{part}", float(total[f"correct_{part}"]) / count, count, round=4)
+            metrics.log_scalar(f"code_perplexity_{part}", _perplexity(total[f"codes_{part}"]), count, round=2)
+        if "speaker_norm" in total:
+            metrics.log_scalar("speaker_norm", float(total["speaker_norm"]) / float(total["batches"]), round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed():
         """Yes: every entry is a sum, so that ranks exchange one tensor (and gloo needs no GPU)."""
         return True
+
+
+@torch.no_grad()
+def _statistics(name, loss, logits, targets):
+    """Sums for logging: loss, frames with a label, correct ones, and how often each label was predicted."""
+    labelled = targets != NO_LABEL
+    predicted = logits.argmax(dim=-1)
+    return {
+        f"loss_{name}": loss.detach().double(),
+        f"count_{name}": labelled.sum(),
+        f"correct_{name}": ((predicted == targets) & labelled).sum(),
+        f"codes_{name}": torch.zeros(logits.size(-1), dtype=torch.double, device=logits.device).index_add_(0, predicted, labelled.double()),
+    }
+
+
+def _perplexity(counts):
+    """exp of the entropy of a distribution given by counts: the number of labels in use. counts: (classes,)"""
+    p = counts / counts.sum().clamp(min=1)
+    return float(torch.exp(-(p * torch.log(p.clamp(min=1e-30))).sum()))

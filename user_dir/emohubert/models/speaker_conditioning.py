@@ -52,6 +52,11 @@ class SpeakerConditioning(nn.Module):
         """Condition the encoder's output. x: (batch, frames, width), e: (batch, widths × width)."""
         return x
 
+    def mean_norm(self):
+        """Mean Euclidean norm of e over the known speakers (a scalar tensor): how far training has moved them from zero."""
+        with torch.no_grad():
+            return self.vectors_from(self.embedding.weight[1:]).float().norm(dim=-1).mean()
+
 
 @POSITIONS.register("input")
 class AtInput(SpeakerConditioning):

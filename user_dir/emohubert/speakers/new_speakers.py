@@ -47,6 +47,8 @@ def adapt(checkpoint, train, split, **options):
     if not (found := _vectors(task, model, split, new, options)):
         raise InputError(f"{split.tsv}: every speaker has an embedding in the checkpoint already; give a split of other speakers")
     offsets = np.stack([average.mean - average.statistics(x)[0] for x in found.values()])[:, : conditioning.embedding.embedding_dim]
+    lengths = np.linalg.norm(offsets, axis=1).mean(), float(conditioning.mean_norm())
+    logger.info("offsets of length %.2f on average; the training speakers' learned embeddings are of length %.2f", *lengths)
     counts = np.array([len(x) for x in found.values()])
     return NewSpeakers(SpeakerVectors(list(found), rows_of(conditioning, offsets), counts), sha256(checkpoint))
 
