@@ -18,7 +18,7 @@ from .predictions import NO_VALUE, ClassPredictions, risk_coverage, rows_in_spli
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # at DEBUG it names every font it looks at
 
 MOST_COLOURED = 16  # a map colours at most this many groups, the largest ones; the others are grey, and the legend says so
-SCORE = re.compile(r"(?!best_)(.*_)?(accuracy|ccc|ua|wa|f1)(_|$)")
+SCORE = re.compile(r"(?!best_)(.*_)?(accuracy|ccc|ua|wa|f1|perplexity)(_|$)")
 _GRID = "#E6E6E6"
 _BELOW = {"loc": "outside lower center", "borderaxespad": 0}  # where legends are
 
