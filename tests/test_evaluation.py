@@ -33,7 +33,7 @@ CLASSES = ["angry", "happy", "neutral", "sad"]
 
 def take(made, indices):
     """Some of the utterances that were predicted."""
-    per_utterance = {name: v for name, v in vars(made).items() if name not in ("classes", "dims")}
+    per_utterance = {name: v for name, v in vars(made).items() if name not in ("classes", "dims", "name")}
     return replace(made, **{n: v[indices] if isinstance(v, np.ndarray) else [v[i] for i in indices] for n, v in per_utterance.items()})
 
 

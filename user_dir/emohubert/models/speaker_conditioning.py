@@ -55,7 +55,9 @@ class SpeakerConditioning(nn.Module):
     def mean_norm(self):
         """Mean Euclidean norm of e over the known speakers (a scalar tensor): how far training has moved them from zero."""
         with torch.no_grad():
-            return self.vectors_from(self.embedding.weight[1:]).float().norm(dim=-1).mean()
+            return (
+                self.vectors(torch.arange(1, len(self.embedding.weight), device=self.embedding.weight.device)).float().norm(dim=-1).mean()
+            )
 
 
 @POSITIONS.register("input")
