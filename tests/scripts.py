@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -22,3 +24,8 @@ def run(program, *arguments):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def mostly_slow(cases, fast=2):
+    """Cases of a test, of which the first few run without `slow` too."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (number >= fast), id=str(case)) for number, case in enumerate(cases)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq.dataclass.configs import FairseqConfig
 from omegaconf import OmegaConf
-from scripts import run
+from scripts import mostly_slow, run
 from test_backbones import LARGE, noise, saved, scattered
 from torch import nn
 
@@ -108,7 +108,7 @@ EXPRESSIBLE = {
 }
 
 
-@pytest.mark.parametrize("name", EXPRESSIBLE)
+@pytest.mark.parametrize("name", mostly_slow(EXPRESSIBLE, 4))
 def test_transformers_gives_our_outputs(encoders, name, tmp_path):
     kind, speaker, values = EXPRESSIBLE[name]
     path = checkpoint(tmp_path / "model.pt", encoders[kind], **values)
@@ -228,7 +228,7 @@ def through_onnx(file, signal, lengths):
     return session, session.run(None, {"signal": np.asarray(signal), "lengths": np.asarray(lengths)})
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", mostly_slow(ANY))
 def test_onnxruntime_gives_our_outputs(encoders, name, tmp_path):
     pytest.importorskip("onnxruntime")
     kind, values = ANY[name]

@@ -104,7 +104,8 @@ def stock_loss(twin, single, masked_weight=1.0, unmasked_weight=0.0):
     return loss + 10 * out["features_pen"] * size, size
 
 
-@pytest.mark.parametrize("architecture", [BASE, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["base", "large"])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [BASE, LARGE], ids=["base", "large"])
 def test_equals_fairseq_hubert_in_published_sizes(architecture):
     model = build(sets=(100,), **architecture, skip_nomask=True).eval()
     twin = stock(model, sets=(100,))

@@ -14,6 +14,7 @@ import torch
 from corpus import make_corpus, make_labels
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from omegaconf import OmegaConf
+from scripts import mostly_slow
 from training import MICRO, ROOT, arguments, start, train
 
 from emohubert.core.device import has_bf16
@@ -285,7 +286,7 @@ def _edit(path, line, change):
     path.write_text("\n".join(lines))
 
 
-@pytest.mark.parametrize("what", BAD_INPUT)
+@pytest.mark.parametrize("what", mostly_slow(BAD_INPUT))
 def test_bad_input_is_one_line_and_exit_2(corpus, tmp_path, what):
     """One line `error: …` that names the place, status 2, no traceback."""
     for part in ("audio", "manifest", "labels"):
