@@ -16,7 +16,8 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import make_folder, natural, read_json, reading_text, write_json, write_lines
-from .audio import SAMPLE_RATE, is_packed, probe
+from . import audio
+from .audio import SAMPLE_RATE, is_packed
 
 NO_EMOTION = "-"  # what `.emo` holds for an utterance without a class
 UNKNOWN_SPEAKER = "<unk>"  # what `.spk` holds where nobody knows who speaks; in no dictionary, and never one person
@@ -107,10 +108,14 @@ class Split:
         """Full path of an utterance's file."""
         return self.root / self.paths[index]
 
+    def read(self, index, start=0, stop=None):
+        """Samples [start, stop) of an utterance, float32; nothing else is decoded."""
+        return audio.read(self.audio(index), start, stop, n_samples=int(self.n_samples[index]))
+
     def check_header(self, index):
         """InputError if an utterance's file is missing, unreadable, truncated, or of another length than listed, by its header."""
         try:
-            probe(self.audio(index), self.n_samples[index])
+            audio.probe(self.audio(index), self.n_samples[index])
         except InputError as error:
             raise InputError(f"{self.where(index)}: {error}") from None
 

@@ -78,6 +78,7 @@ def _settings(model, dataset, checkpoint):
         "silence": model.cfg.silence_db,
         "layers": model.layers if model.layer_weights is not None else None,
         "normalise": dataset.normalise,
+        "speeds": getattr(split, "factors", np.array([])).tolist(),
         "audio": [[str(split.audio(i)), int(split.n_samples[i]), locate(split.audio(i)).stat()[1]] for i in dataset.kept],
         "speakers": dataset.speaker_rows.tolist() if with_speakers else None,
         "hop": HOP,

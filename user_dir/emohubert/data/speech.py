@@ -92,7 +92,7 @@ class SpeechDataset(FairseqDataset):
 
     def waveform(self, index, start, stop):
         """Samples [start, stop) of an utterance, transformed and normalised, as a float32 tensor; nothing else is decoded."""
-        samples = audio.read(self.split.audio(index), start, stop, n_samples=int(self.split.n_samples[index]))
+        samples = self.split.read(index, start, stop)
         if self.transform is not None:
             samples = self.transform(samples, self.rng(index, "augment"))
         return torch.from_numpy(audio.normalise(samples) if self.normalise else samples)

@@ -46,6 +46,7 @@ class EmotionFinetuningConfig(FairseqDataclass):
     min_sample_size: int = option(RECEPTIVE_FIELD, "leave out utterances under so many samples; they are counted in the log")
     sampling: ChoiceEnum(("natural", "balanced")) = option("natural", "balanced: as many utterances of each class in every epoch")
     feature_cache: Optional[str] = option(None, "with model.freeze=all, the folder that keeps the encoder's features (null: memory)")
+    speed_perturbation: List[float] = option([], "learn training utterances at these speeds too, as other speakers': [0.9,1.1]")
     augment_speed: List[float] = option([], "in training, speed factors that are equally likely, such as [0.9,1.0,1.1]")
     augment_noise: float = option(0.0, "probability of noise in a training utterance")
     augment_noise_snr: List[float] = option([0.0, 30.0], "range of its signal-to-noise ratio in dB")
@@ -65,7 +66,7 @@ class EmotionFinetuningTask(SpeechTask):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        self.manifests = Manifests(cfg.data, cfg.speakers, cfg.label_map)
+        self.manifests = Manifests(cfg.data, cfg.speakers, cfg.label_map, cfg.speed_perturbation)
         self.state.add_factory("classes", self.manifests.classes)
         self.state.add_factory("categories", lambda: labels.count_categories(self.manifests, self.label_names))
         self.state.add_factory("class_counts", self._count_classes)
@@ -185,6 +186,10 @@ class EmotionFinetuningTask(SpeechTask):
             if not self.speakers:
                 raise InputError("model.head_speaker=embedding needs speakers; set task.speakers=spk, or use model.head_speaker=none")
         if str(cfg.head_speaker) == "mfcc":
+            if self.manifests.speeds:
+                raise InputError(
+                    "task.speed_perturbation makes speakers without MFCCs; use task.augment_speed, or another model.head_speaker"
+                )
             split = self.manifests.read("train", "speakers")
             vectors = _mfcc_vectors(split, np.arange(len(split)))
             voices = {"ids": vectors.ids, "vectors": vectors.vectors.tolist(), "counts": vectors.counts.tolist()}

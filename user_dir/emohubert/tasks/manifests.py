@@ -9,15 +9,17 @@ from omegaconf import ListConfig
 from ..core.errors import InputError
 from ..corpus.manifest import NAMELESS, read_corpus, read_dictionary, read_split
 from ..corpus.union import qualified, union
+from ..data.speed_perturbation import at_speeds
 from ..evaluation import label_maps
 
 
 class Manifests:
-    """What `data`, a directory or a list of them, holds. `speakers`: ending of the sidecar, or None; `label_map`: as for `read_map`, or None."""
+    """What `data`, a directory or a list of them, holds. `speakers`: ending of the sidecar, or None; `label_map`: as for `read_map`, or None;
+    `speeds`: factors of speed at which the training part comes once more."""
 
-    def __init__(self, data, speakers, label_map):
+    def __init__(self, data, speakers, label_map, speeds=()):
         self.directories = [str(directory) for directory in (data if isinstance(data, (list, ListConfig)) else [data])]
-        self.speakers, self.label_map = speakers, label_map
+        self.speakers, self.label_map, self.speeds = speakers, label_map, list(speeds)
 
     @property
     def are_several(self):
@@ -52,7 +54,11 @@ class Manifests:
         return [directory for directory in self.directories if (Path(directory) / f"{name}.tsv").is_file()]
 
     def read(self, name, *sidecars):
-        """A split, with all sidecars or those named; `train` is of all directories, others are of those that have them."""
+        """A split, with all sidecars or those named; `train` is of all directories and speeds, others are of those directories that have them."""
+        split = self._read(name, *sidecars)
+        return at_speeds(split, self.speeds) if self.speeds and name == "train" else split
+
+    def _read(self, name, *sidecars):
         options = {"speakers": self.speakers} | ({"sidecars": sidecars} if sidecars else {})
         directories = self.directories if name == "train" or not self.are_several else self.having(name)
         splits = [read_split(directory, name, **options) for directory in directories]
