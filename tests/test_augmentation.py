@@ -16,8 +16,12 @@ from emohubert.corpus.manifest import read_split
 from emohubert.data import degradations
 from emohubert.data.augmentation import Augmentation
 from emohubert.data.masking import Masking
+from emohubert.data.speed_perturbation import at_speeds
 from emohubert.data.utterance_labelled import UtteranceLabelledSpeech
+from emohubert.models.from_pretrained import load_encoder
+from emohubert.models.speaker_normalisation import AverageSpeaker
 from emohubert.pretrained.safe_files import load_state
+from emohubert.provenance import records
 from emohubert.tasks.emotion_finetuning import EmotionFinetuningConfig
 from emohubert.tasks.trained import load_trained
 
@@ -259,3 +263,44 @@ def test_frozen_features_are_not_cached_under_augmentation(pretrained):
     finished = finetune(pretrained, "frozen", *AUGMENTED, "model.freeze=all", "optimization.max_update=2")
     assert finished.returncode == 0, finished.stdout[-3000:]
     assert "task.augment_… changes waveforms from epoch to epoch: features are not cached" in finished.stdout
+
+
+def test_copies_at_other_speeds(corpus):
+    """What change_speed makes of the whole file, by other speakers; lines and records are those of the file."""
+    split = read_split(corpus / "manifest", "train")
+    copies = at_speeds(split, [0.8, 1.25])
+    n, at = len(split), 2 * len(split) + 3
+    whole = degradations.change_speed(audio.read(split.audio(3)), 1.25)
+    assert len(copies) == 3 * n and copies.n_samples[at] == len(whole) == -(-copies.n_samples[3] * 4 // 5)
+    assert np.array_equal(copies.read(at), whole) and np.array_equal(copies.read(at, 320, 700), whole[320:700])
+    assert np.array_equal(copies.read(3), audio.read(split.audio(3))) and copies.audio(at) == split.audio(3)
+    assert copies.speakers[at] == f"{split.speakers[3]}@1.25" and copies.speakers[3] == split.speakers[3]
+    assert copies.emotions[at] == split.emotions[3] and copies.where(at) == split.where(3)
+    ((own, indices),) = copies.of_directories([3, at, 4])
+    assert own is split and indices.tolist() == [3, 4]
+    for factors in ([1.0, 0.9], [0.9, 0.9], [3.0]):
+        with pytest.raises(InputError, match="task.speed_perturbation"):
+            at_speeds(split, factors)
+
+
+@pytest.mark.slow
+def test_a_training_with_copies_at_other_speeds(tmp_path):
+    """Cached features are those of the changed waveform, each copy's speaker is normalised alone, and the record has each file once."""
+    corpus = make_pretrained_corpus(tmp_path)
+    options = ["task.speed_perturbation=[0.8]", "model.freeze=all", "model.pooling=mean", "model.speaker_normalisation=true"]
+    finetune(corpus, "copies", "optimization.max_epoch=2", *options)
+    split = read_split(corpus / "manifest", "train")
+    (record,) = (corpus / "copies").glob("train-*.seen")
+    assert sorted(records.read(record).utterances.paths) == sorted(split.paths)
+    task, model = load_trained(corpus / "copies" / "checkpoint_last.pt")
+    known = sorted(set(split.speakers))
+    assert task.voices == sorted([*known, *(f"{name}@0.8" for name in known)])
+    vectors = {}
+    for factor in (1, 0.8):
+        for i in range(len(split)):
+            x = torch.from_numpy(degradations.change_speed(audio.read(split.audio(i)), factor))[None]
+            features, (frames,) = load_encoder(corpus / "hubert" / "checkpoint_last.pt").features(x, [x.size(1)], [2])
+            vectors.setdefault(split.speakers[i] + "@0.8" * (factor != 1), []).append(features[2][0, :frames].numpy().mean(0))
+    for row, name in enumerate(task.voices, 1):
+        mean, _ = AverageSpeaker.of(list(map(np.array, vectors.values()))).statistics(np.array(vectors[name]))
+        np.testing.assert_allclose(model.normalisation.table[0, row], mean, atol=1e-3)
