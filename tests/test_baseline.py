@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from emohubert.corpus import audio
 from emohubert.corpus.manifest import read_split
+from emohubert.data.speed_perturbation import at_speeds
 from emohubert.evaluation import baseline
 from emohubert.models.from_pretrained import load_encoder
 from emohubert.pseudo_labels.features import MfccFeatures
@@ -73,6 +74,12 @@ def test_probe_of_an_encoder(corpus, tmp_path):
         np.testing.assert_allclose(vectors[str(split.audio(i))], np.concatenate([loud.mean(0), loud.std(0)]), atol=2e-4)
     assert run("tools/baseline.py", corpus / "manifest", tmp_path / "out", "--checkpoint", path, "--layers", "1", "2") == 0
     assert list(scores(tmp_path / "out"))[-1] == "layer 2 + SVM, speakers normalised" and len(scores(tmp_path / "out")) == 5
+    copies = at_speeds(split, [0.8])
+    assert baseline.encoded([copies], path, [2], 2)[2].keys() == vectors.keys() | {f"{key}@0.8" for key in vectors}
+    probe = ["--checkpoint", path, "--layers", "1", "--speed-perturbation", "0.8"]
+    assert run("tools/baseline.py", corpus / "manifest", tmp_path / "copies", *probe) == 0
+    before, after = (scores(tmp_path / name)["layer 1 + SVM"] for name in ("out", "copies"))
+    assert before["scores"] != after["scores"] and before["setting"] == after["setting"]
 
 
 def test_mfccs_beside_an_encoder(corpus, tmp_path, capsys):

@@ -33,11 +33,14 @@ def main(argv=None):
         "--features", nargs="+", choices=("egemaps", "mfcc", "encoder"), help="(default: egemaps; with --checkpoint: encoder)"
     )
     parser.add_argument("--layers", type=int, nargs="+", metavar="L", help="Transformer layers of the checkpoint, from 1 (default: all)")
+    parser.add_argument(
+        "--speed-perturbation", type=float, nargs="+", default=[], metavar="F", help="a probe learns at these speeds too, such as 0.92 1.09"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes that extract features (default: one for each core)")
     args = parser.parse_args(argv)
     from emohubert.evaluation import baseline
 
-    options = args.target, args.train, args.test, args.workers, args.checkpoint, args.layers, args.features
+    options = args.target, args.train, args.test, args.workers, args.checkpoint, args.layers, args.features, args.speed_perturbation
     print("\n".join(baseline.run(args.manifest_dir, args.out_dir, *options)))
 
 

@@ -17,6 +17,7 @@ from ..core.parallel import cores
 from ..core.plotting import COLOURS, GREY, MARKERS, new_figure, save_figure
 from ..corpus import audio
 from ..corpus.manifest import NO_EMOTION, UNKNOWN_SPEAKER, manifest_directories, read_split
+from ..data.speed_perturbation import at_speeds
 from . import metrics, scoring
 from .inference import BY_AUDIO
 from .predictions import ClassPredictions, DimensionPredictions, known_references, write_predictions
@@ -26,22 +27,27 @@ MAJORITY, EGEMAPS, PLAIN, NORMALISED = "majority class", "eGeMAPS", "{} + SVM", 
 SILENCE_DB = 35.0
 
 
-def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None, kinds=None):
+def run(directory, out, target="emo", train="train", test="test", workers=None, checkpoint=None, layers=None, kinds=None, speeds=()):
     """Train and test the baselines on every fold of a manifest directory; returns the lines of a table.
 
     Writes NAME/fold*/predictions.tsv and metrics.json below `out`, results.md, results.json and a picture, results.png, and keeps eGeMAPS
     in features.npz. `target`: "emo", or the name of a column of `.dim`. `workers`: processes, or threads of an encoder, that extract
     features (default: one for each core). `checkpoint`: encoder to probe; `layers` of it, from 1, are a system each (default: all).
-    `kinds`: some of "egemaps", "mfcc", "encoder" (default: the encoder where there is a checkpoint, else eGeMAPS).
+    `kinds`: some of "egemaps", "mfcc", "encoder" (default: the encoder where there is a checkpoint, else eGeMAPS). `speeds`: at which a probe
+    learns from every training utterance too, as of other speakers.
     InputError: a split or its labels are missing, the encoder has no checkpoint, or opensmile is not installed.
     """
     kinds = kinds or ["encoder" if checkpoint else "egemaps"]
     if ("encoder" in kinds) != (checkpoint is not None):
         raise InputError("an encoder needs its checkpoint: give both --features encoder and --checkpoint CKPT, or neither")
+    if speeds and set(kinds) != {"encoder"}:
+        raise InputError("--speed-perturbation is of probes alone; give --checkpoint CKPT, and no other --features")
     out = make_folder(out)
     folders = [d for d in manifest_directories(directory) if (d / f"{test}.tsv").is_file()]
     if not (folds := [{name: labelled(d, name, target) for name in (train, test)} for d in folders]):
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
+    for fold in folds if speeds else ():
+        fold[train] = at_speeds(fold[train], speeds)
     splits, workers, rows, features = [split for fold in folds for split in fold.values()], workers or cores(), [], {}
     for kind in dict.fromkeys(kinds):
         features |= (
@@ -56,7 +62,7 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
         adapted = f"{BY_AUDIO} ({len(speakers)} speakers)"
         systems = {MAJORITY: (None, None, plain)} if target == "emo" else {}
         for name, of_path in features.items():
-            x, z = (np.stack([of_path[path] for path in _paths(split)]) for split in (known, unknown))
+            x, z = (np.stack([of_path[path] for path in _keys(split)]) for split in (known, unknown))
             systems |= {
                 PLAIN.format(name): (x, z, plain),
                 NORMALISED.format(name): (normalised(x, known.speakers), normalised(z, unknown.speakers), adapted),
@@ -111,7 +117,7 @@ def usable(split, of_path, target):
     values = np.array(split.emotions) if target == "emo" else np.asarray(split.dimensions[target], dtype=np.float64)
     has = values != NO_EMOTION if target == "emo" else np.isfinite(values)
     kept = np.flatnonzero(has & (np.array(split.speakers) != UNKNOWN_SPEAKER))
-    return np.stack([of_path[path] for path in _paths(split)])[kept], values[kept], np.array(split.speakers)[kept]
+    return np.stack([of_path[path] for path in _keys(split)])[kept], values[kept], np.array(split.speakers)[kept]
 
 
 def normalised(features, speakers):
@@ -128,7 +134,7 @@ def functionals(splits, cache, workers):
     """{audio path: eGeMAPS functionals, float32 (88,)} of all splits, extracted in processes and kept in `cache` (.npz)."""
     from joblib import Parallel, delayed
 
-    paths = sorted({path for split in splits for path in _paths(split)})
+    paths = sorted({path for split in splits for path in _keys(split)})
     key = fingerprint([(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths if Path(path).is_file()])
     if Path(cache).is_file():
         with np.load(cache) as kept:
@@ -144,7 +150,7 @@ def functionals(splits, cache, workers):
 
 
 def encoded(splits, checkpoint, layers, workers):
-    """{layer: {audio path: mean and standard deviation over time, (2 × width,)}} of a frozen encoder."""
+    """{layer: {key: mean and standard deviation over time, (2 × width,)}} of a frozen encoder, for the `_keys` of splits."""
     import torch
 
     from ..core.parallel import as_finished, one_thread
@@ -155,17 +161,19 @@ def encoded(splits, checkpoint, layers, workers):
     encoder.check_layers(layers)
     found = {layer: {} for layer in layers}
 
-    def extract(path):
-        samples = audio.read(path)
+    def extract(key):
+        split, index = places[key]
+        samples = split.read(index)
         source = torch.from_numpy(audio.normalise(samples) if encoder.normalise else samples)[None]
         features, _ = encoder.features(source, [source.size(1)], layers)
-        return path, {layer: _pooled(x, source) for layer, x in features.items()}
+        return key, {layer: _pooled(x, source) for layer, x in features.items()}
 
-    paths = sorted({path for split in splits for path in _paths(split)})
+    places = {key: (split, index) for split in splits for index, key in enumerate(_keys(split))}
+    work = [(key, 1) for key in sorted(places)]
     with one_thread():
-        for path, vectors in progress(as_finished(extract, [(p, 1) for p in paths], workers), "encoder", total=len(paths), unit="files"):
+        for key, vectors in progress(as_finished(extract, work, workers), "encoder", total=len(work), unit="files"):
             for layer, vector in vectors.items():
-                found[layer][path] = vector
+                found[layer][key] = vector
     return found
 
 
@@ -206,8 +214,10 @@ def _extract(paths):
     return np.concatenate([smile.process_signal(audio.read(path), audio.SAMPLE_RATE).to_numpy() for path in paths])
 
 
-def _paths(split):
-    return [str(split.audio(i)) for i in range(len(split))]
+def _keys(split):
+    """What identifies the audio of each utterance: its path, and the speed if that is another."""
+    ends = ["" if factor == 1 else f"@{factor:g}" for factor in getattr(split, "factors", np.ones(len(split)))]
+    return [f"{split.audio(i)}{end}" for i, end in enumerate(ends)]
 
 
 def machine(x, y):
