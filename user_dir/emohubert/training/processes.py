@@ -4,6 +4,7 @@ fairseq chooses processes before it loads a plug-in, with GPUs in mind: it divid
 are. config/_run.yaml loads the plug-in first; `call_main` takes its place.
 """
 
+import atexit
 import contextlib
 import datetime
 import faulthandler
@@ -109,7 +110,7 @@ def _spawned(rank, size, port, cfg, main, kwargs):
 
 
 def _run(here, cfg, main, kwargs):
-    """One process of several, from the meeting to the end. A failure ends it at once: nothing may wait for what other processes do."""
+    """One process of several, from the meeting to its end. A failure ends it at once: nothing may wait for what other processes do."""
     global _store
     training = cfg.distributed_training
     gpus = 0 if cfg.common.cpu else torch.cuda.device_count()
@@ -129,6 +130,8 @@ def _run(here, cfg, main, kwargs):
             warnings.filterwarnings("ignore", message="Distributed is already initialized")
             fairseq_utils.distributed_main(training.device_id, main, cfg, kwargs)
         distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        _end_now(0)  # at an ordinary end a thread of gloo's, still there, sometimes aborts the process
     except SystemExit as end:
         _end_now(end.code or 0)
     except BaseException as error:
