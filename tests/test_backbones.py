@@ -483,7 +483,9 @@ def fairseq_layers(model, source):
 
 
 @pytest.mark.parametrize("style", ["cfg", "args"])
-@pytest.mark.parametrize(("options", "normalize"), [({}, False), (OURS_LARGE, True)], ids=["base", "large"])
+@pytest.mark.parametrize(
+    ("options", "normalize"), [({}, False), pytest.param(OURS_LARGE, True, marks=pytest.mark.slow)], ids=["base", "large"]
+)
 def test_fairseqs_wav2vec_is_reproduced(tmp_path, style, options, normalize):
     model = fairseq_wav2vec(tmp_path / "w2v.pt", style, normalize, **options)
     pretrained = read_pretrained(tmp_path / "w2v.pt")

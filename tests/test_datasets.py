@@ -477,7 +477,7 @@ def test_several_processes_share_an_epoch(corpus, processes):
     assert sorted(seen) == list(range(80))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("done", [0, 1, 4, -1])
 def test_resuming_in_the_middle_of_an_epoch(corpus, done, workers):
     """A new process that is handed the iterator's state goes on with the very batches that were left, then the next epoch."""

@@ -384,6 +384,7 @@ def imports(file):
             yield node.lineno, node.module.split(".")[0]
 
 
+@pytest.mark.slow
 def test_pip_install_brings_the_whole_package(installed):
     source, target = installed
     package = target / "emohubert"
@@ -395,6 +396,7 @@ def test_pip_install_brings_the_whole_package(installed):
     assert sorted(p.name for p in target.iterdir()) == ["bin", "emohubert", f"emohubert-{version}.dist-info", "hydra_plugins"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["check_manifest"], ["manifest", "emodb"]], ids=" ".join)
 def test_the_command_runs_every_program(installed, arguments, tmp_path):
     def emohubert(*arguments):
@@ -407,6 +409,7 @@ def test_the_command_runs_every_program(installed, arguments, tmp_path):
     assert_error(emohubert(*arguments[:-1], "no_such_program"), "no_such_program", arguments[-1])
 
 
+@pytest.mark.slow
 def test_declared_ranges_hold_the_pins_and_every_import_is_declared(installed):
     metadata = PathDistribution(next(installed[1].glob("*.dist-info")))
     assert SpecifierSet(metadata.metadata["Requires-Python"]) == SpecifierSet(">=3.11,<3.13")
