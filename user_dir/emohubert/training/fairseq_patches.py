@@ -112,7 +112,9 @@ def saving_whole(save, state, path, async_write=False):
     with _replacing(path) as f:
         try:
             torch.save(state, f.name)
-        except RuntimeError as error:  # of torch's own writer, which does not say why
+        except RuntimeError as error:  # torch's own writer does not say why
+            if not any(writer in str(error) for writer in ("inline_container", "iostream")):
+                raise
             raise OSError(errno.ENOSPC, "is the disk full?") from error
 
 
