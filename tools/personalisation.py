@@ -40,7 +40,8 @@ def main(argv=None):
     if args.counts and not 1 <= min(args.counts) <= max(args.counts) < len(set(split.speakers)):
         raise InputError(f"--counts: give numbers from 1 to {len(set(split.speakers)) - 1}, one fewer than the split has speakers")
     out = make_folder(args.out_dir)
-    vectors = baseline.vectors([split], out, args.checkpoint, [args.layer], workers)
+    kind = "encoder" if args.checkpoint else "egemaps"
+    vectors = baseline.vectors(kind, [split], out, args.checkpoint, [args.layer], workers)
     (of_path,) = vectors.values()
     x, targets, speakers = baseline.usable(split, of_path, args.target)
     found = personalisation.study(x, targets, speakers, args.counts and sorted(set(args.counts)), args.seed, workers)

@@ -18,7 +18,8 @@ class Augmentation:
     """
 
     def __init__(self, speed=(), noise=0.0, noise_snr=(0.0, 30.0), noise_files=None, reverb=0.0, reverb_t60=(0.2, 0.8), reverb_files=None):
-        self.speed = _factors(speed)
+        degradations.check_speeds(speed, "task.augment_speed")
+        self.speed = [] if set(speed) == {1} else list(speed)
         self.noise, self.reverb = noise, reverb
         for name, value in (("noise", noise), ("reverb", reverb)):
             if not 0 <= value <= 1:
@@ -74,15 +75,6 @@ def _range(value, name, least, most):
     if len(value) != 2 or not least <= value[0] <= value[1] <= most:
         raise InputError(f"{name}={value}: not a range; give [lowest,highest], both from {least} to {most}")
     return tuple(value)
-
-
-def _factors(value):
-    try:
-        for factor in value:
-            degradations.speed_ratio(factor)
-    except InputError as error:
-        raise InputError(f"task.augment_speed={list(value)}: {error}") from None
-    return [] if set(value) == {1} else list(value)
 
 
 def _recordings(folder, probability, name):

@@ -116,6 +116,15 @@ def speed_ratio(factor):
     raise InputError(f"a speed factor of {factor}; give numbers from 0.5 to 2 with at most two decimals, such as 0.9 and 1.1")
 
 
+def check_speeds(factors, option):
+    """InputError, with the name of the option that has them, if one of these is no speed (see `speed_ratio`)."""
+    try:
+        for factor in factors:
+            speed_ratio(factor)
+    except InputError as error:
+        raise InputError(f"{option}={list(factors)}: {error}") from None
+
+
 class Recordings:
     """Recordings of noise or of impulse responses in a folder and its subfolders, to draw from. InputError if there is no such folder or no
     recording in it, or one that is empty, silent or cannot be read."""

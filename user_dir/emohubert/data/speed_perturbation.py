@@ -37,14 +37,12 @@ class AtSpeeds(Split):
         return degradations.change_speed(self.original.read(own), factor)[start:stop]
 
 
-def at_speeds(split, factors):
-    """The AtSpeeds of a Split; InputError if a factor is 1, given twice, or out of range (see `degradations.speed_ratio`)."""
+def at_speeds(split, factors, option="task.speed_perturbation"):
+    """The AtSpeeds of a Split; InputError, with the name of the `option`, if a factor is 1, given twice, or no speed."""
     if 1 in factors or len(set(factors)) < len(factors):
-        raise InputError(f"task.speed_perturbation={list(factors)}: give other speeds than 1, each once; utterances as they are come too")
-    try:
-        lengths = [[degradations.speed_length(int(n), factor) for n in split.n_samples] for factor in factors]
-    except InputError as error:
-        raise InputError(f"task.speed_perturbation={list(factors)}: {error}") from None
+        raise InputError(f"{option}={list(factors)}: give other speeds than 1, each once; utterances as they are come too")
+    degradations.check_speeds(factors, option)
+    lengths = [[degradations.speed_length(int(n), factor) for n in split.n_samples] for factor in factors]
     times = 1 + len(factors)
 
     def repeated(column):

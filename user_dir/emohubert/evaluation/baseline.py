@@ -47,14 +47,10 @@ def run(directory, out, target="emo", train="train", test="test", workers=None, 
     if not (folds := [{name: labelled(d, name, target) for name in (train, test)} for d in folders]):
         raise InputError(f"{directory}: no fold has a split “{test}”; make it with manifests/NAME.py")
     for fold in folds if speeds else ():
-        fold[train] = at_speeds(fold[train], speeds)
+        fold[train] = at_speeds(fold[train], speeds, "--speed-perturbation")
     splits, workers, rows, features = [split for fold in folds for split in fold.values()], workers or cores(), [], {}
     for kind in dict.fromkeys(kinds):
-        features |= (
-            {"MFCC": cepstra(splits, workers)}
-            if kind == "mfcc"
-            else vectors(splits, out, checkpoint if kind == "encoder" else None, layers, workers)
-        )
+        features |= vectors(kind, splits, out, checkpoint, layers, workers)
     for number, fold in enumerate(folds, 1):
         known, unknown = fold[train], fold[test]
         speakers = set(unknown.speakers)
@@ -105,9 +101,11 @@ def labelled(directory, name, target):
     return split
 
 
-def vectors(splits, out, checkpoint, layers, workers):
-    """{name of the features: {audio path: vector}}: eGeMAPS, kept in `out`, or layers of a checkpoint."""
-    if checkpoint is None:
+def vectors(kind, splits, out, checkpoint, layers, workers):
+    """{name of the features: {audio path: vector}}: eGeMAPS, kept in `out`, MFCCs, or layers of a checkpoint (see `run`)."""
+    if kind == "mfcc":
+        return {"MFCC": cepstra(splits, workers)}
+    if kind == "egemaps":
         return {EGEMAPS: functionals(splits, out / "features.npz", workers)}
     return {f"layer {layer}": found for layer, found in encoded(splits, checkpoint, layers, workers).items()}
 
