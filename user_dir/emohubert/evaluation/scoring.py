@@ -56,10 +56,8 @@ def evaluate(predictions, split=None, repeats=2000, seed=1):
 
     speakers = {name: rows for name, rows in _speakers(predictions).items() if has_reference[rows].any()}
     per_speaker = {name: scores(rows) for name, rows in speakers.items()}
-    overall, drawn = (
-        scores(np.arange(len(predictions))),
-        {"level": metrics.LEVEL, "repeats": repeats, "seed": seed, "resampled": "speakers"},
-    )
+    overall = scores(np.arange(len(predictions)))
+    drawn = {"level": metrics.LEVEL, "repeats": repeats, "seed": seed, "resampled": "speakers"}
     spread = _zipped(lambda s: dict(zip(("mean", "std", "n"), metrics.mean_std(s[1:]), strict=True)), overall, *per_speaker.values())
     columns, left_out = _columns(split, predictions)
     by = {column: {value: group(rows) for value, rows in groups.items()} for column, groups in columns.items()}

@@ -107,11 +107,9 @@ def table(results):
 def draw(results, path):
     """A PNG: NMI with emotion and with speaker of every set, one line each from top to bottom, and of shuffled values (chance)."""
     targets = list(dict.fromkeys(name for r in results.values() for name in r["targets"]))
-    with new_figure(2.5 + 3 * max(len(targets), 1), 1.2 + 0.3 * len(results), 1, max(len(targets), 1), sharey=True, squeeze=False) as (
-        figure,
-        axes,
-    ):
-        rows = np.arange(len(results))
+    panels, rows = max(len(targets), 1), np.arange(len(results))
+    size = 2.5 + 3 * panels, 1.2 + 0.3 * len(results)
+    with new_figure(*size, 1, panels, sharey=True, squeeze=False) as (figure, axes):
         for ax, target, colour, marker in zip(axes[0], targets, COLOURS, MARKERS, strict=False):
             for name, style in (("nmi", {"color": colour, "marker": marker}), ("nmi_chance", {"color": GREY, "marker": "|"})):
                 found = [r["targets"].get(target, {}).get(name) for r in results.values()]
